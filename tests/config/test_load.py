@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from directalign.config import UniformNoiseLevels
 from directalign.config.load import RECIPES, RENAMED, dump_run, load_run, recipe_path
 from directalign.config.schema import recipe_schema
+from directalign.data.prompts import read_prompts
 from directalign.types import DirectAlignError
 
 RECIPE = """
@@ -141,6 +143,23 @@ OVERRIDES = {
     "early_stopping={}": "early_stopping: needs measurements, and evaluate.every is 0",
     "rollout.sizes=[[64,4]]": "rollout.sizes",
     "rollout.sizes=[]": "rollout.sizes",
+    # numbers and paths beyond any use
+    **{
+        f"{key}={value}": f"--set {key}: "
+        for key in ("data.batch_size", "rollout.height", "train.num_steps", "train.learning_rate")
+        for value in ("1" + "0" * 4000, "-" + "9" * 30)
+    },
+    "seed=18446744073709551616": "seed: got 18446744073709551616, and it should be less than or",
+    "rollout.num_inference_steps=1000000000000": "should be less than or equal to 1000",
+    "rollout.sizes=[[100000,64]]": "should be less than or equal to 16384",
+    **{
+        f"{key}={'x' * 300}": f"--set {key}: got '{'x' * 40}'..., which is longer than any"
+        for key in ("data.images", "data.prompts", "evaluate.control_prompts", "model.path")
+    },
+    f"reward.path={'x/' * 3000}": "longer than any path",
+    f"reward.processor=owner/{'x' * 300}": "longer than any path",
+    f"reward.project_out={'é' * 200}": "longer than any path",
+    f"evaluate.metrics=['{'x' * 300}.py:f']": "longer than any path",
 }
 
 
@@ -148,6 +167,26 @@ OVERRIDES = {
 def test_a_wrong_override_is_one_line(recipe, override):
     overrides = override.split() if override.count("=") > 1 and "{" not in override else [override]
     assert OVERRIDES[override] in complaint(recipe, *overrides)
+
+
+TAGGED = {
+    "!!int abc": "'abc' is no !!int",
+    "!!int ''": "'' is no !!int",
+    "!!int 1:x": "'1:x' is no !!int",
+    "!!float abc": "'abc' is no !!float",
+    "!!float ''": "'' is no !!float",
+    "!!bool maybe": "'maybe' is no !!bool",
+    "!!timestamp noon": "'noon' is no !!timestamp",
+    "!!timestamp 2026-13-45": "'2026-13-45' is no !!timestamp",
+    "!!map abc": "expected a mapping node, but found scalar",
+    "!!set abc": "expected a mapping node, but found scalar",
+    "!!seq abc": "expected a sequence node, but found scalar",
+    "!!str [a]": "expected a scalar node, but found sequence",
+    "9" * 5000: f"'{'9' * 60}' is no !!int",
+}
+ALIASES = "&a0 [x, x]\n" + "".join(
+    f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
+)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +201,17 @@ def test_a_wrong_override_is_one_line(recipe, override):
         ("name: test", "\tname: test", "recipe.yaml:2: not a YAML recipe"),
         ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),
         ("name: test", "name: &a [*a]", "something other than text, numbers, lists and sections"),
+        ("name: test", 'name: "a \\ud83d"', "name: not Unicode: U+D83D without its other half at"),
+        ("Realistic photo", '"\\ude00"', "method.control_phrases.positive.0: not Unicode: U+DE00"),
+        ("name: test", '"\\ud83d": test', "not Unicode: U+D83D"),
         ("name: test", "1: test", "key 1 is not text"),
         ("name: test", "name: " + "[" * 5000, "nested too deeply"),
+        *(
+            ("name: test", f"name: {tagged}", f"recipe.yaml:2: not a YAML recipe: {reason}")
+            for tagged, reason in TAGGED.items()
+        ),
+        ("name: test", f"name: {ALIASES}", "holds over 50,000 values with its aliases written out"),
+        (RECIPE, "#" * 300_000, "recipe.yaml: 300,000 bytes, and the limit of a recipe is 262,144"),
         (RECIPE, "", "recipe.yaml: empty"),
         (RECIPE, "- a\n- b", "this is a list"),
         (RECIPE, "a: 1\n---\nb: 2", "recipe.yaml:2: not a YAML recipe"),
@@ -173,6 +221,16 @@ def test_a_wrong_override_is_one_line(recipe, override):
 def test_a_wrong_recipe_is_one_line(recipe, old, new, expected):
     recipe.write_text(RECIPE.replace(old, new))
     assert expected in complaint(recipe)
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "zero.yaml"):
+        with pytest.raises(DirectAlignError, match="is a pipe or a device; write the"):
+            load_run(tmp_path / name)
+    with pytest.raises(DirectAlignError, match="is a pipe or a device; write the prompt file"):
+        read_prompts(tmp_path / "pipe.txt")
 
 
 @pytest.mark.parametrize("content", [b"name: caf\xe9", b"\x89PNG\r\n\x1a\n"])

@@ -101,6 +101,14 @@ def write_broken_file(folder: Path, table: Table) -> None:
     (folder / "a.parquet").write_bytes(b"PAR1 and no more")
 
 
+def write_table(name: str, text: str) -> Callable[[Path, Table], Any]:
+    def write(folder: Path, table: Table) -> None:
+        folder.mkdir()
+        (folder / name).write_text(text)
+
+    return write
+
+
 BROKEN: list[tuple[Callable[[Path, Table], Any], str, str]] = [
     (
         lambda folder, table: splits(train=table, test=table).save_to_disk(folder),
@@ -132,6 +140,17 @@ BROKEN: list[tuple[Callable[[Path, Table], Any], str, str]] = [
     (lambda folder, table: None, "", "no such folder .*; a dataset on the hub is written hf:owner"),
     (lambda folder, table: folder.mkdir(), "", NOT_READABLE),
     (write_broken_file, "", NOT_READABLE),
+    (
+        write_table("a.csv", "prompt,id\na, star,1\nb,2\n"),
+        "",
+        r"a\.csv:2: 3 fields, and the header",
+    ),
+    (
+        write_table("a.csv", "prompt,id\nb,2\na, star,1\n"),
+        "",
+        r"a\.csv:3: 3 fields, and the header",
+    ),
+    (write_table("a.tsv", "prompt\tid\na\tb\t1\n"), "", r"a\.tsv:2: 3 fields, and the header"),
 ]
 
 
@@ -181,6 +200,14 @@ def test_the_hub_is_loaded_for_name_and_config(monkeypatch, table):
         read_prompts("hf:owner/name") == GOOD and read_prompts("hf:owner/name:en@test") == GOOD[1:]
     )
     assert loaded == [("owner/name", None), ("owner/name", "en")]
+
+
+def test_a_table_of_the_hub_with_shifted_columns(monkeypatch, tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,id\na, star,1\n")
+    shifted = datasets.load_dataset(str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: shifted)
+    with pytest.raises(DirectAlignError, match="the first row of train has more fields than the"):
+        read_prompts("hf:owner/name")
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):

@@ -129,6 +129,14 @@ def test_unusable_images_are_skipped_by_name_or_refused_if_strict(mixed):
         found.image(0, 32, 32)
 
 
+def test_a_name_that_is_not_unicode_is_skipped(tmp_path):
+    save(CAT, tmp_path / "a.png")
+    save(CAT, tmp_path / "caf\udce9.png")
+    found = scan_images(tmp_path)
+    assert found.names == ("a.png",)
+    assert found.skipped == ("caf?.png: its name is not Unicode; rename it",)
+
+
 def test_metadata_names_images_and_captions(tmp_path):
     save(CAT, tmp_path / "one.png", caption="ignored")
     rows = [{"file_name": "one.png", "text": "first"}, {"file_name": "gone.png", "prompt": "b"}]

@@ -20,6 +20,21 @@ def test_text_lists_take_one_prompt_a_line_and_skip_blank_ones(tmp_path):
     assert read_prompts(file) == TWO
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.txt", TWO),
+        ("a.jsonl", [json.dumps({"prompt": text}) for text in TWO]),
+        ("a.csv", ["prompt", TWO[0], '"a sign that says ""Peace, now"""']),
+        ("a.tsv", ["prompt", *TWO]),
+    ],
+)
+def test_lines_of_every_system(tmp_path, name, lines, end):
+    (tmp_path / name).write_bytes(end.join([*lines, ""]).encode())
+    assert read_prompts(tmp_path / name) == TWO
+
+
 @pytest.mark.parametrize("key", ["prompt", "caption", "Text"])
 def test_json_lines_know_three_keys(tmp_path, key):
     file = tmp_path / "list.jsonl"
@@ -100,12 +115,17 @@ BROKEN = {
     "long.txt": (b"a\n" + b"x" * 10_000, r":2: prompt of 10,000 characters; the limit is 2,000"),
     "nul.txt": (b"a\nb\0c\n", r":2: control character U\+0000 at character 2"),
     "escape.jsonl": (b'{"prompt": "a \\u001b[31m star"}', r":1: control character U\+001B"),
+    "half.jsonl": (b'{"prompt": "a \\ud83d star"}', r":1: not Unicode: U\+D83D without its other"),
+    "half_key.jsonl": (b'{"prompt": "a", "\\ude00": 1}', r":1: not Unicode: U\+DE00"),
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": ', ":2: not JSON"),
     "list.jsonl": (b"[1]", ":1: list instead of an object"),
     "other_key.jsonl": (b'{"title": "a"}', ":1: no key prompt, caption or text among 'title'"),
     "number.jsonl": (b'{"prompt": 3}', ":1: prompt is int 3, and text is needed"),
     "other_column.csv": (b"title,id\na,1\n", "no column prompt, caption or text among 'title'"),
     "short_row.tsv": (b"id\tprompt\n1\ta\n2\n", ":3: 1 fields"),
+    "long_row.csv": (b"prompt\na, star\n", ":2: 2 fields, and the header has 1; quote fields"),
+    "long_row.tsv": (b"prompt\tid\na\t1\n\nb\t2\t3\n", ":4: 3 fields, and the header has 2"),
+    "long_cr_row.tsv": (b"prompt\ra\rb\tc\r", ":3: 2 fields, and the header has 1"),
     "two_lines.tsv": (b'prompt\tid\na\t1\n"b\nc"\t2\n', ":3: a quote opens a field and does not"),
     "open_quote.csv": (b'prompt\na\n"b\n', "not a table"),
     "list.pdf": (b"", "prompt lists end in .txt, .jsonl"),

@@ -57,6 +57,11 @@ def _root(
 
 def main() -> None:
     """Entry point of `directalign` and `python -m directalign`; without arguments: help."""
+    for word in sys.argv[1:]:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            shown = word.encode(errors="backslashreplace").decode()
+            typer.echo(f"directalign: {shown}: not Unicode; write or rename it in UTF-8", err=True)
+            sys.exit(1)
     _silence_libraries()
     app(sys.argv[1:] or ["--help"], prog_name="directalign")
 

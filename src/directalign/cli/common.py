@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 FAILED, INTERRUPTED = 1, 130
+MAX_NUMBER = 1_000_000_000
 
 
 @contextmanager
@@ -52,6 +53,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         disk = f" of {error.filename}" if error.filename else ""
         return f"no space left on the disk{disk}; free some, then continue with --resume"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:60]}...: longer than any path; give the path of a file"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
@@ -112,8 +115,24 @@ def shared_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., Any]
     return decorate
 
 
+def seed_option(help: str) -> Any:
+    """An option for a seed, or several."""
+
+    def checked(given: Any) -> Any:
+        from ..config.base import MAX_SEED
+
+        for seed in given if isinstance(given, list | tuple) else [given]:
+            if not -(2**63) <= seed <= MAX_SEED:
+                raise typer.BadParameter(f"{seed} is no seed; the largest is {MAX_SEED} (2^64 - 1)")
+        return given
+
+    return typer.Option(help=help, callback=checked)
+
+
 def option(help: str, metavar: str | None = None, *names: str, **settings: Any) -> Any:
-    """`typer.Option` with its texts first, which keeps the signatures of commands short."""
+    """`typer.Option` with its texts first; numbers with a minimum get a maximum too."""
+    if "min" in settings:
+        settings.setdefault("max", MAX_NUMBER)
     return typer.Option(*names, help=help, metavar=metavar, **settings)
 
 

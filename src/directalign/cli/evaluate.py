@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Debug, RunFolder, log_to_stderr, one_line_errors, option, shared_options
+from .common import (
+    Debug,
+    RunFolder,
+    log_to_stderr,
+    one_line_errors,
+    option,
+    seed_option,
+    shared_options,
+)
 
 CONTINUES = "; the same command continues"
 RECIPE = "default: as in the recipes"
@@ -25,7 +33,7 @@ MODEL = "default: as in the recipe, or of a bare model"
 
 def sampling_options(
     num_inference_steps: Annotated[
-        int | None, option(f"Sampling steps; {MODEL} 25.", min=1)
+        int | None, option(f"Sampling steps; {MODEL} 25.", min=1, max=1000)
     ] = None,
     cfg_scale: Annotated[
         float | None, option(f"Classifier-free guidance, two passes when not 1; {MODEL} 1.", min=0)
@@ -33,8 +41,12 @@ def sampling_options(
     embedded_guidance: Annotated[
         float | None, option(f"Guidance input of the network; {MODEL} 3.5 if it has one.")
     ] = None,
-    height: Annotated[int | None, option(f"Pixels; {MODEL} its training size.", min=8)] = None,
-    width: Annotated[int | None, option(f"Pixels; {MODEL} its training size.", min=8)] = None,
+    height: Annotated[
+        int | None, option(f"Pixels; {MODEL} its training size.", min=8, max=16_384)
+    ] = None,
+    width: Annotated[
+        int | None, option(f"Pixels; {MODEL} its training size.", min=8, max=16_384)
+    ] = None,
 ) -> dict[str, Any]:
     """The settings of `config.RolloutConfig` that are given."""
     return {name: value for name, value in locals().items() if value is not None}
@@ -248,7 +260,7 @@ def sample(
     prompts: Annotated[
         str | None, option("A prompt list (.txt, .jsonl, .csv, .tsv, .parquet), or world.", "FILE")
     ] = None,
-    seed: Annotated[list[int], option("Seed, for every prompt. Repeatable.")] = [0],
+    seed: Annotated[list[int], seed_option("Seed, for every prompt. Repeatable.")] = [0],
     out: Annotated[Path, option("Folder for the images.", "DIR")] = Path("images"),
     base: Annotated[
         bool, typer.Option("--base", help="Sample the base model of the run instead.")

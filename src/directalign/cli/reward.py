@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Debug, one_line_errors, option, require_new_file, require_room
+from .common import Debug, one_line_errors, option, require_new_file, require_room, seed_option
 
 app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True
@@ -65,7 +65,7 @@ Count = Annotated[
         "Images per side; default: all of a folder, 96 of the toy world.", min=1, show_default=False
     ),
 ]
-Seed = Annotated[int, option("Seed of the drawn images and of the fit.")]
+Seed = Annotated[int, seed_option("Seed of the drawn images and of the fit.")]
 Steps = Annotated[int, option("Maximum updates; stops early by the held-out loss.", min=1)]
 
 

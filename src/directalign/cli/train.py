@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option, seed_option
 
 
 def train(
@@ -98,9 +98,9 @@ def images(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False)
     ],
-    count: Annotated[int, option("Number of images.")] = 256,
+    count: Annotated[int, option("Number of images.", min=1)] = 256,
     style: Annotated[str, option("photo, cg, painting or anime.")] = "photo",
-    seed: Annotated[int, option("Random seed.")] = 0,
+    seed: Annotated[int, seed_option("Random seed.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Draw images with captions, as a set of real images for offline training."""

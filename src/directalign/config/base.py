@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+MAX_SEED = 2**64 - 1
+"""Largest seed of torch's generators."""
+MAX_COUNT = 1_000_000_000
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""Steps of a sampler's grid."""
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Sigma = Fraction
 """Noise level: 0 is a clean image, 1 is pure noise."""
-Pixels = Annotated[int, Field(ge=8)]
+Pixels = Annotated[int, Field(ge=8, le=16_384)]
 
 _list_as_tuple = BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)
 """YAML has lists only, and strict validation refuses a list where a tuple is declared."""
@@ -22,6 +30,17 @@ Pair = Annotated[tuple[float, float], _list_as_tuple]
 Size = Annotated[tuple[Pixels, Pixels], _list_as_tuple]
 """(height, width) in pixels."""
 DtypeName = Literal["float32", "bfloat16"]
+
+
+def _fits_a_file_system(path: str) -> str:
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    if longest > 255 or len(os.fsencode(path)) > 4095:
+        raise ValueError(f"got {path[:40]!r}..., which is longer than any path; correct it")
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_fits_a_file_system)]
+"""A path, or a name in its place: a hub id, world:..., hf:..."""
 
 
 class Strict(BaseModel):

@@ -9,15 +9,14 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ..io.text import read_text
+from ..io.text import checked_unicode, read_text
+from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from ..types import DirectAlignError
 from .errors import explain
 from .presets import merged
@@ -25,7 +24,6 @@ from .run import RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
-_NOT_YAML = (yaml.YAMLError, RecursionError)
 
 RENAMED = {
     "model.family": "architecture",
@@ -93,9 +91,9 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = _read_mapping(path)
     given = {key: _nested(key, value) for key, value in map(_split_override, overrides)}
     try:
-        _refuse_renamed(settings, str(path))
+        _check_keys(settings, str(path))
         for key, override in given.items():
-            _refuse_renamed(override, f"--set {key}")
+            _check_keys(override, f"--set {key}")
             settings = merged(settings, override)
         # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.
         text = json.dumps(settings)
@@ -113,32 +111,32 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_run(run: RunConfig) -> str:
     """The resolved run as YAML with every field; `load_run` reads it back to an equal run."""
-    return yaml.dump(
-        run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
-    )
+    return dump_yaml(run.model_dump(mode="json"))
 
 
-def _refuse_renamed(given: Any, where: str, key: str = "", known: str = "") -> None:
-    """Raise for a key of `RENAMED`. `key`: dotted key with list places; `known`: without them."""
+def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:
+    """Raise for a key of `RENAMED`, and for text that is not Unicode.
+
+    `key`: dotted key with list places; `known`: without them.
+    """
     if isinstance(given, list):
         for index, each in enumerate(given):
-            _refuse_renamed(each, where, f"{key}.{index}", known)
+            _check_keys(each, where, f"{key}.{index}", known)
+    if isinstance(given, str):
+        checked_unicode(given, f"{where}: {key}")
     if not isinstance(given, dict):
         return
     for name, value in given.items():
+        checked_unicode(name, f"{where}: {key}")
         full, path = f"{key}.{name}".lstrip("."), f"{known}.{name}".lstrip(".")
         if path in RENAMED:
             raise DirectAlignError(f"{where}: {full}: renamed to {RENAMED[path]}")
-        _refuse_renamed(value, where, full, path)
+        _check_keys(value, where, full, path)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        recipe = yaml.load(read_text(path, "recipe"), Loader=_Loader)
-    except _NOT_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise DirectAlignError(f"{where}: not a YAML recipe: {_yaml_problem(error)}") from error
+    text = read_text(path, "recipe", MAX_BYTES)
+    recipe = parse_yaml(text, str(path), "not a YAML recipe")
     if recipe is None:
         raise DirectAlignError(
             f"{path}: empty; a recipe has at least name, model, reward, data and train"
@@ -157,12 +155,7 @@ def _split_override(override: str) -> tuple[str, Any]:
         raise DirectAlignError(
             f"--set {override}: write it as section.key=value, for example train.num_steps=100"
         )
-    try:
-        return key, yaml.load(text, Loader=_Loader)
-    except _NOT_YAML as error:
-        raise DirectAlignError(
-            f"--set {override}: the value is not YAML: {_yaml_problem(error)}"
-        ) from error
+    return key, parse_yaml(text, f"--set {override}", "the value is not YAML")
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -170,60 +163,9 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value)
 
 
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-    return str(problem).replace("\n", " ")
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is not text", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice; keep one", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
-
-_PLAIN_SCALARS: list[tuple[str, str, str]] = [
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    ("merge", r"<<", "<"),
-]
-"""Types of unquoted words (YAML 1.2 core schema): tag, pattern, first characters."""
-
-for _class in (_Loader, _Dumper):
-    for _tag, _pattern, _first in _PLAIN_SCALARS:
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}",
-            re.compile(f"^(?:{_pattern})$"),
-            ["" if c == "\0" else c for c in _first],
-        )
-
-
 def parse_section(kind: Any, section: Any, where: str, remedy: str) -> Any:
     """A config of the (union) type `kind` from a parsed YAML section. Raises: DirectAlignError."""
+    _check_keys(section, where)
     try:
         return TypeAdapter(kind).validate_json(json.dumps(section))
     except ValidationError as error:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from .base import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Sigma, Strict
+from .base import (
+    NonNegative,
+    NonNegativeFloat,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Sigma,
+    Steps,
+    Strict,
+)
 
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -38,7 +47,7 @@ class GridNoiseLevels(Strict):
     2509.06942)."""
 
     kind: Literal["window"] = "window"
-    schedule_steps: Positive = 50
+    schedule_steps: Steps = 50
     """Steps of the sampling grid of which the window is a part."""
     schedule_shift: PositiveFloat = 3.0
     """Shift of that grid: s' = shift·s / (1 + (shift − 1)·s)."""
@@ -323,7 +332,7 @@ class PythonMethodConfig(ObjectiveConfig):
     """A method of the user's own, with the settings that all methods share."""
 
     name: Literal["python"] = "python"
-    path: str
+    path: PathText
     """Your class as file.py:Class, see interfaces.Method."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""

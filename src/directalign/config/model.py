@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from .base import DtypeName, Positive, Strict
+from .base import DtypeName, PathText, Positive, Strict
 
 
 class LoRAConfig(Strict):
@@ -23,13 +23,13 @@ class LoRAConfig(Strict):
 class ModelConfig(Strict):
     """The text-to-image model, and which of its weights are trained."""
 
-    architecture: str
+    architecture: PathText
     """flux, flux2_klein, sd3, sd, sdxl, qwen_image or z_image (the names in
     directalign.models.MODELS), or a class of your own: my_model.py:MyModel."""
-    path: str
+    path: PathText
     """A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded
     pipeline: world:flux, world:sd, world:sd_v."""
-    components: str | None = None
+    components: PathText | None = None
     """For a single file: diffusers folder or hub id with its configs, tokenizers and missing
     parts."""
     revision: str | None = None

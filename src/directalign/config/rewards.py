@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Discriminator, Field, model_validator
 
-from .base import DtypeName, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Strict
+from .base import (
+    BatchSize,
+    DtypeName,
+    NonNegative,
+    NonNegativeFloat,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Strict,
+)
 from .methods import AnchorConfig, ControlPhrases
 
 
@@ -26,10 +35,10 @@ class Scaled(Strict):
 class Frozen(Scaled):
     """Settings of every reward with a network of its own."""
 
-    path: str
+    path: PathText
     """A transformers folder, a hub id, a published weight file, local or on the hub
     (owner/name/file.pt), or an embedded world:..."""
-    processor: str | None = None
+    processor: PathText | None = None
     """Folder or hub id of tokenizer and image settings, for weights without them."""
     gradient_checkpointing: bool = False
     """Recompute activations of the reward in the backward pass."""
@@ -38,7 +47,7 @@ class Frozen(Scaled):
 class Projected(Frozen):
     """Settings of a reward with an embedding space of images."""
 
-    project_out: str | None = None
+    project_out: PathText | None = None
     """A .safetensors file of directions to remove from the image features."""
 
 
@@ -61,10 +70,10 @@ class ImageRewardConfig(Scaled):
     """ImageReward (arXiv 2304.05977): a BLIP with cross-attention between image and prompt."""
 
     name: Literal["image_reward"] = "image_reward"
-    path: str
+    path: PathText
     """ImageReward.pt, local or on the hub (zai-org/ImageReward/ImageReward.pt), with
     med_config.json in the same folder."""
-    processor: str = "google-bert/bert-base-uncased"
+    processor: PathText = "google-bert/bert-base-uncased"
     """Folder or hub id of the BERT tokenizer."""
     gradient_checkpointing: bool = False
     """Recompute activations of the reward in the backward pass."""
@@ -75,13 +84,13 @@ class AestheticConfig(Scaled):
     ignores the prompt."""
 
     name: Literal["aesthetic"] = "aesthetic"
-    path: str
+    path: PathText
     """File of the head, local or on the hub (owner/name/file.pth); its tensors identify the
     head."""
     backbone: str
     """Folder or hub id of the CLIP (LAION's heads) or SigLIP (v2.5) that the head was trained
     on."""
-    processor: str | None = None
+    processor: PathText | None = None
     """Folder or hub id of the image settings, for a backbone without them."""
     gradient_checkpointing: bool = False
     """Recompute activations of the reward in the backward pass."""
@@ -143,7 +152,7 @@ class PythonConfig(Scaled):
     """Any Python function of images and prompts."""
 
     name: Literal["python"] = "python"
-    path: str
+    path: PathText
     """file.py:name of a function or a class (called with images and prompts, or with encode and
     score); the file is executed."""
     args: dict[str, Any] = {}
@@ -158,7 +167,7 @@ class HttpConfig(Scaled):
     name: Literal["remote"] = "remote"
     url: Annotated[str, Field(pattern=r"^https?://")]
     """Address for images and prompts (POST), e.g. http://localhost:8000/score."""
-    batch_size: Positive = 16
+    batch_size: BatchSize = 16
     """Images per request."""
     timeout: PositiveFloat = 60.0
     """Seconds until a request counts as failed."""

@@ -8,14 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from .base import (
+    BatchSize,
     Fraction,
     NonNegative,
     NonNegativeFloat,
     Pair,
+    PathText,
     Pixels,
     Positive,
     PositiveFloat,
+    Seed,
     Size,
+    Steps,
     Strict,
     Text,
 )
@@ -32,7 +36,7 @@ class DetectorConfig(Strict):
     objects to find."""
 
     name: Literal["detector"] = "detector"
-    path: str
+    path: PathText
     """A transformers folder or hub id of a Mask2Former, RT-DETR, D-FINE (classes of COCO) or OWLv2
     (any words)."""
     threshold: Fraction | None = None
@@ -111,7 +115,7 @@ class TrackersConfig(Strict):
 class RolloutConfig(Strict):
     """How clean images are sampled, without gradient."""
 
-    num_inference_steps: Positive = 25
+    num_inference_steps: Steps = 25
     """Euler or DDIM steps from pure noise."""
     shift: PositiveFloat | None = None
     """Shift of the flow grid linspace(1, 0); none uses the checkpoint's own scheduler."""
@@ -133,10 +137,10 @@ class RolloutConfig(Strict):
 class DataConfig(Strict):
     """Prompts, and real images for offline training."""
 
-    prompts: str | None = None
+    prompts: PathText | None = None
     """A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or
     hf:folder, or a list of the package: world, photographs."""
-    images: str | None = None
+    images: PathText | None = None
     """A folder of real images with captions (.txt of the same name, or metadata.jsonl), or a
     dataset hf:...; trains offline."""
     buckets: Sizes | None = None
@@ -145,7 +149,7 @@ class DataConfig(Strict):
     offline_steps: Positive | None = None
     """Number of first updates on the images, before updates on rollouts; none uses the images
     throughout."""
-    batch_size: Positive = 1
+    batch_size: BatchSize = 1
     """Prompts per rank and forward pass."""
     strict: bool = False
     """Refuse a set with an unreadable image instead of skipping that image with a warning."""
@@ -224,13 +228,13 @@ class EvaluateConfig(Strict):
     """Images (prompt-seed pairs) measured before and after the run."""
     num_samples_during: Positive = 64
     """Images measured during the run, the first of num_samples."""
-    batch_size: Positive = 32
+    batch_size: BatchSize = 32
     """Images sampled at once."""
     rewards: dict[str, SingleRewardConfig] = {}
     """Held-out rewards by label: measured like the trained reward, and never trained on."""
-    metrics: list[str] = []
+    metrics: list[PathText] = []
     """Metrics of your own, each my_metric.py:function or my_metric.py:Class."""
-    control_prompts: str | None = None
+    control_prompts: PathText | None = None
     """Prompts unrelated to the training (a file as data.prompts, or world): any change on them is
     measured as leakage."""
     diversity_prompts: NonNegative = 0
@@ -247,7 +251,7 @@ class RunConfig(Strict):
     """Title of the run on its page."""
     preset: PresetName | None = None
     """Published values, which the keys of this recipe override."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Seed of every random draw."""
     model: ModelConfig
     reward: RewardConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..io.text import listed, prompt_key
+from ..io.text import listed, prompt_key, table
 from ..types import DirectAlignError
 
 PREFIX = "hf:"
@@ -23,6 +23,10 @@ IMAGE_KEYS = ("image", "img", "jpg", "png", "webp", "picture", "photo")
 
 _SAVED = ("dataset_dict.json", "state.json")
 """Files that `DatasetDict.save_to_disk` and `Dataset.save_to_disk` write."""
+
+
+_SHIFTED = "__index_level_0__"
+"""Column that pandas makes of the first fields of rows with more fields than the header."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,34 @@ def _load(source: str, address: Address) -> dict[str, Any]:
         else:
             loaded = datasets.load_dataset(str(folder or address.name), address.config)
     except Exception as error:  # the library, its readers and the connection raise nearly anything
+        if folder is not None:
+            _check_tables(source, folder)
         raise DirectAlignError(f"{source}: {_why(error, address)}") from error
-    return (
-        {str(split): table for split, table in loaded.items()}
+    splits = (
+        {str(split): rows for split, rows in loaded.items()}
         if isinstance(loaded, dict)
         else {str(loaded.split or "train"): loaded}
     )
+    builders = {rows.info.builder_name for rows in splits.values()}
+    if folder is not None and builders & {"csv", "imagefolder"}:
+        _check_tables(source, folder)
+    for split, rows in splits.items():
+        if "csv" in builders and _SHIFTED in rows.column_names:
+            raise DirectAlignError(
+                f"{source}: the first row of {split} has more fields than the header of its table; "
+                "quote fields that hold a separator"
+            )
+    return splits
+
+
+def _check_tables(source: str, folder: Path) -> None:
+    """Raise for a table with a row longer than its header, whose columns pandas would shift."""
+    for file in sorted(folder.rglob("*.[ct]sv")):
+        try:
+            for _ in table(file, quoted_tabs=True):
+                pass
+        except DirectAlignError as error:
+            raise DirectAlignError(f"{source}: {error}") from error
 
 
 def _why(error: Exception, address: Address) -> str:

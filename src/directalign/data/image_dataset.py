@@ -106,6 +106,9 @@ def _from_files(folder: Path) -> Iterator[Entry]:
         if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
             continue
         name, text = str(file.relative_to(folder)), file.with_suffix(".txt")
+        if not name.isascii() and name != (shown := name.encode(errors="replace").decode()):
+            yield Entry(shown, "", "its name is not Unicode; rename it")
+            continue
         if text.is_file():
             yield _captioned(name, read_text(text, "caption file"), str(text), text.name)
         else:

@@ -6,15 +6,12 @@ step. Lists of the package are `photographs` and `world`, the captions of the to
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.load import RECIPES
-from ..io.text import checked_prompt, json_rows, prompt_key, prompt_of_row, read_text
+from ..io.text import checked_prompt, json_rows, numbered_lines, prompt_key, prompt_of_row, table
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from . import hf_datasets
@@ -94,22 +91,12 @@ def _rows(source: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path: Path) -> Lines:
-    yield from enumerate(read_text(path, "prompt file").split("\n"), start=1)
+    yield from numbered_lines(path, "prompt file")
 
 
 def _objects(path: Path) -> Lines:
     for line, row in json_rows(path, "prompt file"):
         yield line, prompt_of_row(row, f"{path}:{line}")
-
-
-def table(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of a .csv or .tsv file, including the header.
-
-    Comma-separated: a field that starts with a quote ends with the closing one. Tab-separated: one
-    row a line, and quotes are literal unless they enclose the whole field. Raises DirectAlignError
-    for an unreadable table.
-    """
-    return _comma_separated(path) if path.suffix.lower() == ".csv" else _tab_separated(path)
 
 
 def _cells(path: Path) -> Lines:
@@ -124,35 +111,6 @@ def _cells(path: Path) -> Lines:
                 f"{path}:{line}: {len(row)} fields, and {header[column]!r} is field {column + 1}"
             )
         yield line, "" if blank else row[column]
-
-
-def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(read_text(path, "prompt file"), newline=""), strict=True)
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DirectAlignError(
-            f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator"
-        ) from error
-
-
-def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for line, row in enumerate(read_text(path, "prompt file").split("\n"), start=1):
-        yield line, [_unwrapped(field, f"{path}:{line}") for field in row.rstrip("\r").split("\t")]
-
-
-def _unwrapped(field: str, where: str) -> str:
-    """A field without the enclosing quotes of spreadsheets, which double those inside."""
-    wrapped = re.fullmatch(r'"((?:[^"]|"")*)"', field)
-    if wrapped:
-        return wrapped[1].replace('""', '"')
-    if field.startswith('"') and field.count('"') % 2:
-        raise DirectAlignError(
-            f"{where}: a quote opens a field and does not close on this line; write one row a "
-            "line, or save the table as .csv"
-        )
-    return field
 
 
 def _parquet(path: Path) -> Lines:

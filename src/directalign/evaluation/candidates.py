@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from .. import config
+from ..config.base import MAX_SEED
 from ..data.image_io import Unreadable, read_pixels
 from ..io.jsonl import disk_full_error
 from ..io.text import checked_prompt, json_rows
@@ -245,6 +246,8 @@ def _pair(row: Mapping[str, Any], where: str) -> Pair:
                 f"{where}: {name} is {row.get(name)!r:.40}; "
                 'write {"file": "a.png", "prompt": "a red star", "seed": 0}'
             )
+    if abs(row["seed"]) > MAX_SEED:
+        raise DirectAlignError(f"{where}: seed {row['seed']!s:.40} is over the largest, {MAX_SEED}")
     return checked_prompt(row["prompt"], where), row["seed"]
 
 

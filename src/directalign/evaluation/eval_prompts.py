@@ -28,9 +28,9 @@ import torch
 from .. import config
 from ..data.hf_datasets import is_address
 from ..data.image_dataset import scan_images
-from ..data.prompts import held_out_captions, read_prompts, table, train_captions
+from ..data.prompts import held_out_captions, read_prompts, train_captions
 from ..data.shuffle import permutation
-from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text
+from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
 from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Latents

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .. import config
 from ..config.load import parse_section
+from ..io.text import read_text
+from ..io.yaml_text import MAX_BYTES, parse_yaml
 from ..rewards import reward_settings
 from ..types import DirectAlignError
 from .candidates import Candidate
@@ -115,12 +115,10 @@ def _from_option(text: str) -> EvalReward:
 def _settings(source: str, where: str) -> config.SingleRewardConfig:
     """From a recipe, a reward section in YAML (inline or in a file), or the folder of a model."""
     is_file = Path(source).suffix in (".yaml", ".yml") and Path(source).is_file()
-    text = Path(source).read_text(encoding="utf-8") if is_file else source
-    try:
-        section: Any = yaml.safe_load(text) if is_file or source.startswith("{") else None
-    except yaml.YAMLError as error:
-        problem = str(error).splitlines()[0]
-        raise DirectAlignError(f"{where}: {source!r:.80} is not YAML ({problem})") from error
+    text = read_text(Path(source), "reward section", MAX_BYTES) if is_file else source
+    section: Any = None
+    if is_file or source.startswith("{"):
+        section = parse_yaml(text, f"{where}: {source!r:.80}", "is not YAML")
     if not isinstance(section, dict) or "name" not in section or "model" in section:
         return reward_settings(source)
     return parse_section(config.SingleRewardConfig, section, where, "see docs/rewards.md")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +20,24 @@ PROMPT_KEYS = ("prompt", "caption", "text")
 """Names of the prompt column, by priority; case is ignored."""
 
 
-def read_text(path: Path, what: str) -> str:
-    """The file's text without a byte-order mark. `what` names the kind of file in errors."""
+def read_text(path: Path, what: str, max_bytes: int | None = None) -> str:
+    """The file's text without a byte-order mark. `what` names the kind of file in errors.
+
+    Raises DirectAlignError for a missing, unreadable or larger file, a pipe, a device or bytes that
+    are not UTF-8.
+    """
     if not path.exists():
         raise DirectAlignError(
             f"{path}: no such {what}; check the path (relative to the current folder, {Path.cwd()})"
         )
     if path.is_dir():
         raise DirectAlignError(f"{path}: is a folder, and a {what} is needed")
+    if not path.is_file():
+        raise DirectAlignError(f"{path}: is a pipe or a device; write the {what} to a file")
+    if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+        raise DirectAlignError(
+            f"{path}: {size:,} bytes, and the limit of a {what} is {max_bytes:,}; is this the file?"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -39,9 +52,66 @@ def read_text(path: Path, what: str) -> str:
         ) from error
 
 
+def numbered_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line); lines end in LF, CR LF or CR."""
+    for number, line in enumerate(io.StringIO(read_text(path, what), newline=None), start=1):
+        yield number, line.removesuffix("\n")
+
+
+def table(path: Path, quoted_tabs: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of a .csv or .tsv file, including the header.
+
+    Comma-separated: a field that starts with a quote ends with the closing one. Tab-separated: one
+    row a line, and quotes are literal unless they enclose the whole field; with `quoted_tabs`,
+    quotes as in .csv. Raises DirectAlignError for an unreadable table, or a row with more fields
+    than the header.
+    """
+    commas = path.suffix.lower() == ".csv"
+    rows = _quoted(path, "," if commas else "\t") if commas or quoted_tabs else _tab_separated(path)
+    width = None
+    for line, row in rows:
+        width = len(row) if width is None else width
+        if len(row) > width:
+            raise DirectAlignError(
+                f"{path}:{line}: {len(row)} fields, and the header has {width}; quote fields that "
+                "hold a separator, or name every column in the header"
+            )
+        yield line, row
+
+
+def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    text = io.StringIO(read_text(path, "prompt file"), newline="")
+    reader = csv.reader(text, strict=True, delimiter=delimiter)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DirectAlignError(
+            f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator"
+        ) from error
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for line, row in numbered_lines(path, "prompt file"):
+        yield line, [_unwrapped(field, f"{path}:{line}") for field in row.split("\t")]
+
+
+def _unwrapped(field: str, where: str) -> str:
+    """A field without the enclosing quotes of spreadsheets, which double those inside."""
+    wrapped = re.fullmatch(r'"((?:[^"]|"")*)"', field)
+    if wrapped:
+        return wrapped[1].replace('""', '"')
+    if field.startswith('"') and field.count('"') % 2:
+        raise DirectAlignError(
+            f"{where}: a quote opens a field and does not close on this line; write one row a "
+            "line, or save the table as .csv"
+        )
+    return field
+
+
 def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number from 1, object) of a JSON-lines file; blank lines are skipped."""
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
+    for number, line in numbered_lines(path, what):
         if not line.strip():
             continue
         try:
@@ -56,12 +126,31 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 f"{path}:{number}: {type(row).__name__} instead of an object; write it like "
                 '{"prompt": "a red star"}'
             )
+        checked_unicode(json.dumps(row, ensure_ascii=False), f"{path}:{number}")
         yield number, row
 
 
+def checked_unicode(text: str, where: str) -> str:
+    """The text. Raises DirectAlignError for half a character: a lone surrogate, a stray byte."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = (
+            f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X} without"
+        )
+        what += "" if what.startswith("byte") else " its other half"
+        raise DirectAlignError(
+            f"{where}: not Unicode: {what} at character {error.start + 1}; correct it"
+        ) from error
+    return text
+
+
 def checked_prompt(prompt: str, where: str) -> str:
-    """The stripped prompt. Raises DirectAlignError if too long or with a control character."""
-    prompt = prompt.strip()
+    """The stripped prompt. Raises DirectAlignError if too long, with a control character or not
+    Unicode.
+    """
+    prompt = checked_unicode(prompt.strip(), where)
     if len(prompt) > MAX_CHARACTERS:
         raise DirectAlignError(
             f"{where}: prompt of {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}: one "

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..config.base import MAX_SEED
 from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
 from ..toyworld.scenes import STYLES, Scenes, draw_scenes, render
@@ -94,7 +95,9 @@ def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int)
     others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
     unwanted_scenes = Scenes(scenes.color, scenes.shape, scenes.background, others)
     both = scenes.with_style(wanted), unwanted_scenes
-    images = [render(side, torch.Generator().manual_seed(seed + 1)) for side in both]
+    images = [
+        render(side, torch.Generator().manual_seed((seed + 1) % (MAX_SEED + 1))) for side in both
+    ]
     captions = tuple(scenes.captions())
     return Examples(images[0], images[1], captions, captions, paired=True)
 

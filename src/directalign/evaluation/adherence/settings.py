@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import yaml
-
 from ... import config
 from ...config.load import is_recipe, load_run, parse_section
 from ...io import hub
+from ...io.yaml_text import parse_yaml
 from ...rewards import clip, qwen_vl
 from ...rewards.weights import locate
 from ...types import DirectAlignError
@@ -28,11 +27,7 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
     Raises: DirectAlignError for no or an invalid section, and for no or another kind of model.
     """
     if text.lstrip().startswith("{"):
-        try:
-            section = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = str(error).splitlines()[0]
-            raise DirectAlignError(f"{option} {text!r:.80}: not YAML ({problem})") from error
+        section = parse_yaml(text, f"{option} {text!r:.80}", "is not YAML")
         remedy = "write {name: detector, path: ...} or {name: vlm, path: ...}"
         return parse_section(config.AdherenceConfig, section, option, remedy)
     if is_recipe(text):
