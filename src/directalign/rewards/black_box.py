@@ -11,6 +11,8 @@ A class is constructed once with `args`. Its instance is called as the function 
 two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
 the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`.
 
+Every call gets a copy of its images or features, so the code may change them in place.
+
 No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo)
 can train without one. With it the images stay on the training device and in the graph, and the
 result must be a tensor (b,) with its gradient. The file is run: name only files that you trust.
@@ -51,6 +53,7 @@ from urllib.request import Request, urlopen
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .. import config
 from ..interfaces import ProcessGroup, Reward
@@ -139,8 +142,9 @@ class PythonReward(BaseReward):
         return self.scale * torch.as_tensor(result).float()
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        own = tree_map_only(Tensor, Tensor.clone, args)  # changes in place stay in the call
         try:
-            return function(*args)
+            return function(*own)
         except torch.OutOfMemoryError:
             raise  # reported by the run
         except (Exception, SystemExit) as error:  # any error of the user's code
