@@ -57,6 +57,7 @@ from torch.utils._pytree import tree_map_only
 
 from .. import config
 from ..interfaces import ProcessGroup, Reward
+from ..io.pixels import to_pixels
 from ..io.user_code import load_object
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Device
@@ -323,9 +324,10 @@ class _Temporary(Exception):
 
 def png(image: Tensor) -> str:
     """An image (3, H, W) in [0, 1] as a base64 PNG of 8 bits."""
-    pixels = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    Image.fromarray(to_pixels(image, "image for a reward server")).save(
+        file, format="PNG", compress_level=1
+    )
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
@@ -369,8 +371,8 @@ class SynchronizedReward:
         self.differentiable = reward.differentiable
 
     def encode(self, images: Images) -> Any:
-        """As the reward."""
-        return self.reward.encode(images)
+        """As the reward. Raises: as `score`."""
+        return synchronized_call(lambda: self.reward.encode(images), self.group)
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
         """As the reward. Raises SynchronizedError where it raises DirectAlignError on any rank."""

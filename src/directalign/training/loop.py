@@ -131,16 +131,7 @@ def train_step(context: TrainContext, step: int, batches: Sequence[Batch]) -> di
     for group in context.state.optimizer.param_groups:
         group["lr"] = rate
     checkpoint.seed_step(context.run.seed, step)
-    try:
-        measured = context.step(step + 1, batches)
-    except NonFiniteError as error:
-        saved = checkpoint.all_of(context.checkpoints)
-        remedy = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        best = early_stopping.best_steps(context.out) if context.stopping is not None else []
-        if best:
-            path = early_stopping.best_path(context.out, best[-1])
-            remedy += f"; the best weights so far are {path}"
-        raise NonFiniteError(f"{error}; {remedy}") from error
+    measured = context.step(step + 1, batches)
     if context.state.average is not None:
         context.state.average.update()
     return {"event": "step", "step": step + 1, **measured, "learning_rate": rate}
@@ -212,8 +203,16 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
     method_state = dict(context.state.method.state_dict())
     try:
         yield
-    except (NonFiniteError, Interrupted):
+    except Interrupted:
         raise
+    except NonFiniteError as error:
+        saved = checkpoint.all_of(context.checkpoints)
+        remedy = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        best = early_stopping.best_steps(context.out) if context.stopping is not None else []
+        if best:
+            path = early_stopping.best_path(context.out, best[-1])
+            remedy += f"; the best weights so far are {path}"
+        raise NonFiniteError(f"{error}; {remedy}") from error
     except DirectAlignError as error:
         if done == 0 or not (context.group.size == 1 or isinstance(error, SynchronizedError)):
             raise

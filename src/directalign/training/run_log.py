@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..io.atomic import partial_of, write_text
+from ..io.pixels import to_pixels
 from ..types import Images
 from .trackers import Tracker, values_of
 
@@ -108,7 +108,7 @@ class RunLog:
 
     def grid(self, step: int, grid: Images, is_replay: bool = False) -> None:
         """Log a sample grid (1, 3, H, W) in [0, 1]; `is_replay`: one of an earlier process."""
-        pixels = _pixels(grid)
+        pixels = to_pixels(grid[0], "sample grid")
         for tracker in self._trackers:
             if not (is_replay and tracker.has_history):
                 tracker.log_image(pixels, step)
@@ -222,7 +222,7 @@ def save_grid(grid: Images, file: Path) -> None:
     """Write a grid as PNG, complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(file)
-    Image.fromarray(_pixels(grid)).save(partial, format="PNG")
+    Image.fromarray(to_pixels(grid[0], str(file))).save(partial, format="PNG")
     partial.replace(file)
 
 
@@ -231,7 +231,3 @@ def load_grid(file: Path) -> Images:
     with Image.open(file) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.permute(2, 0, 1)[None].float() / 255
-
-
-def _pixels(grid: Images) -> UInt8[np.ndarray, "H W 3"]:
-    return (grid[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
