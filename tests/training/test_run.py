@@ -24,8 +24,8 @@ import tiny
 from directalign import config
 from directalign.evaluation.eval_prompts import measured_prompts
 from directalign.models import load_model
+from directalign.training import checkpoint, run_folder, run_log
 from directalign.training import run as train
-from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted, StopRequest
@@ -218,6 +218,38 @@ def test_the_second_signal_has_the_previous_handler():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is previous
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_any_number_of_signals_leaves_the_stopped_step_saved(tmp_path, run, monkeypatch, number):
+    save = checkpoint.save
+
+    def interrupted_save(*args: Any) -> Path:
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), other)
+        return save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted_save)
+
+    def watch(step: int) -> None:
+        if step == 0:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match=rf"{number.name} after step 1 of 6"):
+        stubs.start(run, tmp_path / "out", on_step=watch)
+    assert (tmp_path / "out/checkpoints/step-000001").is_dir()
+
+
+def test_with_nohup_a_closed_terminal_is_ignored():
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 # --- text encoders that are freed -----------------------------------------------------------------

@@ -11,6 +11,7 @@ import typer
 
 from .. import __version__
 from . import arena, check, evaluate, export, reward, train
+from .output import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -58,6 +59,7 @@ def _root(
 def main() -> None:
     """Entry point of `directalign` and `python -m directalign`; without arguments: help."""
     _silence_libraries()
+    protect_streams()
     app(sys.argv[1:] or ["--help"], prog_name="directalign")
 
 

@@ -31,7 +31,9 @@ from .optim import learning_rate
 from .run_log import Display, RunLog
 from .step import TrainStep
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Interrupted(DirectAlignError):
@@ -91,7 +93,7 @@ def train(context: TrainContext, done: int) -> int:
     Returns the finished steps; the last one has a checkpoint.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; the state is in a checkpoint.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the state is in a checkpoint.
         NonFiniteError: from `TrainStep`; the message names the newest checkpoint.
         DirectAlignError: a step or an evaluation failed; see `checkpoint_on_error`.
     """
@@ -111,7 +113,8 @@ def train(context: TrainContext, done: int) -> int:
             context.display.step(record)
             stopped = context.group.any(stop.received is not None)
             if stopped or _is_due(done, context.run.train.save_every, num_steps):
-                save_checkpoint(context, done)
+                with uninterrupted() if stopped else nullcontext():
+                    save_checkpoint(context, done)
             if stopped:
                 raise Interrupted(
                     f"stopped by {stop.received or 'another rank'} after step {done} of "
@@ -226,7 +229,10 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
 
 
 class StopRequest:
-    """Context: the first SIGINT or SIGTERM sets `received`; later ones act as before."""
+    """Context: the first of `STOP_SIGNALS` sets `received`; later ones act as before.
+
+    Later SIGHUPs are ignored, since a closed terminal may send several; with nohup all are.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -234,20 +240,39 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._receive) for n in STOP_SIGNALS}
+            self._previous = {n: signal.getsignal(n) for n in STOP_SIGNALS if not _is_nohup(n)}
+            for number in self._previous:
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._restore()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
+        self.received = self.received or signal.Signals(number).name
+        self._restore(kept="SIGHUP")
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
+    def _restore(self, kept: str = "") -> None:
+        for number in [each for each in self._previous if each.name != kept]:
+            signal.signal(number, self._previous.pop(number))
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore `STOP_SIGNALS` inside: for the last save before the run ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        self._previous = {}
 
 
 def _is_due(done: int, every: int, num_steps: int) -> bool:
