@@ -117,6 +117,19 @@ def test_what_the_code_does_to_its_images_stays_in_the_call(function, factor, di
         assert torch.autograd.grad(found[1].sum(), given)[0].std() == 0
 
 
+def test_the_global_state_is_as_before_the_call():
+    def careless(given: Tensor, prompts: list[str]) -> Tensor:
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(len(prompts))
+        return means(given)
+
+    before = torch.get_rng_state()
+    assert score(PythonReward(careless)).equal(means(images()))
+    assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
+    assert torch.get_rng_state().equal(before)
+
+
 @pytest.mark.parametrize(
     "answer",
     [[1, 2.5, 3], (1.0, 2.5, 3), np.array([1.0, 2.5, 3]), torch.tensor([1, 2.5, 3]).double()],

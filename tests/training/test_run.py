@@ -142,6 +142,43 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
         stubs.start(run, tmp_path / "other", spoil=lambda value, step, branch: value / 0)
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError, OSError, KeyboardInterrupt, GeneratorExit, torch.OutOfMemoryError]
+)
+@pytest.mark.parametrize("where", ["loss", "update", "evaluation"])
+def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, where):
+    run = stubs.make_run(tmp_path / "prompts.txt", save_every=0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    stubs.start(run, whole)
+    adam, measure = torch.optim.AdamW.step, stubs.StubEvaluator.measure
+    calls: dict[str, int] = {}
+
+    def fail_at(place: str, call: int) -> None:
+        calls[place] = calls.get(place, 0) + 1
+        if place == where and calls[place] == call:
+            raise error("an error")
+
+    def update(*args: Any) -> Any:
+        result = adam(*args)
+        fail_at("update", 4)  # the optimizer has stepped, which no checkpoint may contain
+        return result
+
+    def evaluate(*args: Any) -> Any:
+        fail_at("evaluation", 3)
+        return measure(*args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", update)
+    monkeypatch.setattr(stubs.StubEvaluator, "measure", evaluate)
+    with pytest.raises((error, Interrupted)) as caught:
+        stubs.start(run, broken, on_step=lambda step: fail_at("loss", 4))
+    saved = [path.name for path in checkpoint.all_of(broken / "checkpoints")]
+    assert saved == {"loss": ["step-000003"], "update": [], "evaluation": ["step-000004"]}[where]
+    if saved:
+        assert "is saved: continue with --resume" in f"{caught.value}{vars(caught.value)}"
+    stubs.start(run, broken, resume=True)
+    assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
 def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
     def fail(code: int) -> None:
         def raises(*_: object) -> None:

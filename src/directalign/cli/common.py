@@ -35,9 +35,12 @@ def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]
     except Exception as error:
         if debug:
             raise
+        from ..types import SAVED
+
         training = sys.modules.get("directalign.training")  # imported if a training was interrupted
         stopped = training is not None and isinstance(error, training.Interrupted)
-        _end(_message(error), INTERRUPTED if stopped else FAILED, error)
+        parts = _message(error), getattr(error, SAVED, "")
+        _end("; ".join(filter(None, parts)), INTERRUPTED if stopped else FAILED, error)
 
 
 def _end(message: str, code: int, cause: BaseException) -> None:

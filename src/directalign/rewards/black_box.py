@@ -41,7 +41,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
@@ -145,10 +146,11 @@ class PythonReward(BaseReward):
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         own = tree_map_only(Tensor, Tensor.clone, args)  # changes in place stay in the call
         try:
-            return function(*own)
-        except torch.OutOfMemoryError:
+            with _global_state_kept():
+                return function(*own)
+        except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise  # reported by the run
-        except (Exception, SystemExit) as error:  # any error of the user's code
+        except BaseException as error:  # any error of the user's code
             raise DirectAlignError(
                 f"{self.source} fails ({type(error).__name__}: {error}); correct the function, "
                 "--debug shows the traceback"
@@ -161,6 +163,19 @@ class PythonReward(BaseReward):
                 f"{self.source} must return a tensor with a gradient (differentiable: true): use "
                 "only torch, without detach and no_grad"
             )
+
+
+@contextmanager
+def _global_state_kept() -> Iterator[None]:
+    """Undo what the user's code does to torch's random state, gradient mode and default dtype."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
 
 
 def check_scores(result: Any, count: int, must: str) -> PerSample:

@@ -21,7 +21,7 @@ from .. import config
 from ..evaluation.generate import generate
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
-from ..types import Batch, DirectAlignError, NonFiniteError
+from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
 from . import checkpoint, early_stopping, run_log
 from .checkpoint import TrainState
 from .data import TrainData
@@ -107,6 +107,7 @@ def train(context: TrainContext, done: int) -> int:
                 batches = context.data.batches(done)
                 record = train_step(context, done, batches)
             done += 1
+            context.step.is_updating = False
             record["seconds"] = time.perf_counter() - start
             if context.log is not None:
                 context.log.write(record)
@@ -201,7 +202,8 @@ def apply_stop_rules(context: TrainContext, done: int) -> None:
 def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
     """Save the state after `done` steps if the block fails on all ranks, and name the checkpoint.
 
-    A failed step changes only the method's state, which is restored first.
+    A failed step changes only the method's state, which is restored first. Nothing is saved if the
+    optimizer may have stepped, so that a checkpoint never holds half of a step.
     """
     method_state = dict(context.state.method.state_dict())
     try:
@@ -216,16 +218,24 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
             path = early_stopping.best_path(context.out, best[-1])
             remedy += f"; the best weights so far are {path}"
         raise NonFiniteError(f"{error}; {remedy}") from error
-    except DirectAlignError as error:
-        if done == 0 or not (context.group.size == 1 or isinstance(error, SynchronizedError)):
+    except BaseException as error:
+        failed_everywhere = context.group.size == 1 or isinstance(error, SynchronizedError)
+        if done == 0 or not failed_everywhere or context.step.is_updating:
             raise
-        context.state.method.load_state_dict(method_state)
-        if not context.has_checkpoint(done):
-            save_checkpoint(context, done)
-        raise DirectAlignError(
-            f"{error}; step {done} of {context.run.train.num_steps} is saved: "
+        with uninterrupted():
+            context.state.method.load_state_dict(method_state)
+            if not context.has_checkpoint(done):
+                save_checkpoint(context, done)
+        saved = (
+            f"step {done} of {context.run.train.num_steps} is saved: "
             f"continue with --resume --out {context.out}"
-        ) from error
+        )
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted; {saved}") from error
+        if isinstance(error, DirectAlignError):
+            raise DirectAlignError(f"{error}; {saved}") from error
+        setattr(error, SAVED, saved)  # of any class, and reported as such
+        raise
 
 
 class StopRequest:
