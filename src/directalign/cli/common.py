@@ -35,15 +35,15 @@ def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]
     except Exception as error:
         if debug:
             raise
-        from ..types import SAVED
-
         training = sys.modules.get("directalign.training")  # imported if a training was interrupted
         stopped = training is not None and isinstance(error, training.Interrupted)
-        parts = _message(error), getattr(error, SAVED, "")
-        _end("; ".join(filter(None, parts)), INTERRUPTED if stopped else FAILED, error)
+        _end(_message(error), INTERRUPTED if stopped else FAILED, error)
 
 
 def _end(message: str, code: int, cause: BaseException) -> None:
+    from ..types import SAVED
+
+    message = "; ".join(filter(None, (message, getattr(cause, SAVED, ""))))
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is ending already
     typer.echo(f"directalign: {' '.join(message.split())}", err=True)

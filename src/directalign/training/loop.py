@@ -230,8 +230,6 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
             f"step {done} of {context.run.train.num_steps} is saved: "
             f"continue with --resume --out {context.out}"
         )
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"interrupted; {saved}") from error
         if isinstance(error, DirectAlignError):
             raise DirectAlignError(f"{error}; {saved}") from error
         setattr(error, SAVED, saved)  # of any class, and reported as such

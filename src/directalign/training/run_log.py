@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..io.atomic import partial_of, write_text
 from ..io.pixels import to_pixels
-from ..types import Images
+from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
 
 CONSOLE = Console()
@@ -58,14 +58,25 @@ def configure_logging(is_main: bool) -> None:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The records in `out/metrics.jsonl`, in order, up to a line that a crash truncated."""
+    """The records in `out/metrics.jsonl`, in order; a last line without its end is left out.
+
+    Raises: DirectAlignError for any other line that is no record.
+    """
     file = out / NAME
+    *lines, torn = file.read_bytes().split(b"\n") if file.exists() else [b""]
     records: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for number, line in enumerate((*lines, torn), start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+            if not (isinstance(record["event"], str) and type(record["step"]) is int):
+                raise TypeError("no event with a step")
+            records.append(record)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number <= len(lines):
+                raise DirectAlignError(
+                    f"{file}:{number}: not a record of this run ({type(error).__name__}: {error}); "
+                    "restore the file from a copy, or remove this line; nothing has been changed"
+                ) from error
     return records
 
 
