@@ -261,6 +261,21 @@ def interruptible():
     signal.signal(signal.SIGINT, inherited)
 
 
+def test_a_run_that_ended_while_another_loaded_is_not_overwritten(tmp_path, monkeypatch):
+    run, module = tiny_recipe(tmp_path), sys.modules["directalign.training.run"]
+    load, out = module._load, tmp_path / "out"
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        train(run, out, resume=False)
+        return load(*arguments)
+
+    monkeypatch.setattr(module, "_load", slow)
+    with pytest.raises(DirectAlignError, match="already holds a run"):
+        train(run.model_copy(update={"seed": 7}), out, resume=False)
+    assert "seed: 0" in (out / "run.yaml").read_text()
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_has_the_previous_handler():
     previous = signal.getsignal(signal.SIGINT)

@@ -191,10 +191,7 @@ def sample_images(
         DirectAlignError: an invalid source, an `out` that holds images already, unequal lengths.
     """
     pairs = Pairs(tuple(prompts), tuple(seeds))
-    if out.exists() and not out.is_dir():
-        raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
-    if (out / RECORD).exists():
-        raise DirectAlignError(f"{out}: holds images already ({RECORD}); name another folder")
+    _require_no_images(out)
     run, trained = run_of(source)
     run = run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout or {}))})
     trained = None if base else trained
@@ -202,6 +199,7 @@ def sample_images(
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
     numbered = list(enumerate(zip(pairs.prompts, pairs.seeds, strict=True)))
     calls = [diffusers_call(model, run, *pair, trained) for _, pair in numbered]
+    _require_no_images(out)  # another process may have written some meanwhile
     out.mkdir(parents=True, exist_ok=True)
     files, lines = [], []
     for index, (prompt, seed) in numbered:
@@ -212,6 +210,13 @@ def sample_images(
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     (out / RECORD).write_text("".join(lines), encoding="utf-8")
     return files
+
+
+def _require_no_images(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
+    if (out / RECORD).exists():
+        raise DirectAlignError(f"{out}: holds images already ({RECORD}); name another folder")
 
 
 def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:

@@ -82,6 +82,7 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
             run_folder.make(out)
             stack.enter_context(run_folder.locked(out))
+            run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
         train_loaded(run, out, resume, group, loaded)

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..io.atomic import partial_of, write_text
+from ..io.atomic import own_partial_of, write_text
 from ..io.pixels import to_pixels
 from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
@@ -232,7 +232,7 @@ def describe_grids(out: Path, prompts: Sequence[str]) -> None:
 def save_grid(grid: Images, file: Path) -> None:
     """Write a grid as PNG, complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(file)
+    partial = own_partial_of(file)
     Image.fromarray(to_pixels(grid[0], str(file))).save(partial, format="PNG")
     partial.replace(file)
 
