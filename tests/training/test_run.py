@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -118,6 +119,31 @@ def test_killed_at_random_moments_a_resumed_run_ends_with_the_same_bits(tmp_path
     for out in killed:
         assert (out / WEIGHTS).read_bytes() == wanted, out
         assert not list((out / "checkpoints").glob(".partial-*"))
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_resume_removes_what_a_killed_process_left(tmp_path, tune, monkeypatch):
+    run, out = stubs.make_run(tmp_path / "prompts.txt", tune=tune, keep_checkpoints=1), tmp_path
+    save = stubs.StubModel.save
+
+    def killed(model: Any, folder: Path) -> None:
+        save(model, folder)
+        (folder / ".tmp123").touch()
+        raise SystemExit
+
+    monkeypatch.setattr(stubs.StubModel, "save", killed)
+    with pytest.raises(SystemExit):
+        stubs.start(run, out / "out")
+    monkeypatch.undo()
+    out = out / "out"
+    assert not (out / WEIGHTS).exists()
+    for name in ("samples/.partial-1-a.png", ".partial-1-run.yaml"):
+        (out / name).touch()
+    shutil.copytree(out / "checkpoints/step-000006", out / "checkpoints/step-000004")
+    (out / "checkpoints/.partial-step-000005").mkdir()
+    stubs.start(run, out, resume=True)
+    assert not [*out.rglob(".partial-*"), *out.rglob(".tmp*")] and (out / WEIGHTS).is_file()
+    assert [path.name for path in checkpoint.all_of(out / "checkpoints")] == ["step-000006"]
 
 
 @pytest.mark.parametrize("failed_step", [1, 5])
