@@ -27,6 +27,10 @@ class DirectAlignError(ValueError):
     """
 
 
+SAVED = "saved_as"
+"""Attribute of an exception of any class: where the run that it ended can be continued."""
+
+
 class NonFiniteError(DirectAlignError):
     """A loss, gradient or weight is not finite; the optimizer step is skipped."""
 

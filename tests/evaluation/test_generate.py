@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import recipe, trained, with_settings, write_run_folder
 
 from directalign.config import ModelConfig, RunConfig
-from directalign.evaluation.generate import _opened, base_weights, generate, sample_images
+from directalign.evaluation.generate import _opened, base_weights, generate, sample_images, save_png
 from directalign.models import load_model, single_file, trainable
-from directalign.types import DirectAlignError
+from directalign.rewards import black_box
+from directalign.training import run_log
+from directalign.types import DirectAlignError, NonFiniteError
 from tiny import write_flux
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square"], [1, 2, 3]
@@ -159,3 +161,27 @@ def test_bad_sources_and_full_folders_are_refused(pipelines, tmp_path):
     ):
         with pytest.raises(DirectAlignError, match=words):
             sample_images(source, PROMPTS[:1], [1], out)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_an_image_that_is_not_finite_is_refused_wherever_it_becomes_8_bit(
+    pipelines, tmp_path, monkeypatch, value
+):
+    image = torch.rand(3, 8, 8)
+    image[1, 2, 3] = value
+    for write in (
+        lambda: save_png(image, tmp_path / "image.png"),
+        lambda: run_log.save_grid(image[None], tmp_path / "grid.png"),
+        lambda: black_box.png(image),
+    ):
+        with pytest.raises(NonFiniteError, match=r"not finite.*model\.dtype: float32"):
+            write()
+    run = recipe("flux", pipelines["flux"], "none")
+    model = load_model(run.model, "cpu")
+    decode = model.decode
+    monkeypatch.setattr(
+        model, "decode", lambda x0: decode(x0).clone().index_fill_(3, torch.tensor(0), value)
+    )
+    with pytest.raises(NonFiniteError, match="'a red star', seed 1,"):
+        generate(model, PROMPTS, SEEDS, run.rollout)
+    assert not list(tmp_path.iterdir())

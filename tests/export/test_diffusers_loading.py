@@ -53,16 +53,18 @@ def test_flux(flux_run, tiny_flux, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "stem"),
+    ("model", "stem", "layers"),
     [
-        ("sd", "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"),
-        ("sdxl", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"),
+        ("sd", "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", 1),
+        ("sdxl", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 2),
+        ("sdxl", "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q", 1),
+        ("sdxl", "lora_unet_input_blocks_5_1_transformer_blocks_0_attn1_to_q", 3),
     ],
 )
-def test_unets(model, stem, tiny_sd, tmp_path):
+def test_unets(model, stem, layers, tiny_sd, tmp_path):
     base, kind = tiny_sd, StableDiffusionPipeline
     if model == "sdxl":
-        base = write_sdxl(tmp_path / "base", unet={"layers_per_block": 2})
+        base = write_sdxl(tmp_path / "base", unet={"layers_per_block": layers})
         kind = StableDiffusionXLPipeline
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     updates = random_updates(unet, UNET_TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,8 @@ from directalign import export
 from directalign.config import ModelConfig
 from directalign.export import export_run
 from directalign.export.finished_run import BaseModelInfo, License, base_model_info
+from directalign.export.lora_formats import convert
+from directalign.io import atomic
 from directalign.types import DirectAlignError
 from finished_runs import PROMPTS, finished_recipe, write_finished
 from low_rank_updates import updates_of_shape
@@ -75,6 +78,38 @@ def test_an_existing_export_is_not_overwritten_and_a_failed_one_leaves_no_files(
     with pytest.raises(OSError, match="disk"):
         export_run(run, "kohya", tmp_path / "out" / "a")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_of_two_exports_at_once_one_is_whole_and_one_refused(run, tmp_path, monkeypatch):
+    out, write = tmp_path / "out", export.write_card
+    (tmp_path / ".partial-out").mkdir()  # of a killed process
+    (tmp_path / ".partial-out" / "half.safetensors").touch()
+
+    def meanwhile(*arguments: object) -> None:
+        with pytest.raises(DirectAlignError, match="another process is writing it"):
+            export_run(run, "comfyui", out)
+        write(*arguments)
+
+    monkeypatch.setattr(export, "write_card", meanwhile)
+    assert [file.name for file in export_run(run, "kohya", out).iterdir()] == [
+        file.name for file in out.iterdir() if file.name != "half.safetensors"
+    ]
+    assert [file.name for file in tmp_path.iterdir() if "out" in file.name] == ["out"]
+    with pytest.raises(DirectAlignError, match="exists already"), atomic.new_folder(tmp_path / "b"):
+        (tmp_path / "b").mkdir()
+    assert not list((tmp_path / "b").iterdir()) and not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize("change", [lambda tensor: 2 * tensor, lambda tensor: tensor[..., :4]])
+def test_a_file_that_readers_take_for_another_update_is_refused(run, monkeypatch, change):
+    def wrong(*arguments: Any) -> dict[str, Any]:
+        return {k: change(t) if t.ndim else t for k, t in convert(*arguments).items()}
+
+    monkeypatch.setattr("directalign.export.weights.convert", wrong)
+    for form in ("diffusers", "comfyui", "kohya"):
+        with pytest.raises(DirectAlignError, match=rf"--format {form}: diffusers .*another update"):
+            export_run(run, form)
+    assert not list(run.glob("export/*"))
 
 
 def test_a_file_with_other_tensors_is_refused(run):

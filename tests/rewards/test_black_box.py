@@ -91,6 +91,45 @@ def test_a_function_gets_plain_images_and_a_list():
     assert found.dtype == torch.float32 and found.equal(means(images()))
 
 
+class Changing:
+    """Changes its images and its features, a pair of tensors, in place."""
+
+    def encode(self, given: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return means(given.mul_(255)), [given]
+
+    def score(self, features: tuple[Tensor, list[Tensor]], prompts: list[str]) -> Tensor:
+        features[1][0].zero_()
+        return features[0].mul_(2)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize(
+    ("function", "factor"), [(lambda given, prompts: means(given.mul_(255)), 1), (Changing(), 2)]
+)
+def test_what_the_code_does_to_its_images_stays_in_the_call(function, factor, differentiable):
+    reward, given = PythonReward(function, differentiable=differentiable), images()
+    given.requires_grad_(differentiable)
+    features = reward.encode(given)
+    found = [reward.score(features, PROMPTS) for _ in range(2)]
+    assert given.equal(images()) and found[0].equal(found[1])
+    assert found[0].allclose(255 * factor * means(images()))
+    if differentiable:
+        assert torch.autograd.grad(found[1].sum(), given)[0].std() == 0
+
+
+def test_the_global_state_is_as_before_the_call():
+    def careless(given: Tensor, prompts: list[str]) -> Tensor:
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(len(prompts))
+        return means(given)
+
+    before = torch.get_rng_state()
+    assert score(PythonReward(careless)).equal(means(images()))
+    assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
+    assert torch.get_rng_state().equal(before)
+
+
 @pytest.mark.parametrize(
     "answer",
     [[1, 2.5, 3], (1.0, 2.5, 3), np.array([1.0, 2.5, 3]), torch.tensor([1, 2.5, 3]).double()],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,8 +25,8 @@ import tiny
 from directalign import config
 from directalign.evaluation.eval_prompts import measured_prompts
 from directalign.models import load_model
+from directalign.training import checkpoint, run_folder, run_log
 from directalign.training import run as train
-from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted, StopRequest
@@ -120,6 +121,31 @@ def test_killed_at_random_moments_a_resumed_run_ends_with_the_same_bits(tmp_path
         assert not list((out / "checkpoints").glob(".partial-*"))
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_resume_removes_what_a_killed_process_left(tmp_path, tune, monkeypatch):
+    run, out = stubs.make_run(tmp_path / "prompts.txt", tune=tune, keep_checkpoints=1), tmp_path
+    save = stubs.StubModel.save
+
+    def killed(model: Any, folder: Path) -> None:
+        save(model, folder)
+        (folder / ".tmp123").touch()
+        raise SystemExit
+
+    monkeypatch.setattr(stubs.StubModel, "save", killed)
+    with pytest.raises(SystemExit):
+        stubs.start(run, out / "out")
+    monkeypatch.undo()
+    out = out / "out"
+    assert not (out / WEIGHTS).exists()
+    for name in ("samples/.partial-1-a.png", ".partial-1-run.yaml"):
+        (out / name).touch()
+    shutil.copytree(out / "checkpoints/step-000006", out / "checkpoints/step-000004")
+    (out / "checkpoints/.partial-step-000005").mkdir()
+    stubs.start(run, out, resume=True)
+    assert not [*out.rglob(".partial-*"), *out.rglob(".tmp*")] and (out / WEIGHTS).is_file()
+    assert [path.name for path in checkpoint.all_of(out / "checkpoints")] == ["step-000006"]
+
+
 @pytest.mark.parametrize("failed_step", [1, 5])
 def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys):
     run, out = stubs.make_run(tmp_path / "prompts.txt", save_every=4), tmp_path / "out"
@@ -134,12 +160,64 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys)
     assert records(out) == records(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}']
+)
+def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run, line):
+    out = tmp_path / "out"
+    stubs.start(run, out)
+    log = out / "metrics.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(DirectAlignError, match=r"metrics\.jsonl:2: not a record"):
+        stubs.start(run, out, resume=True)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
     loss = r"step 4: the loss is nan \(branch inversion, sigma 0\.\d{4}, 0\.\d{4}\)"
     with pytest.raises(NonFiniteError, match=rf"{loss}.*last checkpoint is .*step-000002"):
         stubs.start(run, tmp_path / "out", spoil=nan_at(3, "inversion"))
     with pytest.raises(NonFiniteError, match=r"step 1: .*there is no checkpoint yet"):
         stubs.start(run, tmp_path / "other", spoil=lambda value, step, branch: value / 0)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, OSError, KeyboardInterrupt, GeneratorExit, torch.OutOfMemoryError]
+)
+@pytest.mark.parametrize("where", ["loss", "update", "evaluation"])
+def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, where):
+    run = stubs.make_run(tmp_path / "prompts.txt", save_every=0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    stubs.start(run, whole)
+    adam, measure = torch.optim.AdamW.step, stubs.StubEvaluator.measure
+    calls: dict[str, int] = {}
+
+    def fail_at(place: str, call: int) -> None:
+        calls[place] = calls.get(place, 0) + 1
+        if place == where and calls[place] == call:
+            raise error("an error")
+
+    def update(*args: Any) -> Any:
+        result = adam(*args)
+        fail_at("update", 4)  # the optimizer has stepped, which no checkpoint may contain
+        return result
+
+    def evaluate(*args: Any) -> Any:
+        fail_at("evaluation", 3)
+        return measure(*args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", update)
+    monkeypatch.setattr(stubs.StubEvaluator, "measure", evaluate)
+    with pytest.raises(error) as caught:
+        stubs.start(run, broken, on_step=lambda step: fail_at("loss", 4))
+    saved = [path.name for path in checkpoint.all_of(broken / "checkpoints")]
+    assert saved == {"loss": ["step-000003"], "update": [], "evaluation": ["step-000004"]}[where]
+    if saved:
+        assert "is saved: continue with --resume" in f"{caught.value}{vars(caught.value)}"
+    stubs.start(run, broken, resume=True)
+    assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
 def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
@@ -209,6 +287,21 @@ def interruptible():
     signal.signal(signal.SIGINT, inherited)
 
 
+def test_a_run_that_ended_while_another_loaded_is_not_overwritten(tmp_path, monkeypatch):
+    run, module = tiny_recipe(tmp_path), sys.modules["directalign.training.run"]
+    load, out = module._load, tmp_path / "out"
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        train(run, out, resume=False)
+        return load(*arguments)
+
+    monkeypatch.setattr(module, "_load", slow)
+    with pytest.raises(DirectAlignError, match="already holds a run"):
+        train(run.model_copy(update={"seed": 7}), out, resume=False)
+    assert "seed: 0" in (out / "run.yaml").read_text()
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_has_the_previous_handler():
     previous = signal.getsignal(signal.SIGINT)
@@ -218,6 +311,38 @@ def test_the_second_signal_has_the_previous_handler():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is previous
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_any_number_of_signals_leaves_the_stopped_step_saved(tmp_path, run, monkeypatch, number):
+    save = checkpoint.save
+
+    def interrupted_save(*args: Any) -> Path:
+        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), other)
+        return save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted_save)
+
+    def watch(step: int) -> None:
+        if step == 0:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match=rf"{number.name} after step 1 of 6"):
+        stubs.start(run, tmp_path / "out", on_step=watch)
+    assert (tmp_path / "out/checkpoints/step-000001").is_dir()
+
+
+def test_with_nohup_a_closed_terminal_is_ignored():
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 # --- text encoders that are freed -----------------------------------------------------------------

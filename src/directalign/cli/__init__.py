@@ -11,6 +11,7 @@ import typer
 
 from .. import __version__
 from . import arena, check, evaluate, export, reward, train
+from .output import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -63,6 +64,7 @@ def main() -> None:
             typer.echo(f"directalign: {shown}: not Unicode; write or rename it in UTF-8", err=True)
             sys.exit(1)
     _silence_libraries()
+    protect_streams()
     app(sys.argv[1:] or ["--help"], prog_name="directalign")
 
 

@@ -9,9 +9,10 @@ import errno
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,11 @@ def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]
 
 
 def _end(message: str, code: int, cause: BaseException) -> None:
+    from ..types import SAVED
+
+    message = "; ".join(filter(None, (message, getattr(cause, SAVED, ""))))
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is ending already
     typer.echo(f"directalign: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from cause
 

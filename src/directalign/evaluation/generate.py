@@ -18,6 +18,7 @@ from ..config.load import load_run
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.hub import is_hub_id
+from ..io.pixels import require_finite, to_pixels
 from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import open_source
 from ..models.lora import ReferenceModel, has_adapters
@@ -41,6 +42,8 @@ def generate(
     """Images (n, 3, H, W) of the prompt-seed pairs, float32 clamped to [0, 1], on the CPU.
 
     Each of `group` generates an equal part, and all return all images.
+
+    Raises: NonFiniteError on all ranks for an image with NaN or infinite values.
     """
     if not prompts:
         raise DirectAlignError("no prompts to sample: give at least one")
@@ -56,8 +59,12 @@ def generate(
         batch = [prompts[place] for place in own[first : first + batch_size]]
         cond = model.encode_prompt(batch).guided(rollout.embedded_guidance, rollout.cfg_scale)
         x0 = sample(model, cond, noise[first : first + batch_size].to(device), sigmas)
-        images.append(model.decode(x0).float().clamp(0, 1).cpu())
-    return group.gather(torch.cat(images))[: len(prompts)]
+        image = model.decode(x0).float()
+        images.append(torch.where(image.isfinite(), image.clamp(0, 1), torch.nan).cpu())
+    whole = group.gather(torch.cat(images))[: len(prompts)]
+    for image, prompt, seed in zip(whole, prompts, seeds, strict=True):  # as one on all ranks
+        require_finite(image, f"the image of {prompt!r}, seed {seed},")
+    return whole
 
 
 def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
@@ -184,10 +191,7 @@ def sample_images(
         DirectAlignError: an invalid source, an `out` that holds images already, unequal lengths.
     """
     pairs = Pairs(tuple(prompts), tuple(seeds))
-    if out.exists() and not out.is_dir():
-        raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
-    if (out / RECORD).exists():
-        raise DirectAlignError(f"{out}: holds images already ({RECORD}); name another folder")
+    _require_no_images(out)
     run, trained = run_of(source)
     run = run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout or {}))})
     trained = None if base else trained
@@ -195,6 +199,7 @@ def sample_images(
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
     numbered = list(enumerate(zip(pairs.prompts, pairs.seeds, strict=True)))
     calls = [diffusers_call(model, run, *pair, trained) for _, pair in numbered]
+    _require_no_images(out)  # another process may have written some meanwhile
     out.mkdir(parents=True, exist_ok=True)
     files, lines = [], []
     for index, (prompt, seed) in numbered:
@@ -205,6 +210,13 @@ def sample_images(
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     (out / RECORD).write_text("".join(lines), encoding="utf-8")
     return files
+
+
+def _require_no_images(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
+    if (out / RECORD).exists():
+        raise DirectAlignError(f"{out}: holds images already ({RECORD}); name another folder")
 
 
 def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
@@ -262,5 +274,4 @@ def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
 
 def save_png(image: Float[Tensor, "3 H W"], file: Path) -> None:
     """An image in [0, 1] as 8-bit PNG, rounded as diffusers rounds."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(file)
+    Image.fromarray(to_pixels(image, str(file))).save(file)

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from ..io.atomic import new_folder, require_new
 from ..types import DirectAlignError
 from .finished_run import FinishedRun, base_model_info, read_finished_run
 from .model_card import write_card
@@ -18,28 +16,6 @@ from .weights import DtypeName, write_lora, write_pipeline
 
 Format = Literal["diffusers", "comfyui", "kohya", "folder"]
 MAX_SHARD_SIZE = "5GB"
-
-
-def require_new(out: Path) -> None:
-    """Refuse an existing file or folder. Raises: DirectAlignError."""
-    if out.exists():
-        raise DirectAlignError(f"--out {out}: exists already; name another folder, or remove it")
-
-
-@contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`: renamed to `out` on success, removed after an error."""
-    require_new(out)
-    partial = out.with_name(f".partial-{out.name}")
-    if partial.exists():
-        shutil.rmtree(partial)  # from an export that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def export_run(
@@ -66,7 +42,7 @@ def export_run(
     out = out or folder / "export" / form
     require_new(out)
     base = base_model_info(finished.run.model)
-    with atomic_folder(out) as target:
+    with new_folder(out) as target:
         if form == "folder":
             write_pipeline(finished, target, dtype or "bfloat16", max_shard_size)
         else:

@@ -29,7 +29,6 @@ from ..models.components import load_parts
 from ..training import checkpoint, run_folder
 from ..training.checkpoint import AVERAGE, WEIGHTS
 from ..types import DirectAlignError
-from . import atomic_folder, require_new
 from .finished_run import load_run_config
 from .lora_formats import DOWN, UP, LowRank
 
@@ -195,10 +194,10 @@ def average_run(
         raise DirectAlignError(
             f"--base-share {base_share}: give a share from 0, the mean itself, to less than 1"
         )
-    require_new(out)
+    atomic.require_new(out)
     selection = select_checkpoints(folder, steps, last, ema)
     write = _write_full if selection.run.model.tune == "full" else _write_lora
-    with atomic_folder(out) as target:
+    with atomic.new_folder(out) as target:
         run, lora = write(selection, base_share, rank, target)
         base = f", {base_share:g} of the base model" if base_share else ""
         name = f"{run.name}, mean of steps {', '.join(map(str, selection.steps))}{base}"

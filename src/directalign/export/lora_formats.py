@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -194,7 +195,7 @@ Z_IMAGE: Blocks = {
 }
 
 LAYERS_PER_BLOCK = 2
-"""Of SDXL's UNet, also in finetuned and distilled versions; block numbers are counted with it."""
+"""Of SDXL's UNet, unless its config has another number; blocks are counted with it."""
 
 
 def by_block(blocks: Blocks) -> LayerNames:
@@ -216,7 +217,7 @@ def same_names(pattern: str) -> LayerNames:
     return lambda layer: TargetLayer(layer) if re.match(pattern, layer) else None
 
 
-def sdxl_names(layer: str) -> TargetLayer | None:
+def sdxl_names(layer: str, layers_per_block: int = LAYERS_PER_BLOCK) -> TargetLayer | None:
     """SDXL's attention blocks as numbered in Stability AI's UNet, through all resolutions."""
     match = re.fullmatch(
         r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.attentions\.(\d+)\.(.+)", layer
@@ -224,7 +225,7 @@ def sdxl_names(layer: str) -> TargetLayer | None:
     if match is None:
         return None
     kind, block, number, inside = match[1], int(match[2] or 0), int(match[3]), match[4]
-    count = (LAYERS_PER_BLOCK + 1) * block + number
+    count = (layers_per_block + 1) * block + number
     heads = {
         "down_blocks": f"input_blocks.{count + 1}.1",
         "up_blocks": f"output_blocks.{count}.1",
@@ -299,13 +300,18 @@ def key_format(architecture: str, form: LoraFormat) -> KeyFormat:
 
 
 def convert(
-    updates: Mapping[str, LowRank], architecture: str, form: LoraFormat
+    updates: Mapping[str, LowRank],
+    architecture: str,
+    form: LoraFormat,
+    layers_per_block: int = LAYERS_PER_BLOCK,
 ) -> dict[str, Tensor]:
     """Tensors of a file in `form`. Layers are fused where the format stacks them; products stay.
 
     Raises: DirectAlignError for an unknown format, or a layer that it has no name or size for.
     """
     keys = key_format(architecture, form)
+    if keys.names is sdxl_names:
+        keys = replace(keys, names=partial(sdxl_names, layers_per_block=layers_per_block))
     groups: dict[tuple[str, tuple[int, ...]], dict[int, LowRank]] = {}
     for layer, update in updates.items():
         target = keys.names(layer)

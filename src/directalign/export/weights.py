@@ -24,7 +24,15 @@ from ..models.components import check_parts, load_parts
 from ..models.weight_files import read_json, weights_files
 from ..types import DirectAlignError
 from .finished_run import BaseModelInfo, FinishedRun
-from .lora_formats import LoraFormat, LowRank, convert, file_metadata, read_updates
+from .lora_formats import (
+    LAYERS_PER_BLOCK,
+    LoraFormat,
+    LowRank,
+    convert,
+    file_metadata,
+    read_updates,
+)
+from .read_back import check_read_back, layers_per_block
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
@@ -44,9 +52,12 @@ def write_lora(
     The file has the name that diffusers expects, or that of the run for the other formats.
     """
     updates = read_updates(finished.weights, finished.part)
+    count = LAYERS_PER_BLOCK if form == "diffusers" else layers_per_block(finished)
+    converted = convert(updates, finished.run.model.architecture, form, count)
+    check_read_back(converted, finished, updates, form, count)
     tensors = {
         key: tensor.to(getattr(torch, dtype or "float32")).contiguous()
-        for key, tensor in convert(updates, finished.run.model.architecture, form).items()
+        for key, tensor in converted.items()
     }
     name = "pytorch_lora_weights" if form == "diffusers" else finished.slug
     metadata = file_metadata(finished, base, form, updates)

@@ -12,17 +12,79 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..types import DirectAlignError
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 
 
 def partial_of(target: Path) -> Path:
-    """Where `target` is written until it is complete."""
+    """Where all ranks write `target` until it is complete; the caller holds a lock."""
     return target.with_name(PARTIAL + target.name)
+
+
+def own_partial_of(target: Path) -> Path:
+    """Where this process writes `target` until it is complete."""
+    return target.with_name(f"{PARTIAL}{os.getpid()}-{target.name}")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`: renamed to `out` on success, removed after an error.
+
+    What a killed process left there is removed.
+
+    Raises: DirectAlignError if `out` exists, now or at the end, or another process is writing it.
+    """
+    partial = partial_of(out)
+    busy = f"--out {out}: another process is writing it; wait for it, or name another folder"
+    partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial, busy):
+        try:
+            require_new(out)
+            for leftover in partial.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield partial
+            require_new(out)
+            partial.rename(out)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+
+
+@contextmanager
+def _locked(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a lock on the folder, which ends with this process. Raises DirectAlignError: `busy`."""
+    if fcntl is None:  # Windows: two processes are not kept apart
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        own = os.fstat(descriptor)
+        if not (folder.exists() and os.path.samestat(own, folder.stat())):
+            raise BlockingIOError  # the other process has just finished
+        yield
+    except BlockingIOError as error:
+        raise DirectAlignError(busy) from error
+    finally:
+        os.close(descriptor)
+
+
+def require_new(out: Path) -> None:
+    """Refuse an existing file or folder. Raises: DirectAlignError."""
+    if out.exists():
+        raise DirectAlignError(f"--out {out}: exists already; name another folder, or remove it")
 
 
 def checksums(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
@@ -73,7 +135,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a single file, complete or not at all."""
-    partial = partial_of(file)
+    partial = own_partial_of(file)
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
@@ -84,10 +146,9 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove partial folders of crashed processes."""
+    """Remove partial folders and files of crashed processes; the caller holds a lock."""
     for partial in folder.glob(PARTIAL + "*"):
-        if partial.is_dir():
-            shutil.rmtree(partial)
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
 def _sha256(file: Path) -> str:

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from ..io.pixels import to_pixels
 from ..methods.objective_math import from_absolute_relative
 from ..report.images import data_uri
 from ..report.page import TEMPLATES as REPORT_TEMPLATES
@@ -165,5 +165,4 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
 
 
 def _uri(image: Float[Tensor, "3 h w"]) -> str:
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    return data_uri(Image.fromarray(pixels.cpu().numpy()))
+    return data_uri(Image.fromarray(to_pixels(image)))

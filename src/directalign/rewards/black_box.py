@@ -11,6 +11,8 @@ A class is constructed once with `args`. Its instance is called as the function 
 two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
 the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`.
 
+Every call gets a copy of its images or features, so the code may change them in place.
+
 No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo)
 can train without one. With it the images stay on the training device and in the graph, and the
 result must be a tensor (b,) with its gradient. The file is run: name only files that you trust.
@@ -39,7 +41,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
@@ -51,9 +54,11 @@ from urllib.request import Request, urlopen
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .. import config
 from ..interfaces import ProcessGroup, Reward
+from ..io.pixels import to_pixels
 from ..io.user_code import load_object
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Device
@@ -139,11 +144,13 @@ class PythonReward(BaseReward):
         return self.scale * torch.as_tensor(result).float()
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        own = tree_map_only(Tensor, Tensor.clone, args)  # changes in place stay in the call
         try:
-            return function(*args)
-        except torch.OutOfMemoryError:
+            with _global_state_kept():
+                return function(*own)
+        except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise  # reported by the run
-        except (Exception, SystemExit) as error:  # any error of the user's code
+        except BaseException as error:  # any error of the user's code
             raise DirectAlignError(
                 f"{self.source} fails ({type(error).__name__}: {error}); correct the function, "
                 "--debug shows the traceback"
@@ -156,6 +163,19 @@ class PythonReward(BaseReward):
                 f"{self.source} must return a tensor with a gradient (differentiable: true): use "
                 "only torch, without detach and no_grad"
             )
+
+
+@contextmanager
+def _global_state_kept() -> Iterator[None]:
+    """Undo what the user's code does to torch's random state, gradient mode and default dtype."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
 
 
 def check_scores(result: Any, count: int, must: str) -> PerSample:
@@ -319,9 +339,10 @@ class _Temporary(Exception):
 
 def png(image: Tensor) -> str:
     """An image (3, H, W) in [0, 1] as a base64 PNG of 8 bits."""
-    pixels = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    Image.fromarray(to_pixels(image, "image for a reward server")).save(
+        file, format="PNG", compress_level=1
+    )
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
@@ -365,8 +386,8 @@ class SynchronizedReward:
         self.differentiable = reward.differentiable
 
     def encode(self, images: Images) -> Any:
-        """As the reward."""
-        return self.reward.encode(images)
+        """As the reward. Raises: as `score`."""
+        return synchronized_call(lambda: self.reward.encode(images), self.group)
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
         """As the reward. Raises SynchronizedError where it raises DirectAlignError on any rank."""

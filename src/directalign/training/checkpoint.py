@@ -289,10 +289,16 @@ def save(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -
         remedy = f"{earlier[-1]} is kept; free some space and continue with --resume"
     write_atomic(target, lambda partial: write_state(partial, state, step, group), group, remedy)
     if group.is_main:
-        for old in all_of(folder)[: -state.run.train.keep_checkpoints]:
-            shutil.rmtree(old)
+        drop_oldest(folder, state.run.train.keep_checkpoints, target)
     group.barrier()
     return target
+
+
+def drop_oldest(folder: Path, count: int, used: Path) -> None:
+    """Remove all but the newest `count` checkpoints; `used` stays."""
+    for old in all_of(folder)[:-count]:
+        if old != used:
+            shutil.rmtree(old)
 
 
 def write_atomic(

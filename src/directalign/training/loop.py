@@ -21,7 +21,7 @@ from .. import config
 from ..evaluation.generate import generate
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
-from ..types import Batch, DirectAlignError, NonFiniteError
+from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
 from . import checkpoint, early_stopping, run_log
 from .checkpoint import TrainState
 from .data import TrainData
@@ -31,7 +31,9 @@ from .optim import learning_rate
 from .run_log import Display, RunLog
 from .step import TrainStep
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Interrupted(DirectAlignError):
@@ -91,7 +93,7 @@ def train(context: TrainContext, done: int) -> int:
     Returns the finished steps; the last one has a checkpoint.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; the state is in a checkpoint.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; the state is in a checkpoint.
         NonFiniteError: from `TrainStep`; the message names the newest checkpoint.
         DirectAlignError: a step or an evaluation failed; see `checkpoint_on_error`.
     """
@@ -105,13 +107,15 @@ def train(context: TrainContext, done: int) -> int:
                 batches = context.data.batches(done)
                 record = train_step(context, done, batches)
             done += 1
+            context.step.is_updating = False
             record["seconds"] = time.perf_counter() - start
             if context.log is not None:
                 context.log.write(record)
             context.display.step(record)
             stopped = context.group.any(stop.received is not None)
             if stopped or _is_due(done, context.run.train.save_every, num_steps):
-                save_checkpoint(context, done)
+                with uninterrupted() if stopped else nullcontext():
+                    save_checkpoint(context, done)
             if stopped:
                 raise Interrupted(
                     f"stopped by {stop.received or 'another rank'} after step {done} of "
@@ -131,16 +135,7 @@ def train_step(context: TrainContext, step: int, batches: Sequence[Batch]) -> di
     for group in context.state.optimizer.param_groups:
         group["lr"] = rate
     checkpoint.seed_step(context.run.seed, step)
-    try:
-        measured = context.step(step + 1, batches)
-    except NonFiniteError as error:
-        saved = checkpoint.all_of(context.checkpoints)
-        remedy = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        best = early_stopping.best_steps(context.out) if context.stopping is not None else []
-        if best:
-            path = early_stopping.best_path(context.out, best[-1])
-            remedy += f"; the best weights so far are {path}"
-        raise NonFiniteError(f"{error}; {remedy}") from error
+    measured = context.step(step + 1, batches)
     if context.state.average is not None:
         context.state.average.update()
     return {"event": "step", "step": step + 1, **measured, "learning_rate": rate}
@@ -207,27 +202,45 @@ def apply_stop_rules(context: TrainContext, done: int) -> None:
 def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
     """Save the state after `done` steps if the block fails on all ranks, and name the checkpoint.
 
-    A failed step changes only the method's state, which is restored first.
+    A failed step changes only the method's state, which is restored first. Nothing is saved if the
+    optimizer may have stepped, so that a checkpoint never holds half of a step.
     """
     method_state = dict(context.state.method.state_dict())
     try:
         yield
-    except (NonFiniteError, Interrupted):
+    except Interrupted:
         raise
-    except DirectAlignError as error:
-        if done == 0 or not (context.group.size == 1 or isinstance(error, SynchronizedError)):
+    except NonFiniteError as error:
+        saved = checkpoint.all_of(context.checkpoints)
+        remedy = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        best = early_stopping.best_steps(context.out) if context.stopping is not None else []
+        if best:
+            path = early_stopping.best_path(context.out, best[-1])
+            remedy += f"; the best weights so far are {path}"
+        raise NonFiniteError(f"{error}; {remedy}") from error
+    except BaseException as error:
+        failed_everywhere = context.group.size == 1 or isinstance(error, SynchronizedError)
+        if done == 0 or not failed_everywhere or context.step.is_updating:
             raise
-        context.state.method.load_state_dict(method_state)
-        if not context.has_checkpoint(done):
-            save_checkpoint(context, done)
-        raise DirectAlignError(
-            f"{error}; step {done} of {context.run.train.num_steps} is saved: "
+        with uninterrupted():
+            context.state.method.load_state_dict(method_state)
+            if not context.has_checkpoint(done):
+                save_checkpoint(context, done)
+        saved = (
+            f"step {done} of {context.run.train.num_steps} is saved: "
             f"continue with --resume --out {context.out}"
-        ) from error
+        )
+        if isinstance(error, DirectAlignError):
+            raise DirectAlignError(f"{error}; {saved}") from error
+        setattr(error, SAVED, saved)  # of any class, and reported as such
+        raise
 
 
 class StopRequest:
-    """Context: the first SIGINT or SIGTERM sets `received`; later ones act as before."""
+    """Context: the first of `STOP_SIGNALS` sets `received`; later ones act as before.
+
+    Later SIGHUPs are ignored, since a closed terminal may send several; with nohup all are.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -235,20 +248,39 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._receive) for n in STOP_SIGNALS}
+            self._previous = {n: signal.getsignal(n) for n in STOP_SIGNALS if not _is_nohup(n)}
+            for number in self._previous:
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._restore()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
+        self.received = self.received or signal.Signals(number).name
+        self._restore(kept="SIGHUP")
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
+    def _restore(self, kept: str = "") -> None:
+        for number in [each for each in self._previous if each.name != kept]:
+            signal.signal(number, self._previous.pop(number))
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore `STOP_SIGNALS` inside: for the last save before the run ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        self._previous = {}
 
 
 def _is_due(done: int, every: int, num_steps: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
             run_folder.make(out)
             stack.enter_context(run_folder.locked(out))
+            run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
         train_loaded(run, out, resume, group, loaded)
@@ -193,11 +195,17 @@ def train_loaded(
 
 def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> int:
     """Restore the newest whole checkpoint into `state`; returns its finished steps, 0 if none."""
-    path = checkpoint.find(out / "checkpoints", group)
+    folder = out / "checkpoints"
+    if group.is_main:
+        for each in (out, out / "samples", folder):  # of a killed process
+            atomic.sweep(each)
+    path = checkpoint.find(folder, group)
     if path is None:
         logger.info(f"no checkpoint in {out} yet: starting from the beginning")
         return 0
     done = checkpoint.restore(path, state, group)
+    if group.is_main:
+        checkpoint.drop_oldest(folder, state.run.train.keep_checkpoints, path)
     logger.info(f"continuing from {path}")
     return done
 
@@ -232,13 +240,13 @@ def export_weights(context: TrainContext, done: int) -> None:
     stopping, log = context.stopping, context.log
     if stopping is None:
         with context.final_weights():
-            distributed.save(context.model, context.out, context.group)
+            _save_weights(context)
         return
     verdict = stopping.verdict()
     if log is not None and verdict is not None and stopping.is_over:
         log.write_once(early_stopping.stop_record(verdict, done))
     step = stopping.load_best()
-    distributed.save(context.model, context.out, context.group)
+    _save_weights(context)
     with checkpoint_on_error(context, done):
         _evaluate_exported(context, step)
     if log is not None and verdict is not None:
@@ -247,6 +255,22 @@ def export_weights(context: TrainContext, done: int) -> None:
             stopping.rules, log.records, verdict, done, num_steps
         ):
             logger.log(level, line)
+
+
+def _save_weights(context: TrainContext) -> None:
+    """Write the final weights, complete or not at all."""
+    partial = atomic.partial_of(context.out / "weights")
+    if context.group.is_main:
+        atomic.sweep(context.out)
+        partial.mkdir()
+    distributed.save(context.model, partial, context.group)
+    if context.group.is_main:
+        for each in partial.iterdir():
+            target = context.out / each.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            each.replace(target)
+        partial.rmdir()
 
 
 def _evaluate_exported(context: TrainContext, step: int) -> None:

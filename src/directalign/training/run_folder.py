@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from .. import __version__, config
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError
+from . import run_log
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy"
 
 
 def check(out: Path, resume: bool) -> None:
-    """Refuse an output folder that holds another run, or no run to resume; creates nothing."""
+    """Refuse an output folder that holds another run, or none to resume; creates nothing."""
     if out.exists() and not out.is_dir():
         raise DirectAlignError(f"--out {out} is a file; name a folder")
     taken = [name for name in OWN_NAMES if (out / name).exists()]
@@ -47,6 +48,8 @@ def check(out: Path, resume: bool) -> None:
     if resume and not (out / "run.yaml").is_file():
         found = f"{out} holds no run (no run.yaml)" if out.exists() else f"there is no folder {out}"
         raise DirectAlignError(f"--resume: {found}; remove --resume to start a new run there")
+    if resume:
+        run_log.read(out)
 
 
 def make(out: Path) -> None:

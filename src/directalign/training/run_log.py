@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..io.atomic import partial_of, write_text
-from ..types import Images
+from ..io.atomic import own_partial_of, write_text
+from ..io.pixels import to_pixels
+from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
 
 CONSOLE = Console()
@@ -58,14 +58,25 @@ def configure_logging(is_main: bool) -> None:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The records in `out/metrics.jsonl`, in order, up to a line that a crash truncated."""
+    """The records in `out/metrics.jsonl`, in order; a last line without its end is left out.
+
+    Raises: DirectAlignError for any other line that is no record.
+    """
     file = out / NAME
+    *lines, torn = file.read_bytes().split(b"\n") if file.exists() else [b""]
     records: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for number, line in enumerate((*lines, torn), start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+            if not (isinstance(record["event"], str) and type(record["step"]) is int):
+                raise TypeError("no event with a step")
+            records.append(record)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number <= len(lines):
+                raise DirectAlignError(
+                    f"{file}:{number}: not a record of this run ({type(error).__name__}: {error}); "
+                    "restore the file from a copy, or remove this line; nothing has been changed"
+                ) from error
     return records
 
 
@@ -108,7 +119,7 @@ class RunLog:
 
     def grid(self, step: int, grid: Images, is_replay: bool = False) -> None:
         """Log a sample grid (1, 3, H, W) in [0, 1]; `is_replay`: one of an earlier process."""
-        pixels = _pixels(grid)
+        pixels = to_pixels(grid[0], "sample grid")
         for tracker in self._trackers:
             if not (is_replay and tracker.has_history):
                 tracker.log_image(pixels, step)
@@ -221,8 +232,8 @@ def describe_grids(out: Path, prompts: Sequence[str]) -> None:
 def save_grid(grid: Images, file: Path) -> None:
     """Write a grid as PNG, complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(file)
-    Image.fromarray(_pixels(grid)).save(partial, format="PNG")
+    partial = own_partial_of(file)
+    Image.fromarray(to_pixels(grid[0], str(file))).save(partial, format="PNG")
     partial.replace(file)
 
 
@@ -231,7 +242,3 @@ def load_grid(file: Path) -> Images:
     with Image.open(file) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.permute(2, 0, 1)[None].float() / 255
-
-
-def _pixels(grid: Images) -> UInt8[np.ndarray, "H W 3"]:
-    return (grid[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

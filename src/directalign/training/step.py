@@ -23,9 +23,12 @@ from .distributed import TorchProcessGroup, unsharded
 NUM_BINS = 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainStep:
-    """A method and the weights that it trains; a call is one step."""
+    """A method and the weights that it trains; a call is one step.
+
+    `is_updating`: set before the optimizer steps; who counts the steps unsets it.
+    """
 
     method: Method
     parameters: Sequence[nn.Parameter]
@@ -33,6 +36,7 @@ class TrainStep:
     max_grad_norm: float
     group: TorchProcessGroup
     nfe: NFECounter
+    is_updating: bool = False
 
     def __call__(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
         """Average the gradient over batches and ranks, clip it, update; returns a record.
@@ -69,6 +73,7 @@ class TrainStep:
                 f"step {step}: the norm of the gradient over all ranks is {norm}; the optimizer "
                 "was not stepped; lower train.learning_rate"
             )
+        self.is_updating = True
         self.optimizer.step()
         return norm
 
