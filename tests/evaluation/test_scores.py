@@ -69,18 +69,6 @@ def test_reward_scores_gap_and_distances():
     assert scores == {"off_topic_score_l": [2.5, 2.5, 4.5]}
 
 
-def test_pixel_metrics_and_distances_from_the_base():
-    found = metrics_of(PIXELS)
-    for name in ("base_rmse", "base_color_shift"):
-        expected = [0.5 * (2 / 3) ** 0.5] * 3
-        assert found["tuned"][name].tolist() == pytest.approx(expected, abs=1e-6)
-        assert name not in found["base"]
-    assert found["base"]["entropy"].tolist() == [0, 0, 0]
-    assert found["base"]["edge_density"].tolist() == [0, 0, 0]
-    control = metrics_of(PIXELS, CONTROL_GROUP)["tuned"]
-    assert set(control) == {"off_topic_base_rmse", "off_topic_base_color_shift"}
-
-
 def test_style_kept_compares_with_the_style_of_the_prompt():
     def judge(images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         ones = torch.ones(len(prompts))
