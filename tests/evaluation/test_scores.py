@@ -14,16 +14,11 @@ from directalign.evaluation.scores import (
     JudgeMetrics,
     MetricFunction,
     MetricInput,
-    base_distances,
-    color_casts,
+    compared_pixels,
     compared_reward_metrics,
     per_image,
-    pixel_diversity,
-    pixel_statistics,
 )
 from directalign.types import Images, PerSample
-
-PIXELS = [pixel_statistics, color_casts, pixel_diversity, base_distances]
 
 
 class Length:
@@ -67,6 +62,18 @@ def test_reward_scores_gap_and_distances():
     control = metrics_of([function], CONTROL_GROUP)["tuned"]
     scores = {name: values.tolist() for name, values in control.items()}
     assert scores == {"off_topic_score_l": [2.5, 2.5, 4.5]}
+
+
+def test_pixel_metrics_and_distances_from_the_base():
+    found = metrics_of([compared_pixels])
+    for name in ("base_rmse", "base_color_shift"):
+        expected = [0.5 * (2 / 3) ** 0.5] * 3
+        assert found["tuned"][name].tolist() == pytest.approx(expected, abs=1e-6)
+        assert name not in found["base"]
+    assert found["base"]["entropy"].tolist() == [0, 0, 0]
+    assert found["base"]["edge_density"].tolist() == [0, 0, 0]
+    control = metrics_of([compared_pixels], CONTROL_GROUP)["tuned"]
+    assert set(control) == {"off_topic_base_rmse", "off_topic_base_color_shift"}
 
 
 def test_style_kept_compares_with_the_style_of_the_prompt():

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import run
 
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld.scenes import STYLES, caption
-from experiments import anchor, learning_rates, timesteps
+from experiments import anchor, timesteps
 from experiments.control_phrases import PHRASES, Phrases, facts_of, renders_for, text_cosine
-from experiments.rows import Row, Rows
 
 
 @pytest.fixture(scope="module")
@@ -57,28 +55,3 @@ def test_lost_content_counts_before_any_drift_and_ties_are_split():
     drifted = torch.tensor([[0.0, 0.1, 0.2, 0.2], [9.0, 0.3, 0.2, 0.3], [9.0, 0.2, 0.1, 5.0]])
     wanted = torch.tensor([[1.0, 0.0, 0.5, 0.0], [0.0, 1.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
     assert torch.equal(timesteps.most_hacked(lost, drifted), wanted)
-
-
-def measured(*points: tuple[float, float], arm: str = "srpo", **more: object) -> Rows:
-    """A run along (photo rate, content)."""
-    rows = run(arm, 0, [photo for photo, _ in points], 100, **more)
-    return Rows({**row, "content": content} for row, (_, content) in zip(rows, points, strict=True))
-
-
-def test_the_learning_rate_with_content_kept_decides():
-    slow, middle, fast = learning_rates.RATES
-
-    def tried(method: str, curves: dict[float, list[tuple[float, float]]]) -> list[Row]:
-        given = {"method": method}
-        runs = (measured((0.1, 1.0), *c, **given, learning_rate=r) for r, c in curves.items())
-        return [row for each in runs for row in each]
-
-    keeps = {slow: [(0.4, 1.0), (0.6, 0.99)], middle: [(0.7, 0.96), (0.95, 0.94)]}
-    loses = {slow: [(0.2, 0.9), (0.3, 0.8)], middle: [(0.6, 0.7), (0.7, 0.5)]}
-    srpo, refl = tried("srpo", keeps | {fast: [(0.9, 0.5)]}), loses | {fast: [(0.9, 0.4)]}
-    rows = Rows([*srpo, *tried("refl", refl)])
-    assert learning_rates.chosen(rows) == {"srpo": middle, "refl": middle}
-    assert [learning_rates.choice(rows, method)[1] for method in ("srpo", "refl")] == [True, False]
-    cells = learning_rates.tables(rows)["rates"].rows[1][1:3]
-    assert cells[0] == "(photo 30 %, content 80 %, update 20)"
-    assert cells[1] == "(photo 60 %, content 70 %, update 10)"

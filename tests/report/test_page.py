@@ -71,17 +71,6 @@ def test_a_run_that_has_just_begun(tmp_path):
         assert note in html
 
 
-def test_a_broken_grid_and_too_many_metrics_are_noted(run_folder, tmp_path):
-    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    (folder / "samples" / "step-000005.png").write_bytes(b"\x89PNG broken")
-    extra = ", ".join(f'"number_{place}": 1' for place in range(100))
-    text = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(text.replace('"color_drift"', f'{extra}, "color_drift"'))
-    html = page_of(folder)
-    assert "samples/step-000005.png: not readable as an image" in html
-    assert "of 104 metrics are not drawn" in html
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(NothingToReport, match="holds no run"):

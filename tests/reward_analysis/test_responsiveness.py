@@ -18,7 +18,6 @@ from directalign.reward_analysis.responsiveness import (
     feature_directions,
     measure,
     pixel_directions,
-    responsiveness,
 )
 
 PHRASES = ControlPhrases(positive=["Warm"], negative=["Cold"])
@@ -79,15 +78,6 @@ def test_the_interval_of_an_angle_covers_the_true_one():
         found = angle_of_means(axis(0, 8) + noise[0], axis(30, 8) + noise[1])
         covered += found["low"] <= 30 <= found["high"]
     assert covered >= 17
-
-
-def test_responsiveness_is_in_standard_deviations():
-    unwanted, wanted = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
-    found = responsiveness(1 + wanted, unwanted)
-    assert found["responsiveness"] == pytest.approx(1, abs=0.1)
-    assert found["auc"] == pytest.approx(0.76, abs=0.03)
-    none = {"separation": 0.0, "responsiveness": 0.0, "auc": 0.5}
-    assert responsiveness(torch.zeros(3), torch.zeros(3)) == none
 
 
 def test_all_measures_of_a_planted_reward():
