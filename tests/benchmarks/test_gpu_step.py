@@ -32,14 +32,3 @@ def test_cases_are_measured_phase_by_phase(tmp_path, monkeypatch):
     assert operations[0] == operations[1] > operations[2] > 0
     for row in rows.values():
         assert math.isfinite(row["seconds"]) and row["seconds"] > 0 and row["predicted_gib"] == 1
-
-
-def test_levers_are_ranked_by_seconds_of_a_prompt():
-    seconds = {"online_lora": 4.0, "online_lora_compiled": 2.0, "online_lora_batch_2": 1.0}
-    rows = [
-        {"case": name, "seconds_per_prompt": each}
-        for name, each in (seconds | {"offline_lora": 1.0}).items()
-    ]
-    rows.append({"case": "online_lora_4bit", "failed": "no room"})
-    gains = [(gain["case"], gain["gain"]) for gain in gpu_step.ranked(rows)]
-    assert gains == [("online_lora_batch_2", 4.0), ("online_lora_compiled", 2.0)]

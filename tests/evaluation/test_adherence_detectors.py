@@ -24,11 +24,9 @@ from directalign.evaluation.adherence import adherence_of, check_adherence, chec
 from directalign.evaluation.adherence.detector import (
     COLORS,
     GREY,
-    KINDS,
     TEMPLATES,
     ColorReader,
     crop,
-    limits_of,
     load_detector,
 )
 from directalign.evaluation.adherence.geneval import Found
@@ -153,20 +151,6 @@ def test_mask2former_finds_masks_with_their_scores_and_boxes(detectors, processo
             assert edge.any()
 
 
-@pytest.mark.parametrize("kind", tiny_detectors.KINDS)
-def test_weights_are_frozen(kind, detectors):
-    model = detectors[kind].model
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    detectors[kind].find(picture().requires_grad_(), ["dog", "cat"], 0.0)
-    assert not model.training and not any(each.requires_grad for each in model.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_a_thing_has_the_prompts_name_for_it(detectors):
-    found = detectors["rt_detr"].find(picture(), ["computer mouse"], 0.0)
-    assert {each.thing for each in found} == {"computer mouse"} and len(found) == 12
-
-
 @pytest.mark.parametrize("kind", ["mask2former", "rt_detr"])
 def test_images_are_judged_end_to_end(kind, folders, clip_folder):
     colors = config.ClipConfig(path=str(clip_folder))
@@ -181,18 +165,6 @@ def test_images_are_judged_end_to_end(kind, folders, clip_folder):
     found = judge(picture()[None], rows(*objects))
     assert list(found) == ["adherence", "adherence_two_object"]
     assert {values.item() for values in found.values()} == {float(judged[0].right)}
-
-
-def test_thresholds_are_those_of_the_kind_unless_others_are_given():
-    limits = limits_of(config.DetectorConfig(path="x"), "mask2former")
-    assert (limits.of("colors"), limits.of("counting"), limits.max_overlap) == (0.3, 0.9, 1.0)
-    settings = {"threshold": 0.0, "counting_threshold": 0.4, "max_overlap": 0.7}
-    given = limits_of(config.DetectorConfig(path="x", **settings), "owlv2")
-    assert (given.of("colors"), given.of("counting"), given.max_overlap) == (0.0, 0.4, 0.7)
-    assert set(KINDS) == set(tiny_detectors.KINDS)
-
-
-# --- colours --------------------------------------------------------------------------------------
 
 
 def test_a_colour_is_the_nearest_of_the_phrases(clip_folder):
@@ -215,9 +187,6 @@ def test_a_crop_is_inside_the_image_and_grey_around_the_mask():
     for box in (*boxes, (20.0, 20.0, 30.0, 30.0)):
         height, width = crop(image, Found("dog", 0.9, box)).shape[1:]
         assert 1 <= height <= 8 and 1 <= width <= 8
-
-
-# --- refusals -------------------------------------------------------------------------------------
 
 
 def refused(words: str, **settings: Any) -> None:

@@ -70,9 +70,6 @@ def test_answers_that_are_no_probability_are_refused(vlm_folder, tmp_path):
     check_rows(settings(vlm_folder), [PromptRow("anything")])
 
 
-# --- settings from the command line ---------------------------------------------------------------
-
-
 def test_a_path_stands_for_its_kind_of_model(vlm_folder, clip_folder, tmp_path):
     detector = write_detector(tmp_path / "detector", "rt_detr")
     assert adherence_settings(str(vlm_folder)) == config.QwenVLConfig(path=str(vlm_folder))

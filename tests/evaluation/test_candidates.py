@@ -97,9 +97,6 @@ def test_sources_that_cannot_be_compared_are_refused(runs, pipelines, tmp_path):
         candidates_of(pipelines["flux"], base=True)
 
 
-# --- folders of images ----------------------------------------------------------------------------
-
-
 def test_folders_of_images_are_paired_by_prompt_and_seed(tmp_path):
     pairs = [("b", 1), ("b", 2), ("a", 1)]
     one, two = image_folder(tmp_path / "one", pairs), image_folder(tmp_path / "two", pairs[::-1])
@@ -135,9 +132,6 @@ def test_folders_of_images_that_do_not_fit_are_refused(tmp_path):
         text = "" if row is None else json.dumps(row)
         (tmp_path / "one" / "images.jsonl").write_text(text)
         check(words, "one")
-
-
-# --- rewards --------------------------------------------------------------------------------------
 
 
 def test_a_reward_of_several_sources_is_evaluated_once(runs, pipelines, tmp_path):

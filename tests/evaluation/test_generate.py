@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_runs import recipe, trained, with_settings, write_run_folder
 
-from directalign.config import ModelConfig, RunConfig
-from directalign.evaluation.generate import _opened, base_weights, generate, sample_images, save_png
-from directalign.models import load_model, single_file, trainable
+from directalign.config import RunConfig
+from directalign.evaluation.generate import base_weights, generate, sample_images, save_png
+from directalign.models import load_model, trainable
 from directalign.rewards import black_box
 from directalign.training import run_log
 from directalign.types import DirectAlignError, NonFiniteError
@@ -47,9 +47,6 @@ def test_base_weights_are_the_untrained_ones(pipelines):
     words = r"load it by itself from model\.path"
     with pytest.raises(DirectAlignError, match=words), base_weights(full):
         pass
-
-
-# --- the recorded call ----------------------------------------------------------------------------
 
 
 def rerun(folder: Path) -> torch.Tensor:
@@ -98,27 +95,6 @@ def test_the_recorded_call_makes_the_same_image(pipelines, tmp_path, name, rollo
     expected = generate(trained(run), PROMPTS[:2], SEEDS[:2], rollout_of_3)[1]
     assert (image - expected).abs().max() < 1e-4
     assert np.abs(pixels_of(file) - image.permute(1, 2, 0).numpy()).max() < 1 / 255
-
-
-@pytest.mark.parametrize("parts", [("vae",), ("vae", "text_encoder")])
-def test_a_single_file_with_more_parts_opens_with_all_of_them(monkeypatch, parts):
-    layout = single_file.LAYOUTS[-1]
-    tensors = {name: {} for name in (layout.part, *parts)}
-    held = single_file.Contents(Path("one.safetensors"), layout, tensors)
-    monkeypatch.setattr(single_file, "contents", lambda file: held)
-    source = {"path": "one.safetensors", "components": "owner/name", "revision": "v2"}
-    model = ModelConfig(architecture="sd", variant="fp16", dtype="bfloat16", **source)
-    classes, opened = _opened("StableDiffusionPipeline", model)
-    load = "from_single_file('one.safetensors', config='owner/name', "
-    dtype = "torch_dtype=torch.bfloat16)"
-    if "text_encoder" in parts:
-        assert classes == ["StableDiffusionPipeline"]
-        assert opened == f"StableDiffusionPipeline.{load}{dtype}"
-    else:
-        assert classes == ["StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL"]
-        chosen = "'owner/name', revision='v2', variant='fp16', unet=UNet2DConditionModel."
-        assert opened.startswith(f"StableDiffusionPipeline.from_pretrained({chosen}")
-        assert f"vae=AutoencoderKL.{load}subfolder='vae', {dtype}" in opened
 
 
 def test_base_bare_and_trained_model(pipelines, tmp_path):

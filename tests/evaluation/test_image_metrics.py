@@ -81,20 +81,6 @@ def test_edges_are_where_luminance_jumps():
     assert image_metrics.edge_density(0.09 * checker).item() == 0, "below the threshold of 0.1"
 
 
-def test_casts_are_parts_of_one_vector_and_statistics_are_per_image():
-    images = flat(0.0, 0.4)
-    images[0, 0] = 1
-    found = image_metrics.casts(images)
-    assert found["red_cast"].numpy() == pytest.approx([2 / 3, 0], abs=1e-6)
-    assert found["color_cast"].numpy() == pytest.approx([(2 / 3) ** 0.5, 0], abs=1e-6)
-    assert (found["red_cast"] + found["green_cast"] + found["blue_cast"]).abs().max() < 1e-6
-    shapes = {name: value.shape for name, value in image_metrics.statistics(IMAGES).items()}
-    assert shapes == dict.fromkeys(image_metrics.STATISTICS, (6,))
-
-
-# --- distances and diversity ----------------------------------------------------------------------
-
-
 def test_diversity_in_closed_form():
     pairwise = [0.1, 0.3, 0.7, 0.2, 0.6, 0.4], [0, 0, 0.5, 0, 0.5, 0.5]
     expected = (sum(pairwise[0]) / 6 + sum(pairwise[1]) / 6) / 2

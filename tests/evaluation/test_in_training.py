@@ -12,8 +12,7 @@ from tiny_runs import recipe, trained, with_settings
 
 from directalign.config import RunConfig
 from directalign.evaluation import image_metrics
-from directalign.evaluation.eval_prompts import Pairs
-from directalign.evaluation.in_training import Measurer, photographs
+from directalign.evaluation.in_training import Measurer
 from directalign.models import load_model
 from directalign.preflight.checks import check_control_prompts
 from directalign.rewards import load_reward
@@ -64,22 +63,6 @@ def test_drift_from_the_base_is_zero_before_training_and_measured_after(run):
     assert tuned.measure(5)["color_drift"] == pytest.approx(expected, rel=1e-4) and expected > 0
     untrained = Measurer(full(run), load_model(full(run).model, "cpu"), None, None)
     assert untrained.measure(5)["color_drift"] < 1e-6
-
-
-def test_diversity_does_not_depend_on_the_batch_size(run):
-    found = []
-    for size in (1, 5):
-        each = with_settings(run, "evaluate", diversity_prompts=2, batch_size=size)
-        found.append(Measurer(each, trained(each), None, None).measure(2)["diversity"])
-    assert found[0] > 0 and found[0] == pytest.approx(found[1], rel=1e-4)
-
-
-def test_photographs_depend_on_the_pair_only():
-    pairs = Pairs(("a red star on a navy background", "a pink ring on an olive background"), (1, 2))
-    assert torch.equal(photographs(pairs.first(1)), photographs(pairs)[:1])
-
-
-# --- control prompts ------------------------------------------------------------------------------
 
 
 def test_before_training_nothing_has_leaked(run, others):

@@ -12,12 +12,10 @@ from directalign.data.prompts import held_out_captions, train_captions
 from directalign.evaluation.eval_prompts import (
     CONTROL_GROUP,
     FIRST_SEED,
-    Pairs,
     PromptRow,
     batches,
     control_pairs,
     control_samples,
-    first_unknown_prompt,
     fixed_pairs,
     measured_prompts,
     named_styles,
@@ -28,15 +26,6 @@ from directalign.evaluation.eval_prompts import (
 from directalign.types import DirectAlignError
 
 ROWS = [PromptRow(letter, group="g", facts={"tag": letter}) for letter in "abcde"]
-
-
-def test_fewer_pairs_are_the_first_of_more():
-    prompts = [f"prompt {i}" for i in range(7)]
-    many = fixed_pairs(prompts, 20)
-    assert many.first(5) == fixed_pairs(prompts, 5)
-    assert len(set(many.seeds)) == 20 and set(many.prompts[:7]) == set(prompts)
-    with pytest.raises(DirectAlignError, match="2 prompts and 1 seeds"):
-        Pairs(("a", "b"), (1,))
 
 
 def test_the_toy_world_is_measured_on_all_captions():
@@ -96,10 +85,3 @@ def test_batches_do_not_split_prompts_nor_mix_in_control_prompts(tmp_path):
     assert {sample.group for sample in found[-1]} == {CONTROL_GROUP}
     assert len({sample.seed for sample in samples}) == 19
     assert [len(batch) for batch in batches(samples, 1)] == [3] * 5 + [2, 2]
-
-
-def test_the_judge_of_the_toy_world_reads_only_captions():
-    caption = "a red star on a navy background"
-    samples = samples_of_rows([PromptRow(caption), PromptRow(f"Anime. {caption}")], None, 1)
-    assert first_unknown_prompt(samples, [caption]) is None
-    assert first_unknown_prompt(samples, ["soup"]) is not None

@@ -49,13 +49,16 @@ def write(file: Path, content: str | Sequence[Any]) -> Path:
     return file
 
 
+def groups(rows: Sequence[PromptRow]) -> tuple[str | None, ...]:
+    return tuple(dict.fromkeys(row.group for row in rows if row.group is not None))
+
+
 def test_geneval_brings_the_facts_of_its_prompts(tmp_path):
     file = write(tmp_path / "evaluation_metadata.jsonl", GENEVAL)
     found = read_prompt_set(file)
-    assert found.form == "geneval" and found.prompts == tuple(row["prompt"] for row in GENEVAL)
-    assert list(found.prompts) == read_prompts(file)
-    assert found.groups == ("single_object", "counting", "position", "color_attr")
-    facts = [row.facts for row in found.rows]
+    assert [row.prompt for row in found] == [row["prompt"] for row in GENEVAL] == read_prompts(file)
+    assert groups(found) == ("single_object", "counting", "position", "color_attr")
+    facts = [row.facts for row in found]
     assert facts[1] == {"tag": "counting", **OWLS}
     assert facts[2]["include"] == [thing("lamp"), SOFA] and facts[2]["exclude"] == []
     assert facts[3]["include"] == [MUG, TRAY]
@@ -67,40 +70,40 @@ def test_hpdv2_is_a_folder_with_a_list_for_each_style(tmp_path, name):
         write(tmp_path / name.format(style), [f"{style} {number}" for number in range(place + 1)])
     (tmp_path / "drawbench.json").write_text("not read")
     found = read_prompt_set(tmp_path)
-    assert (found.form, found.groups) == ("hpdv2", STYLES)
-    anime = [row.prompt for row in found.rows if row.group == "anime"]
+    assert groups(found) == STYLES
+    anime = [row.prompt for row in found if row.group == "anime"]
     assert anime == ["anime 0", "anime 1", "anime 2", "anime 3"]
     single = read_prompt_set(tmp_path / name.format("paintings"))
-    assert single.rows == tuple(row for row in found.rows if row.group == "paintings")
+    assert single == tuple(row for row in found if row.group == "paintings")
 
 
 def test_tables_are_recognised_by_their_columns(tmp_path):
     found = read_prompt_set(write(tmp_path / "prompts.csv", DRAWBENCH))
-    assert found.form == "drawbench" and found.groups == ("Colors", "Text", "Counting")
-    assert found.rows[1] == PromptRow('A sign that says "Open, now".', "Text")
+    assert groups(found) == ("Colors", "Text", "Counting")
+    assert found[1] == PromptRow('A sign that says "Open, now".', "Text")
     file = write(tmp_path / "prompts.tsv", PARTI)
     rows = PromptRow("silence", "Abstract"), PromptRow('"HI" and "HO"', "Illustrations")
     found = read_prompt_set(file)
-    assert (found.form, found.rows) == ("parti", rows)
-    assert list(found.prompts) == read_prompts(file)
+    assert found == rows and [row.prompt for row in found] == read_prompts(file)
 
 
 def test_other_sources_are_sets_without_groups(tmp_path):
     plain = read_prompt_set(write(tmp_path / "other.tsv", "caption\tid\none\t1\n"))
-    assert (plain.form, plain.rows) == ("plain", (PromptRow("one"),))
+    assert plain == (PromptRow("one"),)
     listed = write(tmp_path / "list.txt", "one\n\ntwo\n")
-    assert read_prompt_set(str(listed)).prompts == tuple(read_prompts(listed)) == ("one", "two")
+    rows = read_prompt_set(str(listed))
+    assert [row.prompt for row in rows] == read_prompts(listed) == ["one", "two"]
     found = read_prompt_set(write(tmp_path / "list.jsonl", [{"prompt": "one", "tag": "mine"}]))
-    assert (found.form, found.groups, found.rows[0].facts) == ("plain", (), {})
-    assert read_prompt_set("world").prompts == tuple(train_captions())
+    assert found == (PromptRow("one"),)
+    assert [row.prompt for row in read_prompt_set("world")] == train_captions()
 
 
 def test_the_form_may_be_given(tmp_path):
     table = write(tmp_path / "table.csv", "id,Prompt,Category\n1,a bee,Animals\n")
-    assert read_prompt_set(table).rows == (PromptRow("a bee"),)
-    assert read_prompt_set(f"parti:{table}").rows == (PromptRow("a bee", "Animals"),)
+    assert read_prompt_set(table) == (PromptRow("a bee"),)
+    assert read_prompt_set(f"parti:{table}") == (PromptRow("a bee", "Animals"),)
     listed = write(tmp_path / "mine.json", ["a", "b"])
-    assert read_prompt_set(f"hpdv2:{listed}").groups == ("mine",)
+    assert groups(read_prompt_set(f"hpdv2:{listed}")) == ("mine",)
     columns = r"table.csv:1: no column Prompts among 'id', 'prompt', 'category'"
     plain = write(tmp_path / "list.jsonl", [{"prompt": "one"}])
     for source, words in (

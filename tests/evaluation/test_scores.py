@@ -14,16 +14,11 @@ from directalign.evaluation.scores import (
     JudgeMetrics,
     MetricFunction,
     MetricInput,
-    base_distances,
-    color_casts,
+    compared_pixels,
     compared_reward_metrics,
     per_image,
-    pixel_diversity,
-    pixel_statistics,
 )
 from directalign.types import Images, PerSample
-
-PIXELS = [pixel_statistics, color_casts, pixel_diversity, base_distances]
 
 
 class Length:
@@ -70,14 +65,14 @@ def test_reward_scores_gap_and_distances():
 
 
 def test_pixel_metrics_and_distances_from_the_base():
-    found = metrics_of(PIXELS)
+    found = metrics_of([compared_pixels])
     for name in ("base_rmse", "base_color_shift"):
         expected = [0.5 * (2 / 3) ** 0.5] * 3
         assert found["tuned"][name].tolist() == pytest.approx(expected, abs=1e-6)
         assert name not in found["base"]
     assert found["base"]["entropy"].tolist() == [0, 0, 0]
     assert found["base"]["edge_density"].tolist() == [0, 0, 0]
-    control = metrics_of(PIXELS, CONTROL_GROUP)["tuned"]
+    control = metrics_of([compared_pixels], CONTROL_GROUP)["tuned"]
     assert set(control) == {"off_topic_base_rmse", "off_topic_base_color_shift"}
 
 

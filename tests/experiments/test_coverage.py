@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from directalign.diffusion.rng import generator_for
-from directalign.evaluation.compare import Request, compare
 from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED
-from directalign.toyworld.scenes import all_captions, render, scenes_of
 from experiments import coverage
 from experiments.coverage import KEYS, NUMBERS, Bank, Electorate, Planted, bits, lines_of, preferred
-from experiments.rows import Row
 
 MANY = Planted("many", "many", (0.3, 0.8), (0.9, 0.6), prompts=20_000, likeness=0.5)
 CLEAR = torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
@@ -47,17 +41,6 @@ def test_rates_are_those_planted_and_images_of_a_prompt_are_alike():
     assert won == pytest.approx((1 + 0.8 - 0.3) / 2, abs=0.01)
 
 
-def test_lines_carry_the_answers_of_renders_drawn_as_planted(bank):
-    planted = Planted("p", "p", (0.0, 1.0), (1.0, 0.0), prompts=3, seeds=2)
-    lines = lines_of(planted, bank, generator_for(0))
-    first, second = {"photo_rate": 0.0, "content": 1.0}, {"photo_rate": 1.0, "content": 0.0}
-    assert [line["numbers"] for line in lines] == [first] * 6 + [second] * 6
-    assert [line["prompt"] for line in lines[:6]] == ["0", "0", "1", "1", "2", "2"]
-    each = Planted("p", "p", (0.0, 1.0), (1.0, 0.0), prompts=3, by_image=True)
-    assert len({line["prompt"] for line in lines_of(each, bank, generator_for(0))}) == 6
-    assert lines == lines_of(planted, bank, generator_for(0))
-
-
 def test_covering_intervals_and_significant_tests_are_counted(bank):
     planted = Planted("p", "p", (0.0, 1.0), (0.5, 0.5), prompts=20)
     found = summarise(KEYS, lines_of(planted, bank, generator_for(0)), ABOUT)
@@ -78,46 +61,6 @@ def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank):
     assert counts[0] > 0.88 * 240 and counts[1] < 0.75 * 240
     found = [coverage.power(effect, 60, 30)["spoke"] for effect in (0.0, 0.2, 0.5)]
     assert found[0] <= 4 < found[1] < found[2] == 30
-
-
-def test_a_comparison_of_renders_gives_the_statistics_of_their_truth(tmp_path):
-    """Through files, judge and summary: the numbers of the renderer's own answers."""
-    planted, captions = Planted("p", "p", (0.3, 0.8), (0.9, 0.7), prompts=8), all_captions()
-    perfect = Bank(captions, CLEAR[None, :, :, None, :].expand(240, 2, 2, 1, 2))
-    lines = lines_of(planted, perfect, generator_for(3))
-    lines = [{**line, "prompt": captions[17 * (line["index"] // 2)]} for line in lines]
-    for key in KEYS:
-        write_renders(tmp_path / key, [line for line in lines if line["model"] == key])
-    sources = tuple(str(tmp_path / key) for key in KEYS)
-    out = compare(Request(sources, tmp_path / "out", judge="world"))
-    compared, known = json.loads((out / "summary.json").read_text()), summarise(KEYS, lines, ABOUT)
-    for name in NUMBERS:
-        for key in KEYS:
-            assert compared["models"][key][name] == known["models"][key][name]
-        for table in ("differences", "wins"):
-            ours, theirs = (
-                [{**each, "p_holm": 0} for each in found[table] if each["name"] == name]
-                for found in (compared, known)
-            )
-            assert ours == theirs
-
-
-def write_renders(folder: Path, lines: list[Row]) -> None:
-    """One render a line: a photo or not, of the prompt or of another caption."""
-    folder.mkdir()
-    for line in lines:
-        prompt, numbers, index = line["prompt"], line["numbers"], line["index"]
-        shown = prompt if numbers["content"] else "a pink ring on a gray background"
-        scenes = scenes_of([shown], "photo" if numbers["photo_rate"] else "cg")
-        image = render(scenes, generator_for(index))[0]
-        levels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(levels).save(folder / f"{index}.png")
-        record = {"file": f"{index}.png", "prompt": prompt, "seed": index}
-        with (folder / "images.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-# --- votes ----------------------------------------------------------------------------------------
 
 
 def test_votes_fall_as_strengths_say_and_annotators_agree():

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import run
 
 from directalign.config import RolloutConfig, SRPOConfig
 from directalign.config.load import load_run
 from directalign.diffusion.sampling import sample, start_rollout
 from directalign.types import Batch, DirectAlignError
 from experiments import inversion
-from experiments.convergence import INJECTION, Bench, cost, ratio
-from experiments.rows import Rows
+from experiments.convergence import INJECTION, Bench
 from methods.toy import ToyFamily, ToyReward
 
 PHRASES = {"positive": ["Photo"], "negative": ["Render"], "order": "cycle"}
@@ -20,9 +18,6 @@ PHRASES = {"positive": ["Photo"], "negative": ["Render"], "order": "cycle"}
 
 def settings(**given: object) -> SRPOConfig:
     return SRPOConfig.model_validate({"control_phrases": PHRASES, **given})
-
-
-# --- weights of an update -------------------------------------------------------------------------
 
 
 def test_derived_weights_are_those_of_the_documented_table():
@@ -87,9 +82,6 @@ def test_an_update_is_taken_at_the_target_that_is_asked_for():
     assert not torch.allclose(low, high, rtol=1e-3)
 
 
-# --- one injection against K steps ----------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def bench():
     small = ["rollout.num_inference_steps=2", "data.batch_size=2"]
@@ -125,19 +117,3 @@ def test_the_gradient_at_the_noise_is_a_finite_difference(bench):
     with torch.no_grad():
         change = reward(noise.detach() + step).double() - reward(noise.detach() - step).double()
     assert float(change.mean()) / 0.04 == pytest.approx(float(norms[0]), rel=0.03)
-
-
-def test_costs_and_their_ratios_are_taken_seed_by_seed():
-    seeds, key = ((0, 100), (1, 110)), "call_equivalents"
-    srpo = [row for seed, nfe in seeds for row in run("srpo", seed, [0.1, 0.5, 0.9], nfe)]
-    refl = [row for seed, nfe in seeds for row in run("refl", seed, [0.1, 0.3, 0.5], 4 * nfe)]
-    rows = Rows([*srpo, *refl])
-    assert cost(rows, "srpo", 0, key, 0.4) == pytest.approx(75)
-    assert cost(rows, "refl", 0, key, 0.6) is None
-    texts = {"reached": ("refl", "srpo", 0.4), "missed": ("refl", "srpo", 0.6)}
-    texts |= {"other never": ("srpo", "refl", 0.8)}
-    found = {name: ratio(rows, a, b, key, level)[1] for name, (a, b, level) in texts.items()}
-    wanted = {"reached": "8.0 (8.0–8.0)", "missed": "> 6.4, not reached", "other never": "–"}
-    assert found == wanted
-    some = Rows([*srpo, *run("refl", 0, [0.1, 0.5], 400), *run("refl", 1, [0.1, 0.2], 400)])
-    assert ratio(some, "refl", "srpo", key, 0.4)[1] == "4.0, 1 of 2 seeds"

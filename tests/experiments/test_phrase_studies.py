@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import run
 
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld.scenes import STYLES, caption
-from experiments import anchor, early_stopping, learning_rates, timesteps
+from experiments import anchor, timesteps
 from experiments.control_phrases import PHRASES, Phrases, facts_of, renders_for, text_cosine
-from experiments.rows import Row, Rows
-from experiments.soft_prompts import best_within
 
 
 @pytest.fixture(scope="module")
@@ -58,70 +55,3 @@ def test_lost_content_counts_before_any_drift_and_ties_are_split():
     drifted = torch.tensor([[0.0, 0.1, 0.2, 0.2], [9.0, 0.3, 0.2, 0.3], [9.0, 0.2, 0.1, 5.0]])
     wanted = torch.tensor([[1.0, 0.0, 0.5, 0.0], [0.0, 1.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
     assert torch.equal(timesteps.most_hacked(lost, drifted), wanted)
-
-
-def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone():
-    photographs = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.2
-    same = timesteps.distances(photographs, photographs)
-    assert set(same) == set(timesteps.DISTANCES)
-    assert all(torch.equal(distance, torch.zeros(3)) for distance in same.values())
-    tint = torch.tensor([0.2, -0.1, -0.1])[:, None, None]
-    tinted = timesteps.distances(photographs + tint, photographs)
-    assert torch.allclose(tinted["cast"], torch.full((3,), 0.06**0.5))
-    base = {"cast": torch.tensor([0.1, 0.3]), "saturation": torch.tensor([1.0, 1.0])}
-    found = {"cast": torch.tensor([0.3, 0.1]), "saturation": torch.tensor([1.0, 2.0])}
-    assert torch.allclose(timesteps.excess_drift(found, base), torch.tensor([0.5, 0.5]))
-    assert torch.equal(timesteps.excess_drift(base, base), torch.zeros(2))
-
-
-# --- single runs ----------------------------------------------------------------------------------
-
-
-def measured(*points: tuple[float, float], arm: str = "srpo", **more: object) -> Rows:
-    """A run along (photo rate, content)."""
-    rows = run(arm, 0, [photo for photo, _ in points], 100, **more)
-    return Rows({**row, "content": content} for row, (_, content) in zip(rows, points, strict=True))
-
-
-def test_the_best_photo_rate_with_content_kept():
-    collapsed = measured((0.2, 1.0), (0.6, 0.97), (0.85, 0.93), (0.95, 0.7), (1.0, 0.4))
-    assert anchor.best_kept(collapsed) == 0.6 and anchor.failures(collapsed, "srpo") == [30]
-    assert anchor.best_kept(measured((0.2, 1.0), (0.9, 0.5))) == 0.2
-    assert anchor.failures(measured((0.2, 0.85), (0.3, 0.95)), "srpo") == []
-    rows = measured((0.1, 0.9), (0.6, 0.88), (0.9, 0.5))
-    read = [best_within(rows, loss) for loss in (0.0, 0.01, 0.05, 0.5)]
-    assert read == pytest.approx([0.1, 0.1 + 0.5 * 0.009 / 0.02, 0.6 + 0.3 * 0.025 / 0.38, 0.9])
-
-
-@pytest.mark.parametrize(
-    ("points", "base", "step"),
-    [
-        ([(0.1, 1.0), (0.8, 0.98), (0.95, 0.9)], 1.0, 10),
-        ([(0.1, 1.0), (0.95, 0.9)], 1.0, 0),
-        ([(0.1, 1.0), (0.95, 0.9)], 0.93, 10),  # the base as the same pairs measure it
-        ([(0.1, 1.0), (0.9, 1.0), (0.9, 1.0)], 1.0, 10),  # among equals the earliest
-    ],
-)
-def test_the_best_in_hindsight_is_within_the_loss(points, base, step):
-    judged = measured((0.1, base), arm="anchored_judged")
-    rows = Rows([*judged, *measured(*points, arm="anchored_free")])
-    assert early_stopping.best_of("anchored", 0, rows)["step"] == step
-
-
-def test_the_learning_rate_with_content_kept_decides():
-    slow, middle, fast = learning_rates.RATES
-
-    def tried(method: str, curves: dict[float, list[tuple[float, float]]]) -> list[Row]:
-        given = {"method": method}
-        runs = (measured((0.1, 1.0), *c, **given, learning_rate=r) for r, c in curves.items())
-        return [row for each in runs for row in each]
-
-    keeps = {slow: [(0.4, 1.0), (0.6, 0.99)], middle: [(0.7, 0.96), (0.95, 0.94)]}
-    loses = {slow: [(0.2, 0.9), (0.3, 0.8)], middle: [(0.6, 0.7), (0.7, 0.5)]}
-    srpo, refl = tried("srpo", keeps | {fast: [(0.9, 0.5)]}), loses | {fast: [(0.9, 0.4)]}
-    rows = Rows([*srpo, *tried("refl", refl)])
-    assert learning_rates.chosen(rows) == {"srpo": middle, "refl": middle}
-    assert [learning_rates.choice(rows, method)[1] for method in ("srpo", "refl")] == [True, False]
-    cells = learning_rates.tables(rows)["rates"].rows[1][1:3]
-    assert cells[0] == "(photo 30 %, content 80 %, update 20)"
-    assert cells[1] == "(photo 60 %, content 70 %, update 10)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from directalign.diffusion.recovery import gain, inject, recover
 from directalign.diffusion.sampling import sample
 from experiments import recovery, stability
 from experiments.ddpm import SCHEDULES, exactness
-from experiments.rows import Rows
 from methods.toy import ToyFamily
 
 LEVELS = [(0.3, 0.1), (0.3, 0.0), (0.5, 0.55), (0.9, 0.88), (0.97, 0.96), (0.9, 0.99)]
@@ -39,37 +37,6 @@ def test_the_predicted_ratio_and_the_step_are_those_of_the_closed_form(path, pre
         assert recovery.rmse(closed, x0) > 0
 
 
-def test_target_levels_and_where_less_than_half_is_left():
-    assert recovery.target_levels(0.5, (0.02, 0.1)) == [0.48, 0.52, 0.4, 0.6]
-    assert recovery.target_levels(0.1, (0.1, 0.2)) == [0.0, 0.2, 0.3]
-    assert max(recovery.target_levels(0.97, (0.005, 0.02, 0.05))) == recovery.HIGHEST
-    lost_from = recovery.lost_from
-    assert lost_from([(0.1, 1.0), (0.5, 0.4), (0.7, 0.6), (0.8, 0.3), (0.9, 0.1)]) == 0.8
-    assert lost_from([(0.1, 1.0), (0.9, 0.5)]) is None
-    assert lost_from([(0.1, 0.2), (0.9, 0.1)]) == 0.1
-
-
-def test_what_is_left_is_measured_from_chance_at_the_jump_of_the_tables():
-    named = {"arm": "flux", "title": "FLUX", "seed": 0, "noise": "fresh"}
-    clean = {"image": "clean", "reward": 0.9, "chance": 0.7, "content": 0.8}
-    rows = [
-        clean,
-        *({"image": "x0_hat", "sigma": s, "reward": r} for s, r in ((0.2, 0.9), (0.9, 0.75))),
-    ]
-    for jump, reward in ((0.02, 0.8), (0.2, 0.0)):
-        ratios = {"ratio": 0.2, "predicted": 0.4}
-        rows.append({"image": "recovered", "sigma": 0.2, "jump": jump, "reward": reward, **ratios})
-    rows = Rows({**named, **row} for row in rows)
-    kept = partial(recovery.kept, rows, "flux")
-    assert kept("x0_hat", "fresh", "reward") == [
-        (0.2, pytest.approx(1)),
-        (0.9, pytest.approx(0.25)),
-    ]
-    assert kept("recovered", "fresh", "reward") == [(0.2, pytest.approx(0.5))]
-    assert kept("recovered", "rollout", "reward") == []
-    assert [found for found, _ in recovery.deviations(rows)] == [0.5, 0.5]
-
-
 def test_the_closed_form_is_diffusers_own_step_on_every_table():
     rows = exactness(0)
     wanted = {(name, kind) for name, schedule in SCHEDULES.items() for kind in schedule.predictions}
@@ -77,9 +44,6 @@ def test_the_closed_form_is_diffusers_own_step_on_every_table():
     for row in rows:
         assert row["largest"] < 1e-8 and row["roundtrip"] < 1e-9 and row["steps"] == 50, row
         assert row["closed_float32"] < row["stepped_float32"], row
-
-
-# --- other samplers -------------------------------------------------------------------------------
 
 
 class Perfect(ToyFamily):

@@ -11,7 +11,7 @@ from planted import run
 from directalign.types import DirectAlignError
 from experiments import rows as reading
 from experiments.rows import Rows, after, at_budget, at_level, at_photo_rate, mean_interval, mean_of
-from experiments.tables import VERSUS, Column, Table, means, number, signed, versus, with_interval
+from experiments.tables import VERSUS, signed, versus
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):
@@ -36,21 +36,6 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path, line, problem):
         reading.read_rows(tmp_path / "gone.jsonl")
 
 
-def test_rows_are_selected_by_kind_arm_seed_and_step():
-    facts = [{"kind": "facts", "arm": "srpo", "target": target} for target in (None, "photo")]
-    first, second = run("srpo", 0, [0.1, 0.3, 0.9], 10), run("srpo", 1, [0.1, 0.5], 10)
-    rows = Rows([*facts, *second[::-1], *first])
-    runs = rows.runs
-    assert rows.where(kind="facts", target="photo") == facts[1:] and len(runs) == 5
-    assert runs.arms == {"srpo": "SRPO, anchored"}
-    assert runs.seeds() == [0, 1] and runs.seeds("x") == []
-    assert [row["step"] for row in runs.run("srpo", 1)] == [0, 10] and runs.base["step"] == 0
-    assert [row["photo_rate"] for row in runs.last("srpo")] == [0.9, 0.5]
-    assert [row["seed"] for row in runs.at("srpo", 20)] == [0]
-    step, mean = runs.curve("srpo", "photo_rate")[1]
-    assert (step, mean["value"]) == (10, 0.4)
-
-
 def test_intervals_over_seeds_by_hand():
     """1, 2, 3: standard error 1/√3, t(2) = 4.302653. Log-ratios ln 2, ln 8: t(1) = 12.7062."""
     half = 4.302653 / 3**0.5
@@ -72,8 +57,6 @@ def test_intervals_over_seeds_by_hand():
     assert reading.over(rows[:2], "x") == mean_interval([1.0, 3.0])
     assert reading.over(rows, "x") is reading.over([], "x") is None
 
-
-# --- runs where they are equal --------------------------------------------------------------------
 
 POINTS = ((0, 0.1, 0.0), (10, 0.5, 4.0), (20, 0.4, 8.0), (30, 0.9, 12.0))
 ROWS: list[dict[str, Any]] = [
@@ -128,28 +111,3 @@ def test_arms_are_compared_seed_by_seed_at_levels_that_every_seed_reaches():
     assert lines[0][4:6] == ["1.00 (1.00–1.00)"] * 2 and lines[1][4].startswith("0.29 (")
     assert [line[-1] for line in lines] == ["2", "2", "1", "0", "2"]
     assert lines[3][1:-1] == ["–"] * 5 and lines[4][4:6] == ["–", "–"], "no cost, no ratio"
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def test_a_table_is_markdown():
-    table = Table(["arm", "photo"], [["srpo", "0.8"], ["a|b", "–"]])
-    wanted = ["| arm | photo |", "| --- | ---: |", "| srpo | 0.8 |", "| a\\|b | – |"]
-    assert table.markdown().splitlines() == wanted
-    with pytest.raises(ValueError, match=r"needs 2 cells, got \['srpo'\]"):
-        Table(["arm", "photo"], [["srpo"]])
-
-
-def test_numbers_and_intervals_in_their_unit():
-    given = ((1.234, 2), (-0.5, 1), (-0.004, 2), (12345.6, 0), (None, 2), (math.nan, 2), (0, 0))
-    texts = ["1.23", "−0.5", "0.00", "12 346", "–", "–", "0"]
-    assert [number(*each) for each in given] == texts
-    rate = {"value": 0.82, "low": 0.777, "high": 0.861, "n": 5}
-    assert with_interval(rate) == "0.82 (0.78–0.86)"
-    assert with_interval(rate, 0, percent=True) == "82 % (78–86)"
-    assert with_interval({"value": -0.02, "low": -0.05, "high": 0.01}) == "−0.02 (−0.05 to 0.01)"
-    assert with_interval({"value": 0.5, "low": None, "high": None}) == "0.50"
-    assert with_interval(None) == "–"
-    columns = [Column("photo_rate", "", 0, percent=True), Column("step", "", 1, interval=False)]
-    assert means([*columns, Column("gone", "")], ARMS.at("srpo", 0)) == ["10 % (10–10)", "0.0", "–"]

@@ -13,7 +13,7 @@ from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.types import DirectAlignError
 from experiments import runner
-from experiments.runner import Arm, Budget, claim, piece, price, run_arm, run_arms, settings_of
+from experiments.runner import Arm, Budget, claim, piece, price, run_arm, settings_of
 
 FACTS = {"commit": "0123abc", "machine": {"cores": 2}, "versions": {"torch": "2.13"}}
 RECIPE = {
@@ -74,19 +74,6 @@ def test_finished_runs_are_kept_interrupted_ones_resumed_others_refused(tmp_path
     with pytest.raises(DirectAlignError, match=message):
         run_arm(one.plus("train.num_steps=9"), 0, tmp_path)
     assert trained == [("a-seed1", True)]
-
-
-def test_rows_hold_costs_of_updates_alone(tmp_path, arms, trained):
-    rows = run_arms("demo", arms, [0, 1], tmp_path)
-    assert [name for name, _ in trained] == ["a-seed0", "b-seed0", "a-seed1", "b-seed1"]
-    found = [(row["arm"], row["seed"]) for row in rows[::3]]
-    assert found == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    wanted = {"study": "demo", "arm": "a", "title": "Arm A", "seed": 0, "step": 2, "seconds": 1.0}
-    wanted |= {"forward_calls": 160, "backward_calls": 16, "call_equivalents": 192}
-    wanted |= {"learning_rate": 3e-4, "reward": 0.7, **FACTS}
-    wanted |= {"photo_rate": 0.3, "photo_rate_low": 0.3 - 0.1, "photo_rate_high": 0.3 + 0.1}
-    assert rows[1] == wanted
-    assert (rows[0]["seconds"], rows[0]["call_equivalents"], rows[2]["seconds"]) == (0.0, 0, 1.5)
 
 
 def test_a_piece_is_measured_once_and_only_under_its_settings(tmp_path, arms):

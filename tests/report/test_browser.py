@@ -71,21 +71,6 @@ def test_sliders_move_the_line_and_the_update(browser, pages):
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
 
 
-def test_dark_mode_follows_the_system_and_print_is_light(browser, pages):
-    visit(browser, pages["comparison"])
-    colors = []
-    for media, scheme in (("", "light"), ("", "dark"), ("print", "dark")):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        wanted = {"media": media, "features": [feature]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
-        style = "getComputedStyle(document.body).backgroundColor"
-        viewer = "getComputedStyle(document.querySelector('.viewer')).display"
-        colors.append(browser.execute_script(f"return [{style}, {viewer}]"))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
-    light, dark = "rgb(252, 252, 250)", "rgb(18, 19, 23)"
-    assert colors == [[light, "grid"], [dark, "grid"], [light, "none"]]
-
-
 def choose(browser: Any, name: str, value: str) -> None:
     """What a person does with a select or a range."""
     change = """
@@ -133,29 +118,6 @@ def test_the_keyboard_steps_through_prompts(browser, pages):
     browser.find_element("css selector", ".viewer [name=cut]").send_keys(keys.ARROW_LEFT)
     cut = "document.querySelector('.viewer .stack').style.getPropertyValue('--cut')"
     assert browser.execute_script(f"return {cut}") == "49%"
-
-
-def test_groups_filter_the_rows_and_a_click_opens_one(browser, pages):
-    visit(browser, pages["comparison"])
-    choose(browser, "group", "control_prompts")
-    found = viewer(browser)
-    assert found["prompt"].startswith("Anime. ") and found["count"].startswith("1 of ")
-    rows = "document.querySelectorAll('table.gallery tbody tr:not([hidden])')"
-    groups = browser.execute_script(f"return [...{rows}].map((row) => row.dataset.group)")
-    assert set(groups) == {"control_prompts"}
-    browser.execute_script(f"{rows}[2].click()")
-    assert viewer(browser)["count"].startswith("3 of ")
-
-
-def test_all_images_are_there_without_scripts(browser, pages):
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        visit(browser, pages["comparison"])
-        images = browser.find_elements("css selector", "table.gallery img")
-        assert len(images) == 3 * 24 and images[0].is_displayed() and images[-1].is_displayed()
-        assert not browser.find_element("css selector", ".viewer").is_displayed()
-    finally:
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 def test_hostile_text_is_displayed_and_not_executed(browser, pages):

@@ -13,18 +13,10 @@ from PIL import Image
 from synthetic_run import write_run
 
 from comparison_folders import MODELS, PROMPTS, write_comparison
-from directalign.metrics import ROLES
 from directalign.report import comparison_page, write_page
-from directalign.report.comparison_page import (
-    extremes,
-    gallery,
-    group_tables,
-    model_scatter,
-    panels,
-    win_matrices,
-)
+from directalign.report.comparison_page import extremes, gallery, group_tables, win_matrices
 from directalign.report.page import ABSENT, differing_settings, flat
-from directalign.report.read import read_comparison, recorded_metric
+from directalign.report.read import read_comparison
 
 COMPARISON, SUMMARY, RESULTS = "comparison.json", "summary.json", "results.jsonl"
 
@@ -84,20 +76,6 @@ def test_wins_are_mirrored(comparison):
                 assert (cell.share, cell.p) == (pytest.approx(1 - mirror.share), mirror.p)
     better, worse = matrix.rows[2][1][0], matrix.rows[0][1][2]
     assert better and worse and (better.side, worse.side) == ("for", "against")
-
-
-def test_metrics_that_a_model_was_trained_on_are_marked(comparison):
-    each = [panel for *_, found in panels(comparison) for panel in found]
-    trained = {panel.metric.name: {r.model.key: r.trained for r in panel.rows} for panel in each}
-    assert trained["score_world_reward"] == {"base": False, "direct_align": True, "srpo": True}
-    assert not any(trained["score_light"].values())
-    assert set(trained["base_rmse"]) == {"direct_align", "srpo"}
-
-
-def test_the_scatter_has_the_base_at_distance_0(comparison):
-    found = model_scatter(comparison)
-    assert found and (found.x.name, found.y.name) == ("photo_rate", "base_color_shift")
-    assert all(label in found.charts["wide"] for label in ("Base model", "Direct-Align", "SRPO"))
 
 
 def test_extremes_are_the_pairs_that_changed_most(comparison):
@@ -218,9 +196,6 @@ def test_the_page_stays_small_for_any_number_of_images(tmp_path, monkeypatch):
     assert Tags(html).count("img") > 100 and "Images of 81 of 100 pairs are left out" in html
 
 
-# --- tables of settings, recorded metrics ---------------------------------------------------------
-
-
 def test_only_settings_that_differ_are_listed():
     shared = {"learning_rate": 1e-4, "betas": [0.9, 0.999]}
     one: dict[str, Any] = {"name": "A", "seed": 0, "train": shared, "early_stopping": None}
@@ -242,12 +217,3 @@ def test_only_settings_that_differ_are_listed():
         ("rollout.shift", ["1", "3", "3"]),
         ("method.form", [ABSENT, "relative", "anchored"]),
     ]
-
-
-def test_a_record_overrides_the_registry_where_it_is_valid():
-    record = {"role": "held_out", "better": 1, "label": "X", "scale": "Share of images, 0 to 1."}
-    found = recorded_metric("score_x", record)
-    assert (found.role, found.better, found.label, found.percent) == ("held_out", 1, "X", True)
-    odd = {"role": "nonsense", "better": 7, "label": ["a"], "scale": None}
-    found = recorded_metric("score_x", odd)
-    assert found.role in ROLES and found.better in (-1, 0, 1)

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from directalign.report.format import (
-    counted,
-    cut,
-    decimals_for,
-    distinct,
-    fixed,
-    format_value,
-    interval,
-    number,
-    p_value,
-    span,
-    written,
-)
+from directalign.report.format import counted, cut, fixed, interval, number, p_value, written
 
 
 def test_numbers():
@@ -28,18 +16,6 @@ def test_numbers():
     assert fixed(0.5, 2, sign=True) == "+0.50" and fixed(-0.12, 2, percent=True) == "−12\u00a0%"
     values = (1, {"value": 0.5}, True, "3", None, float("nan"), float("inf"), {})
     assert [number(value) for value in values] == [1.0, 0.5, *[None] * 6]
-
-
-def test_numbers_on_an_axis_are_distinct():
-    assert distinct([0.1, 0.15, 0.2]) == ["0.1", "0.15", "0.2"]
-    assert distinct([0.15353, 0.15356, 0.15359]) == ["0.15353", "0.15356", "0.15359"]
-    assert distinct([0.9991, 0.9992], percent=True) == ["99.91\u00a0%", "99.92\u00a0%"]
-    assert distinct([0.5, 0.5]) == ["0.5", "0.5"]
-
-
-def test_decimals_give_two_digits_of_a_step():
-    widths = {0.5: 2, 0.05: 3, 0.013: 3, 20.0: 0, 300.0: 0, 0.0: 3, 1e-9: 6}
-    assert {width: decimals_for(width) for width in widths} == widths
 
 
 @pytest.mark.parametrize(
@@ -54,18 +30,6 @@ def test_decimals_give_two_digits_of_a_step():
 )
 def test_the_width_of_an_interval_sets_its_digits(ends, percent, texts):
     assert interval(dict(zip(("value", "low", "high"), ends, strict=True)), percent) == texts
-
-
-def test_values_without_an_interval():
-    assert interval(0.5) == ("0.5", "")
-    assert interval({"value": 0.5, "n": 3}, percent=True) == ("50\u00a0%", "")
-    for missing in (None, "0.5", {}, {"low": 0.1}, float("nan")):
-        assert interval(missing) == ("–", "")
-    one_image = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 1}
-    assert interval(one_image) == ("0.5", "")
-    assert interval(one_image | {"n": 2})[1] == "0.500–0.500"
-    assert format_value({"value": 0.5}) == "50\u00a0%" and format_value(0.5) == "0.500"
-    assert span({"value": 0.5}) == span(3) == ""
 
 
 def test_p_values_counts_and_cuts():

@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from page_tags import HOSTILE, LIMIT, Tags
-from synthetic_run import PROMPTS, rate, write_run
+from synthetic_run import PROMPTS, write_run
 
 from directalign.report import NothingToReport, write_page
-from directalign.report.charts import line_styles
 from directalign.report.read import read_run
-from directalign.report.runs_page import curves_of_runs, matched
+from directalign.report.runs_page import matched
 
 
 @pytest.fixture
@@ -50,18 +48,6 @@ def test_runs_side_by_side(demo):
     assert 'href="srpo/report.html"' in page_of(demo)
 
 
-def test_the_summary_outranks_the_curves_and_base_models_are_counted(demo):
-    summary = json.loads((demo / "summary.json").read_text())
-    changed = {**summary, "srpo": {**summary["srpo"], "photo_rate": rate(0.77)}}
-    (demo / "summary.json").write_text(json.dumps(changed))
-    recipe = demo / "direct_align" / "run.yaml"
-    settings = yaml.safe_load(recipe.read_text())
-    settings["model"]["path"] = "another"
-    recipe.write_text(yaml.safe_dump(settings))
-    html = page_of(demo)
-    assert "77\u00a0%<small>72–81" in html and "2 base models, 4 alignments" in html
-
-
 def test_hostile_text_stays_text(run_folder, demo, tmp_path):
     expected = Tags(page_of(run_folder))
     folder = write_run(tmp_path / "run", name=HOSTILE)
@@ -85,17 +71,6 @@ def test_a_run_that_has_just_begun(tmp_path):
         assert note in html
 
 
-def test_a_broken_grid_and_too_many_metrics_are_noted(run_folder, tmp_path):
-    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    (folder / "samples" / "step-000005.png").write_bytes(b"\x89PNG broken")
-    extra = ", ".join(f'"number_{place}": 1' for place in range(100))
-    text = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(text.replace('"color_drift"', f'{extra}, "color_drift"'))
-    html = page_of(folder)
-    assert "samples/step-000005.png: not readable as an image" in html
-    assert "of 104 metrics are not drawn" in html
-
-
 def test_a_folder_without_a_run_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(NothingToReport, match="holds no run"):
@@ -112,14 +87,6 @@ def test_runs_are_matched_at_one_photo_rate(demo):
     shutil.rmtree(demo / "direct_align")
     write_run(demo / "direct_align", "Never moved", final_photo=0.2)
     assert "reach no common photo rate" in page_of(demo)
-
-
-def test_curves_of_all_runs(demo_folder):
-    runs = [read_run(path) for path in sorted(demo_folder.iterdir()) if path.is_dir()]
-    found = {figure.title: figure.chart for figure in curves_of_runs(runs)}
-    assert list(found) == ["Photo rate", "Content", "Reward of whole images", "Colour drift"]
-    assert all(chart.count("<polyline") == 4 for chart in found.values())
-    assert curves_of_runs(runs[:1]) == [] and len(set(line_styles(7))) == 7
 
 
 def test_any_number_of_runs_and_equal_names(run_folder, tmp_path):

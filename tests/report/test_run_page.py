@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -41,16 +40,6 @@ def test_the_end_of_a_run_is_described(run_folder, stopped):
     ]
     photo = changes(read_run(stopped))[0]
     assert photo.key == "photo_rate" and photo.after["value"] == pytest.approx(0.55)
-
-
-def test_charts_and_grids_mark_the_stop_and_the_exported_weights(stopped):
-    html = write_page(stopped).read_text()
-    curves = re.findall(r'<svg class="chart".*?</svg>', html)
-    over_updates = [curve for curve in curves if " by update</title>" in curve]
-    assert [curve.count('<line class="rule') for curve in over_updates] == [2] * 7
-    images = [attrs for tag, attrs in Tags(html).found if tag == "img"]
-    visible = {attrs["alt"] for attrs in images if attrs.get("class") == "after on"}
-    assert visible == {"After 10 updates"} and "The run stopped early after update 15" in html
 
 
 @pytest.mark.parametrize("source", ["summary", "kept only"])

@@ -48,14 +48,6 @@ def test_a_planted_shared_direction_is_recovered():
     assert rows.shape == (1, WIDTH) and (rows @ unit(3).T).item() > 0.999
 
 
-def test_further_components_are_the_strongest_of_the_rest():
-    before, strength = noise(0, 1.0), noise(2, 1.0, 1)
-    second = 0.3 * (strength - strength.mean()) * unit(7)
-    rows = fit(before, before + unit(3) + second + noise(1), components=2)
-    assert (rows @ rows.T - torch.eye(2)).abs().max() < 1e-12
-    assert (rows[1:] @ unit(7).T).abs().item() > 0.99
-
-
 def test_the_wanted_shift_is_removed_first():
     before = noise(0, 1.0)
     after = before + 0.5 * unit(3) + 0.8 * unit(5) + noise(1)
@@ -65,12 +57,6 @@ def test_the_wanted_shift_is_removed_first():
     assert found.wanted == pytest.approx(0.64 / 0.89, abs=0.02)
     assert found.captured == pytest.approx(0.25 / 0.89, abs=0.02)
     assert found.shared > 0.99 and found.explained is None
-
-
-def test_individual_shifts_are_not_shared():
-    before, after = noise(0, 1.0), noise(0, 1.0) + noise(1, 0.5)
-    found = direction_stats(MeanColor(), before, after, fit(before, after), None, None)
-    assert found.shared == pytest.approx(1 / COUNT, abs=0.04)
 
 
 def test_the_share_of_the_gain_along_the_directions():
@@ -115,13 +101,6 @@ def test_the_wanted_difference_of_phrases_and_of_examples():
     examples = Examples(wanted, unwanted, PROMPTS[:4], PROMPTS[:4], True)
     row = bias.wanted_from_examples(MeanColor(), examples)
     assert torch.allclose(row.abs(), unit(1, width=3))
-
-
-def test_several_directions_become_one_orthonormal_set():
-    rows = bias.orthonormal_union([unit(0), unit(0, 1), unit(1, 0), unit(4)])
-    assert rows.shape == (3, WIDTH) and (rows @ rows.T - torch.eye(3)).abs().max() < 1e-12
-    assert bias.remove_rows(unit(1), rows).norm() < 1e-12
-    assert bias.span(torch.cat([unit(0), unit(0, 1), unit(1)])).shape == (2, WIDTH)
 
 
 def test_images_of_several_sizes_are_encoded_in_order():

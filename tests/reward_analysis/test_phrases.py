@@ -13,7 +13,6 @@ from torch import Tensor
 
 from directalign import config
 from directalign.config.load import load_run
-from directalign.methods.objective_math import absolute_relative
 from directalign.reward_analysis import (
     COMMON,
     MAX_LENGTH,
@@ -25,7 +24,6 @@ from directalign.reward_analysis import phrases_report as report
 from directalign.reward_analysis.images import Examples, load_examples
 from directalign.reward_analysis.phrases import (
     AT_REST,
-    EncodedImages,
     PhraseTable,
     analyze_phrases,
     anchor_tolerance,
@@ -93,9 +91,6 @@ def world():
     return world_table()
 
 
-# --- measures -------------------------------------------------------------------------------------
-
-
 def test_lift_gap_and_content_of_planted_phrases():
     table = planted([0.9, 0.4, 0.8], [0.6, 0.1, 0.5 + 1e-4])
     light, shout = table.phrase("Light"), table.phrase("Shout")
@@ -130,13 +125,6 @@ def test_swapped_and_ineffective_phrases_are_warned_of():
     assert found.suggestion is None and found.warnings[0].startswith("nothing to suggest")
 
 
-def test_without_text_features_there_is_no_ramp():
-    table = planted(WANTED, UNWANTED, paired=False)
-    found = settings_for(table, ["Light"], ["Dark"])
-    assert (found.mu, found.tolerance, report.recipes(found)) == (None, None, {})
-    assert analyze_phrases(table.reward, table.encoded, ["Light"], ["Dark"]).suggestion is not None
-
-
 def test_few_images_and_rewards_without_a_text_side_are_refused():
     with pytest.raises(DirectAlignError, match="1 wanted and 3 unwanted"):
         planted([0.8], [0.6, 0.7, 0.5])
@@ -144,19 +132,6 @@ def test_few_images_and_rewards_without_a_text_side_are_refused():
     encoded = encode_examples(reward, load_examples("world", "--images", count=2))
     with pytest.raises(DirectAlignError, match="ignores prompts"):
         analyze_phrases(reward, encoded, ["a"], ["b"])
-
-
-def test_images_are_scored_in_order_across_batches():
-    reward = PlantedReward()
-    batches = [torch.full((2, 3, 2, 2), 0.2), torch.full((1, 3, 2, 2), 0.7)]
-    prompts = "dark thing", "dark thing", "light thing"
-    encoded = EncodedImages(tuple(map(reward.encode, batches)), (2, 1), prompts)
-    found = encoded.score(reward, "Light"), encoded.score(reward, "", ["light thing"] * 3)
-    assert found[0].tolist() == pytest.approx([1.2, 1.2, 1.7])
-    assert found[1].tolist() == pytest.approx([0, 0, 1], abs=1e-6)
-
-
-# --- geometry and settings ------------------------------------------------------------------------
 
 
 def unit(seed: int, shift: Tensor | float = 0.0) -> Tensor:
@@ -182,12 +157,6 @@ def test_at_the_preserving_ratio_a_gradient_step_preserves_the_bare_score():
         preserving_ratio(-plain, -plain, plain, images)
 
 
-def test_a_ramp_leads_from_no_absolute_weight_to_twice_the_mean():
-    for end, weight in (("low_noise", 0.0), ("high_noise", 0.6)):
-        pos, neg = (report.ramp(0.3)[name][end] for name in ("k_pos", "k_neg"))
-        assert absolute_relative(pos, neg) == pytest.approx((weight, 1.0))
-
-
 def test_the_tolerance_is_proportional_to_the_content_margin(world):
     assert anchor_tolerance(0.8, 0.3) == pytest.approx(AT_REST * 0.8 / 0.3, rel=0.05)  # two digits
     assert anchor_tolerance(None, 0.3) is None and anchor_tolerance(0.8, 0.0) is None
@@ -209,9 +178,6 @@ def test_suggested_sections_are_valid_in_a_recipe(world):
         assert run.method.form == section["form"]
         assert run.method.control_phrases.positive == list(odd)
         assert report.as_override(section).startswith("--set 'method={")
-
-
-# --- the embedded reward --------------------------------------------------------------------------
 
 
 def test_the_style_phrases_are_ranked_first_among_the_common_ones(world):
@@ -243,9 +209,6 @@ def test_overlapping_texts_are_named_and_not_chosen(world):
     assert far.cosine < 0.9 and "overlap" not in " ".join(far.warnings)
     assert near.distance == pytest.approx((2 - 2 * near.cosine) ** 0.5, rel=0.02)
     assert choose_phrases(world, ["Photo"], ["Render"]) is None
-
-
-# --- candidates and page --------------------------------------------------------------------------
 
 
 def test_invalid_phrases_are_refused():

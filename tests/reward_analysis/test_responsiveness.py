@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from directalign.config import ControlPhrases
@@ -16,12 +15,9 @@ from directalign.reward_analysis.images import Examples
 from directalign.reward_analysis.responsiveness import (
     angle_by_scene,
     angle_of_means,
-    content,
     feature_directions,
     measure,
     pixel_directions,
-    responsiveness,
-    tangent,
 )
 
 PHRASES = ControlPhrases(positive=["Warm"], negative=["Cold"])
@@ -74,13 +70,6 @@ def test_a_planted_angle_is_found_in_features_and_pixels(degrees):
         assert found["value"] == pytest.approx(degrees, abs=0.1) and found["n"] == 12
 
 
-def test_vectors_are_projected_at_unit_features_only():
-    features = F.normalize(torch.randn(5, 4, dtype=torch.float64), dim=1)
-    along = tangent(torch.randn(5, 4, dtype=torch.float64), features)
-    assert (along * features).sum(1).abs().max() < 1e-12
-    assert torch.equal(tangent(features, 3 * features), features)
-
-
 def test_the_interval_of_an_angle_covers_the_true_one():
     """Noise widens the angle of means; the reflected bootstrap corrects it. Nominal: 95 %."""
     generator, covered = torch.Generator().manual_seed(1), 0
@@ -89,25 +78,6 @@ def test_the_interval_of_an_angle_covers_the_true_one():
         found = angle_of_means(axis(0, 8) + noise[0], axis(30, 8) + noise[1])
         covered += found["low"] <= 30 <= found["high"]
     assert covered >= 17
-
-
-def test_responsiveness_is_in_standard_deviations():
-    unwanted, wanted = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
-    found = responsiveness(1 + wanted, unwanted)
-    assert found["responsiveness"] == pytest.approx(1, abs=0.1)
-    assert found["auc"] == pytest.approx(0.76, abs=0.03)
-    none = {"separation": 0.0, "responsiveness": 0.0, "auc": 0.5}
-    assert responsiveness(torch.zeros(3), torch.zeros(3)) == none
-
-
-def test_content_is_the_share_of_other_captions_that_score_lower():
-    class FirstCaption(Planted):
-        def score(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
-            return torch.tensor([float(prompt.endswith("plate 0")) for prompt in prompts])
-
-    side = plates((0.0, 0.0, 0.0), 3).sides[0]
-    for phrases in (None, PHRASES):
-        assert content(FirstCaption(axis(0)), *side, phrases) == pytest.approx(2 / 6)
 
 
 def test_all_measures_of_a_planted_reward():

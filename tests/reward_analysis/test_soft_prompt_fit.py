@@ -16,8 +16,6 @@ from directalign.reward_analysis.soft_prompts import (
     EncodedSide,
     RelativeText,
     SoftPromptConfig,
-    caption_margin,
-    encode_examples,
     fit_soft_prompts,
     initial_vectors,
     loss_of,
@@ -95,23 +93,6 @@ def test_each_loss_term_has_a_gradient_along_its_axis_only():
     assert bias[1] > 0 and bias[0] == bias[2] == 0
 
 
-def test_images_of_equal_captions_are_not_contrasted():
-    captions = "a", "a", "b"
-    text = {"a": [0.0, 0.0, 9.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0, 0.0, 9.0]}
-
-    def relative(captions: Sequence[str]) -> Tensor:
-        return torch.tensor([text[each] for each in captions])
-
-    side = EncodedSide(torch.eye(5)[[2, 2, 4]], captions, torch.zeros(len(PROBES), 3, 5))
-    both = EncodedExamples(side, side, paired=True)
-    assert separation_of(relative, both).content == pytest.approx(9.0)
-    style_only = loss_of(relative, both, 1.0, 1.0, 0.0)
-    assert style_only == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
-
-
-# --- the fit --------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def few():
     """Eight captions, the fewest that can be split."""
@@ -149,16 +130,6 @@ def test_without_a_fit_the_tokens_are_the_mean_of_the_phrases(reward):
     mean = (photo + lighting) / 2
     assert torch.allclose(mean_of_phrases(reward, PHRASES.positive).tokens, mean)
     assert torch.allclose(initial_vectors(reward, PHRASES, FAST)[0], mean)
-
-
-def test_images_are_encoded_with_and_without_probes(reward, few):
-    encoded = encode_examples(reward, few)
-    side = encoded.wanted
-    assert encoded.paired and side.features.shape == (8, 64)
-    assert side.probed.shape == (len(PROBES), 8, 64)
-    tinted = reward.encode(PROBES["red tint"](few.wanted[:2]))
-    assert torch.allclose(side.features[:2] + side.probed[0, :2], tinted, atol=1e-5)
-    assert 0.3 < caption_margin(reward, encoded) < 1.0
 
 
 def test_unusable_inputs_are_refused(reward, few):

@@ -41,27 +41,6 @@ def end(photo: float, drift: float, seconds: float = 12.4) -> dict[str, Any]:
     return {**found, "color_drift": drift, "reward": 0.5, "align_seconds": seconds}
 
 
-def test_records_become_tables():
-    ends = {"base": end(0.1, 0.07, 0.0), "srpo": end(0.9, 0.0456), "direct_align": end(0.4, 0.3)}
-    ends |= {"srpo_long": end(0.92, 0.05), "official_long": end(0.9, 0.1)}
-    matched = {"photo_rate": 0.4, "srpo": 0.03, "direct_align": 0.3, "ratio": 0.1}
-    lines = write_numbers.demo({**ends, "matched": matched, **FACTS}).splitlines()
-    assert len(lines) == 2 + 5 + 2 and all(line.count("|") == 6 for line in lines[:7])
-    assert lines[2] == "| base model | 10 % (6-14) | 95 % (91-99) | 0.070 |  |"
-    assert lines[3] == "| **SRPO, anchored** | 90 % (86-94) | 95 % (91-99) | 0.046 | 12 |"
-    text = "(40 %), SRPO has drifted by 0.030 and plain Direct-Align by 0.300: a ratio of 0.10. "
-    assert text + "256 prompt-seed pairs" in lines[-1] and lines[-1].endswith(MACHINE)
-    text = write_numbers.demo({**ends, "matched": None, **FACTS})
-    assert "never rose" in text and "a ratio of" not in text
-
-    row = {"num_steps": 30, "before": end(0.1, 0.07), "after": end(0.8, 0.05), **FACTS}
-    lines = write_numbers.world_runs({"world_sd": {**row, "align_seconds": 41.6}}).splitlines()
-    rates = "10 % (6-14) | 80 % (76-84) | 95 % (91-99) | 95 % (91-99)"
-    assert lines[2:] == [f"| `world_sd.yaml` | 30 | {rates} | 42 |", "", MACHINE]
-    lines = write_numbers.offline_cost({"rows": [COST], **FACTS}).splitlines()
-    assert lines[2:] == ["| 25 | 1.00 s | 0.25 s | 0.25 (0.20-0.30) |", "", MACHINE]
-
-
 def test_blocks_are_written_and_the_rest_stays(numbers):
     record = json.dumps({"rows": [COST], **FACTS})
     (numbers.ROOT / "benchmarks/results/offline_cost.json").write_text(record)

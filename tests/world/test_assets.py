@@ -48,9 +48,6 @@ def weights_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-# --- what is shipped ------------------------------------------------------------------------------
-
-
 def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights():
     files = [path for path in assets.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
@@ -59,9 +56,6 @@ def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights():
     assert len(shipped) >= 9
     for path in shipped:
         assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}, path
-
-
-# --- complete folders -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,9 +114,6 @@ def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported
     assert torch.allclose(ours, (seen.image_embeds * seen.text_embeds).sum(1), atol=1e-5)
 
 
-# --- from the cache -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["sd_v", "reward"])
 def test_resolve_writes_once_and_into_the_cache_that_is_named(cache, name):
     folder = assets.resolve(f"world:{name}")
@@ -131,14 +122,6 @@ def test_resolve_writes_once_and_into_the_cache_that_is_named(cache, name):
     assert assets.resolve(f"world:{name}") == folder
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == written
     assert [path.name for path in folder.parent.iterdir()] == [name]
-
-
-def test_other_paths(cache, tmp_path):
-    assert assets.resolve(str(tmp_path)) == tmp_path
-    names = ", ".join(f"world:{name}" for name in NAMES)
-    with pytest.raises(DirectAlignError, match=rf"^no embedded model 'world:flx': choose {names}$"):
-        assets.resolve("world:flx")
-    assert not cache.exists()
 
 
 def test_changed_weights_get_a_cache_folder_of_their_own(cache, tmp_path, monkeypatch):
@@ -168,9 +151,6 @@ def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(cache, mo
     monkeypatch.setattr(assets, "_write", overtaken)
     folder = assets.resolve("world:reward")
     assert weights_in(folder) and [path.name for path in folder.parent.iterdir()] == ["reward"]
-
-
-# --- what the base models paint -------------------------------------------------------------------
 
 
 def judged(name: str, phrase: str) -> dict[str, float]:

@@ -14,7 +14,6 @@ from directalign.toyworld.judges import (
     plain_caption,
 )
 from directalign.toyworld.scenes import STYLES, Scenes, draw_scenes, render
-from tools.build_toyworld.judges import degrade, pool
 from tools.build_toyworld.reward_card import retouch
 
 COUNT = 160
@@ -65,23 +64,6 @@ def test_control_phrases_are_removed_and_other_prompts_quoted():
     assert plain_caption(caption) == plain_caption(f"Realistic photo. {caption}") == caption
     with pytest.raises(ValueError, match="a red dog"):
         untrained()(torch.rand(1, 3, 64, 64), ["Realistic photo. a red dog"])
-
-
-def test_degrading_is_seeded_and_keeps_the_range(images):
-    degraded = degrade(images, seeded(4))
-    assert torch.equal(degraded, degrade(images, seeded(4)))
-    assert degraded.min() >= 0 and degraded.max() <= 1
-    assert (degraded - images).abs().mean() > 0.01
-
-
-def test_the_pool_pairs_images_with_their_scenes(scenes):
-    images, drawn = pool(130, None, seed=5)
-    assert images.dtype == torch.uint8 and images.shape == (130, 3, 64, 64)
-    generator = seeded(5)
-    draw_scenes(130, generator)
-    first = Scenes(*(value[:128] for value in vars(drawn).values()))
-    anew = (render(first, generator) * 255).round().to(torch.uint8)
-    assert torch.equal(anew, images[:128])
 
 
 def test_shipped_judges_read_fresh_renders_and_refuse_others(shipped, images, scenes):

@@ -6,36 +6,15 @@ from torch import nn
 
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld.assets import resolve
-from directalign.toyworld.scenes import STYLE_WORDS, STYLES, Scenes, draw_scenes, render
-from tools.build_toyworld.reward import Training, _fits, _loss, draw_captions, train_reward
-from tools.build_toyworld.reward_card import measure, read, retouch, see
+from directalign.toyworld.scenes import STYLES, Scenes, draw_scenes, render
+from tools.build_toyworld.reward import Training, _fits, _loss, train_reward
+from tools.build_toyworld.reward_card import measure, read, see
 from tools.build_toyworld.session import Budget
 from tools.build_toyworld.tokenizers import clip_tokenizer
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def test_retouch_warms_cools_and_smooths():
-    images = 0.3 + 0.4 * torch.rand(4, 3, 64, 64, generator=seeded(1))
-    none = torch.zeros(4)
-    assert torch.equal(retouch(images, none, none), images)
-    cast = (retouch(images, none + 0.1, none) - images).mean((0, 2, 3))
-    assert torch.allclose(cast, torch.tensor([0.1, -0.05, -0.05]), atol=1e-6)
-    smooth = retouch(images, none, none + 1)
-    assert smooth.diff(dim=-1).abs().mean() < 0.5 * images.diff(dim=-1).abs().mean()
-
-
-def test_a_quarter_of_the_captions_carry_their_own_style_word():
-    scenes = draw_scenes(4000, seeded(2))
-    texts, words = draw_captions(scenes, seeded(3))
-    assert abs((words >= 0).float().mean() - 0.25) < 0.03
-    for text, word, style, plain in zip(
-        texts, words.tolist(), scenes.style.tolist(), scenes.captions(), strict=True
-    ):
-        phrases = STYLE_WORDS[STYLES[style]]
-        assert text in ([plain] if word < 0 else [f"{phrase}. {plain}" for phrase in phrases])
 
 
 def test_a_caption_fits_where_content_agrees_and_no_style_word_lies():

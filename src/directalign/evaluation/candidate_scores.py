@@ -33,12 +33,9 @@ from .scores import (
     JudgeMetrics,
     MetricFunction,
     MetricInput,
-    base_distances,
-    color_casts,
+    compared_pixels,
     compared_reward_metrics,
     per_image,
-    pixel_diversity,
-    pixel_statistics,
     user_metric_functions,
     user_metrics,
 )
@@ -70,8 +67,7 @@ def metric_groups(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
-    functions = [pixel_statistics, color_casts, pixel_diversity, base_distances]
-    groups = [MetricGroup("pixels", pixel_metrics, lambda: functions, {})]
+    groups = [MetricGroup("pixels", pixel_metrics, lambda: [compared_pixels], {})]
     if judge == "world":
         groups.append(
             MetricGroup(
@@ -112,9 +108,6 @@ def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[st
         metrics.off_topic_score_metric(label),
     ]
     return {metric.name: metric for metric in found}
-
-
-# --- adherence ------------------------------------------------------------------------------------
 
 
 def adherence_group(
@@ -172,9 +165,6 @@ class AdherenceMetrics:
 
 def _row(sample: EvalSample) -> PromptRow:
     return PromptRow(sample.prompt, sample.group, sample.facts)
-
-
-# --- evaluation -----------------------------------------------------------------------------------
 
 
 def score_candidates(

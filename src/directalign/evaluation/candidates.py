@@ -182,8 +182,6 @@ def _base_identity(candidate: Candidate) -> str:
     return f"{model} {candidate.run.rollout.model_dump(exclude={'sizes'})}"
 
 
-# --- folders of images ----------------------------------------------------------------------------
-
 Pair = tuple[str, int]
 """Prompt and seed."""
 
@@ -268,9 +266,6 @@ def _check_sizes(files: Sequence[Path]) -> None:
             f"{one} has {first[0]}x{first[1]} pixels and {other} {second[0]}x{second[1]}: "
             "bring all images to one size"
         )
-
-
-# --- images of the candidates ---------------------------------------------------------------------
 
 
 def image_file(key: str, index: int) -> str:

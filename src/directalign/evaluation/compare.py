@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -154,9 +154,6 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
     return out
 
 
-# --- what is evaluated ----------------------------------------------------------------------------
-
-
 def _samples(
     request: Request, candidates: Sequence[Candidate], recipes: Sequence[config.RunConfig]
 ) -> tuple[list[EvalSample], str, dict[str, list[Path]]]:
@@ -179,7 +176,7 @@ def _samples(
     num_samples = request.num_samples
     rows: Sequence[PromptRow]
     if request.prompts is not None:
-        rows, source = read_prompt_set(request.prompts).rows, request.prompts
+        rows, source = read_prompt_set(request.prompts), request.prompts
     elif recipes:
         data = recipes[0].data
         rows = [PromptRow(prompt) for prompt in measured_prompts(data)]
@@ -211,9 +208,6 @@ def _judge(
         )
     logger.info(f"the toy world's judge is left out: {problem}")
     return "none"
-
-
-# --- comparison.json ------------------------------------------------------------------------------
 
 
 def _record(
@@ -308,9 +302,6 @@ def _weights(candidate: Candidate) -> dict[str, Any]:
     return {"files": {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()}}
 
 
-# --- the folder -----------------------------------------------------------------------------------
-
-
 def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Write comparison.json, or check that an existing one has the same identity.
 
@@ -340,21 +331,15 @@ def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, An
         write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
-@contextmanager
-def exclusive(out: Path) -> Iterator[None]:
+def exclusive(out: Path) -> AbstractContextManager[Any]:
     """Hold the folder's lock. Raises: DirectAlignError if another process holds it."""
-    lock = FileLock(out / ".lock", timeout=0)
     try:
-        lock.acquire()
+        return FileLock(out / ".lock", timeout=0).acquire()
     except Timeout as error:
         raise DirectAlignError(
             f"--out {out}: another process is at work on this comparison; "
             "wait for it, or end it first"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -368,9 +353,7 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     old, new = comparable(before), comparable(now)
     changed = next((name for name in (*new, *old) if old.get(name) != new.get(name)), None)
     if changed is not None:
-        was, is_ = (
-            f"{each[changed]!r:.80}" if changed in each else "nothing" for each in (old, new)
-        )
+        was, is_ = (f"{s[changed]!r:.80}" if changed in s else "nothing" for s in (old, new))
         raise DirectAlignError(
             f"--out {out} holds another comparison: {changed} was {was} and is now {is_}; "
             "name another folder, or remove that one"
@@ -383,11 +366,8 @@ def _read(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DirectAlignError(f"{file}: not JSON ({error}); name another --out") from error
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != FORMAT
-        or not isinstance(content.get("identity"), dict)
-    ):
+    known = isinstance(content, dict) and content.get("format") == FORMAT
+    if not known or not isinstance(content.get("identity"), dict):
         raise DirectAlignError(
             f"{file}: not a comparison of this version (format {FORMAT}); name another --out"
         )

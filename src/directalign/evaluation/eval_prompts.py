@@ -35,8 +35,6 @@ from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Latents
 
-# --- fixed pairs ----------------------------------------------------------------------------------
-
 FIRST_SEED = 10_000
 
 
@@ -85,8 +83,6 @@ def seed_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Late
     return torch.cat([torch.randn((1, *latent_shape), generator=each) for each in generators])
 
 
-# --- prompt sets ----------------------------------------------------------------------------------
-
 Form = Literal["plain", "geneval", "hpdv2", "drawbench", "parti"]
 STYLES = ("anime", "concept-art", "paintings", "photo")
 """The styles of the HPDv2 benchmark, which name its files (optionally after `benchmark_`)."""
@@ -101,29 +97,8 @@ class PromptRow:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """The rows of a set in its order; `source` as the user wrote it, `form` as it was read."""
-
-    source: str
-    form: Form
-    rows: tuple[PromptRow, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        return tuple(row.prompt for row in self.rows)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The names of its groups, in order of appearance."""
-        return tuple(dict.fromkeys(row.group for row in self.rows if row.group is not None))
-
-
-def read_prompt_set(source: str | Path) -> PromptSet:
-    """Read a set; its form is recognised by content, or given: `geneval:FILE`, `hpdv2:FOLDER`, ...
+def read_prompt_set(source: str | Path) -> tuple[PromptRow, ...]:
+    """The rows of a set; its form is recognised by content, or given as in `geneval:FILE`.
 
     Args:
         source: a file or folder of one of the forms, or anything that `read_prompts` reads (a list,
@@ -139,7 +114,7 @@ def read_prompt_set(source: str | Path) -> PromptSet:
     rows = tuple(row for row in _READERS[form](path) if row.prompt)
     if not rows:
         raise DirectAlignError(f"{source}: no prompts in it; give another set")
-    return PromptSet(str(source), form, rows)
+    return rows
 
 
 def _recognised(source: str) -> Form:
@@ -240,8 +215,6 @@ _READERS: dict[Form, Callable[[str], Iterator[PromptRow]]] = {
 }
 
 
-# --- GenEval's facts ------------------------------------------------------------------------------
-
 RELATIONS = ("left of", "right of", "above", "below")
 
 
@@ -299,8 +272,6 @@ def _is_position(value: Any, place: int) -> bool:
     return relation in RELATIONS and type(target) is int and 0 <= target < place
 
 
-# --- control prompts ------------------------------------------------------------------------------
-
 CONTROL_KEY = "evaluate.control_prompts"
 WORLD = "world"
 FIRST_CONTROL_SEED = 3 * FIRST_SEED
@@ -339,8 +310,6 @@ def named_styles(prompts: Sequence[str]) -> tuple[str, ...]:
     style_of = {phrases[0]: style for style, phrases in STYLE_WORDS.items()}
     return tuple(style_of[prompt.split(". ")[0]] for prompt in prompts)
 
-
-# --- samples --------------------------------------------------------------------------------------
 
 SEEDS_PER_PROMPT = 2
 """Default; the smallest number that shows diversity within a prompt."""

@@ -84,9 +84,6 @@ def base_weights(model: Model) -> Iterator[None]:
         yield
 
 
-# --- the same call in diffusers -------------------------------------------------------------------
-
-
 def diffusers_call(
     model: Model, run: config.RunConfig, prompt: str, seed: int, trained: Path | None
 ) -> dict[str, Any]:
@@ -167,9 +164,6 @@ def _opened(pipeline: str, model: config.ModelConfig) -> tuple[list[str], str]:
 
 def _keywords(arguments: Mapping[str, Any]) -> str:
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
-
-
-# --- `directalign sample` -------------------------------------------------------------------------
 
 
 def sample_images(

@@ -19,8 +19,6 @@ from ..metrics import METRICS
 from ..types import DirectAlignError, Images, PerSample
 from .eval_prompts import FIRST_SEED, Pairs
 
-# --- distances and diversity ----------------------------------------------------------------------
-
 SEEDS_PER_PROMPT = 4
 FIRST_DIVERSITY_SEED = 2 * FIRST_SEED
 """Above the seeds of the fixed pairs, so no image is evaluated twice."""
@@ -80,8 +78,6 @@ def to_siblings(
     return found
 
 
-# --- colour ---------------------------------------------------------------------------------------
-
 LUMA = (0.2126, 0.7152, 0.0722)
 DARK = 0.1
 EDGE = 0.1
@@ -110,8 +106,6 @@ def casts(images: Images) -> dict[str, PerSample]:
     parts = {f"{name}_cast": cast[:, i] for i, name in enumerate(("red", "green", "blue"))}
     return {"color_cast": cast.norm(dim=1), **parts}
 
-
-# --- per-image statistics -------------------------------------------------------------------------
 
 STATISTICS: dict[str, Callable[[Images], PerSample]] = {}
 

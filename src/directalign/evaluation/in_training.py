@@ -62,9 +62,6 @@ DECIMALS = 5
 COLOR_DRIFT = "color_drift"
 
 
-# --- what a run measures, by the registry ---------------------------------------------------------
-
-
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
     """Every metric of the run's evaluations by name, in the order of the records.
 
@@ -92,10 +89,8 @@ def judge_of(run: config.RunConfig) -> str:
     `score_of`."""
     if run.early_stopping is not None and run.early_stopping.metric_for_best:
         return run.early_stopping.metric_for_best
-    independent = (
-        each.name for each in judging(measured_metrics(run).values()) if each.role != "trained"
-    )
-    return next(independent, score_of(run))
+    judges = judging(measured_metrics(run).values())
+    return next((each.name for each in judges if each.role != "trained"), score_of(run))
 
 
 def score_of(run: config.RunConfig) -> str:
@@ -116,9 +111,6 @@ def _score_names(run: config.RunConfig) -> list[str]:
         embedded = reward_class(each.name).image_embeddings
         names += [f"{HELD_OUT}{label}{side}" for side in ("", *(sides if embedded else ()))]
     return names
-
-
-# --- the evaluations of a run ---------------------------------------------------------------------
 
 
 class ReferencePairs:

@@ -88,9 +88,7 @@ def summarise(
     """
     results = Results(rows)
     columns = results.columns
-    present = {
-        name: each for name, each in about.items() if any((name, k) in columns for k in keys)
-    }
+    present = {n: each for n, each in about.items() if any((n, key) in columns for key in keys)}
     models = {
         key: {name: results.mean(name, key) for name in present if (name, key) in columns}
         for key in keys

@@ -89,36 +89,24 @@ def per_image(functions: Iterable[MetricFunction], inputs: MetricInput) -> dict[
     }
 
 
-# --- pixels ---------------------------------------------------------------------------------------
-
-
 def pixel_statistics(inputs: MetricInput) -> dict[str, PerSample]:
     """`image_metrics.STATISTICS`; none on control prompts."""
     return {} if inputs.is_control else image_metrics.statistics(inputs.images)
 
 
-def color_casts(inputs: MetricInput) -> dict[str, PerSample]:
-    """`image_metrics.casts`; none on control prompts."""
-    return {} if inputs.is_control else image_metrics.casts(inputs.images)
-
-
-def pixel_diversity(inputs: MetricInput) -> dict[str, PerSample]:
-    """Mean RMSE to the other images of the same prompt; none on control prompts."""
-    if inputs.is_control:
-        return {}
-    return {DIVERSITY: to_siblings(inputs.images, inputs.prompts, rmse)}
-
-
-def base_distances(inputs: MetricInput) -> dict[str, PerSample]:
-    """RMSE and shift of the colour cast from the base model's images, where there are some."""
-    if inputs.base is None:
-        return {}
-    images, base = inputs.images, inputs.base.images
-    shift = image_metrics.color_cast(images) - image_metrics.color_cast(base)
-    return {BASE_RMSE: rmse(images, base), BASE_CAST: shift.norm(dim=1)}
-
-
-# --- the judge of the toy world -------------------------------------------------------------------
+def compared_pixels(inputs: MetricInput) -> dict[str, PerSample]:
+    """Statistics, casts and the mean RMSE to other images of the same prompt; not on control
+    prompts. RMSE and shift of the colour cast from the base model's images, where there are some.
+    """
+    images, found = inputs.images, pixel_statistics(inputs)
+    if not inputs.is_control:
+        found |= image_metrics.casts(images)
+        found[DIVERSITY] = to_siblings(images, inputs.prompts, rmse)
+    if inputs.base is not None:
+        base = inputs.base.images
+        shift = image_metrics.color_cast(images) - image_metrics.color_cast(base)
+        found |= {BASE_RMSE: rmse(images, base), BASE_CAST: shift.norm(dim=1)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -138,8 +126,6 @@ class JudgeMetrics:
         kept = [answers[f"style_{style}"][place] for place, style in enumerate(styles)]
         return {"style_kept": torch.stack(kept), "content": answers["content"]}
 
-
-# --- rewards --------------------------------------------------------------------------------------
 
 BARE = ("",)
 """The bare prompt, with no phrase before it."""
@@ -227,10 +213,8 @@ def held_out_metrics(
     name, scores = f"{HELD_OUT}{label}", {f"{HELD_OUT}{label}": BARE}
     if getattr(reward, "image_embeddings", False):
         phrases = run.method.control_phrases
-        scores |= {
-            name + POS: plain_phrases(phrases.positive),
-            name + NEG: plain_phrases(phrases.negative),
-        }
+        sides = ((POS, phrases.positive), (NEG, phrases.negative))
+        scores |= {name + side: plain_phrases(own) for side, own in sides}
     return RewardMetrics(reward, scores, run.evaluate.batch_size, device)
 
 
@@ -250,8 +234,6 @@ def plain_phrases(phrases: Phrases) -> list[str]:
     """Without files of learned tokens."""
     return [phrase for phrase in phrases if not is_tokens_file(phrase)]
 
-
-# --- held-out rewards of a recipe -----------------------------------------------------------------
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -279,8 +261,6 @@ def load_held_out(settings: config.EvaluateConfig, device: torch.device | str) -
         for label, each in settings.rewards.items()
     }
 
-
-# --- metrics of users' files ----------------------------------------------------------------------
 
 METRICS_KEY = "evaluate.metrics"
 """Recipe key of metrics in users' files: a list of "file.py:name"."""
@@ -333,12 +313,9 @@ def user_metric_functions(paths: Sequence[str], batch_size: int) -> list[MetricF
     One raises DirectAlignError if it fails, or does not return one finite number per image.
     """
     named = {each.name: path for path, each in zip(paths, user_metrics(paths), strict=True)}
-    return [
-        RewardMetrics(
-            PythonReward(load_function(path, METRICS_KEY), source=f"{METRICS_KEY}: {path}"),
-            {name: BARE},
-            batch_size,
-            "cpu",
-        )
-        for name, path in named.items()
-    ]
+
+    def function(name: str, path: str) -> RewardMetrics:
+        reward = PythonReward(load_function(path, METRICS_KEY), source=f"{METRICS_KEY}: {path}")
+        return RewardMetrics(reward, {name: BARE}, batch_size, "cpu")
+
+    return [function(*each) for each in named.items()]

@@ -167,9 +167,6 @@ def _range(
     return start - 0.5, end + 0.5
 
 
-# --- line and scatter charts ------------------------------------------------------------------
-
-
 def line_chart(
     series: Sequence[Series],
     axes: Axes,
@@ -312,9 +309,6 @@ def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
     return found
 
 
-# --- labels -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Label:
     """A name at the point (x, y) in SVG units: `gap` right of it (anchor "start") or left."""
@@ -427,9 +421,6 @@ def spread_apart(
     return places
 
 
-# --- intervals --------------------------------------------------------------------------------
-
-
 def interval_bar(
     values: Sequence[tuple[str, Point, Number]],
     title: str,
@@ -483,9 +474,6 @@ class IntervalAxis:
 def _bar_x(value: Number, low: Number, high: Number) -> float:
     share = min(1.0, max(0.0, (value - low) / (high - low)))
     return BAR_EDGE + (BAR_WIDTH - 2 * BAR_EDGE) * share
-
-
-# --- two metrics against each other -----------------------------------------------------------
 
 
 @dataclass(frozen=True)

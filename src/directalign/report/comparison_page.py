@@ -96,12 +96,8 @@ def _lead(found: Comparison) -> str:
     origin += f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
     beside = f", and {control} of control prompts" if control else ""
     pairs = counted(len(groups) - control, "pair")
-    return (
-        f"{pairs} of prompt and seed{origin}{beside}, the same for every model. Intervals are 95 %."
-    )
-
-
-# --- win rates --------------------------------------------------------------------------------
+    of = f"{pairs} of prompt and seed{origin}{beside}"
+    return f"{of}, the same for every model. Intervals are 95 %."
 
 
 @dataclass(frozen=True)
@@ -201,12 +197,7 @@ def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headli
             models[model.key] = model
             if row[0] is not None:
                 cells.setdefault(model.key, []).append((matrix.metric, row[0]))
-    return [
-        Headline(models[key], styles[key], *found[0], found[1:]) for key, found in cells.items()
-    ]
-
-
-# --- metrics ----------------------------------------------------------------------------------
+    return [Headline(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
 
 
 @dataclass(frozen=True)
@@ -301,9 +292,6 @@ def _points(comparison: Comparison, x: Metric, y: Metric) -> list[tuple[Model, P
     return found
 
 
-# --- groups of prompts ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class GroupTable:
     """A metric by group of prompts: (group, number of pairs, a cell per model).
@@ -362,9 +350,6 @@ def _mean_interval(values: Sequence[float]) -> dict[str, float]:
     if set(values) <= {0.0, 1.0}:
         return rate_interval(values).as_dict()
     return normal_interval(values).as_dict() if len(values) > 1 else {"value": values[0]}
-
-
-# --- gallery ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -439,9 +424,6 @@ def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
     return json.dumps(found, ensure_ascii=False)
 
 
-# --- best and worst prompts -------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Pair:
     """A prompt and seed in two models; `numbers` are (label, before, after) as text."""
@@ -505,9 +487,7 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
             tie = two[tie_break.name] - one[tie_break.name]
         return sum(two[each.name] - one[each.name] for each in by), tie
 
-    complete = [
-        pair for pair in pairs if all(each.name in image.numbers for each in by for image in pair)
-    ]
+    complete = [pair for pair in pairs if all(m.name in one.numbers for m in by for one in pair)]
     ranked = sorted(((gain(pair), pair) for pair in complete), key=lambda each: each[0])
     listed = [*by, *([tie_break] if tie_break else [])]
     lost = [_pair(*pair, listed) for gained, pair in ranked if gained < (0, 0)]

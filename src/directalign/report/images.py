@@ -122,9 +122,6 @@ def _open(folder: Path, name: str, notes: list[str]) -> Image.Image | None:
     return image
 
 
-# --- sample grids -----------------------------------------------------------------------------
-
-
 def prompts_of(run: RunFiles) -> list[str]:
     """Prompts of the sample grids, [] if unknown."""
     default = run.setting("train", "sample_prompts", default=[])
@@ -178,9 +175,7 @@ def cut_grid(file: Path, count: int = 0) -> list[Image.Image]:
     columns = min(GRID_COLUMNS, cells)
     width, height = grid.width // columns, grid.height // -(-cells // columns)
     if width == 0 or height == 0:
-        raise ValueError(
-            f"{file.name}: {grid.width} x {grid.height} is too small for {cells} images"
-        )
+        raise ValueError(f"{file.name}: {grid.width} x {grid.height}: too small for {cells} images")
     corners = [(x, y) for y in range(grid.height // height) for x in range(columns)]
     boxes = [(x * width, y * height, (x + 1) * width, (y + 1) * height) for x, y in corners]
     images = [grid.crop(box) for box in boxes[:cells]]

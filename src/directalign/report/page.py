@@ -21,34 +21,31 @@ MAX_NOTES = 40
 MAX_SETTINGS = 200
 ABSENT = "–"
 """Text of a setting that is missing or null."""
-FILTERS = {
-    "percent": fmt.percent_of,
-    "decimal": fmt.decimal,
-    "format_value": fmt.format_value,
-    "span": fmt.span,
-    "seconds": fmt.seconds,
-    "cut": fmt.cut,
-    "counted": fmt.counted,
-    "lower_first": fmt.lower_first,
-}
+FUNCTIONS = fmt.decimal, fmt.format_value, fmt.span, fmt.seconds, cut, fmt.counted, fmt.lower_first
+FILTERS = {"percent": fmt.percent_of, **{each.__name__: each for each in FUNCTIONS}}
 
 
-def render(template: str, notes: Sequence[str], **context: Any) -> str:
-    """A page as HTML, with the first `MAX_NOTES` notes."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+def environment(folder: Path) -> Environment:
+    """Templates of a folder, with escaping and `FILTERS`."""
+    found = Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(FILTERS)
+    found.filters.update(FILTERS)
+    return found
+
+
+def render(template: str, notes: Sequence[str], **context: Any) -> str:
+    """A page as HTML, with the first `MAX_NOTES` notes."""
     files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}
     inline = {name: Markup(file.read_text(encoding="utf-8")) for name, file in files.items()}
     listed = list(dict.fromkeys(cut(note) for note in notes))
     if len(listed) > MAX_NOTES:
         listed[MAX_NOTES:] = [f"... and {len(listed) - MAX_NOTES:,} more."]
-    return environment.get_template(template).render(**inline, notes=listed, **context)
+    return environment(TEMPLATES).get_template(template).render(**inline, notes=listed, **context)
 
 
 def repeat_command(run: RunFiles) -> str:

@@ -29,9 +29,6 @@ MAX_MODELS = 12
 RUN_ORDER = {"srpo": 0, "direct_align": 1, "srpo_long": 3, "official_long": 4}
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
 def read_text(file: Path, notes: list[str]) -> str:
     """The text of a file; "" and a note if it cannot be read."""
     try:
@@ -87,9 +84,6 @@ def inside(folder: Path, name: str) -> Path | None:
         return file if file.is_relative_to(folder.resolve()) else None
     except (OSError, RuntimeError):  # a loop of links
         return None
-
-
-# --- runs -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,9 +248,6 @@ def _mean_row(entries: Sequence[Record]) -> Record:
         if known:
             row[name] = sum(value * n for value, n in known) / sum(n for _, n in known)
     return row
-
-
-# --- comparisons ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,6 @@ def _facts(run: RunFiles) -> list[tuple[str, Any]]:
     return [(name, cut(value)) for name, value in found if value not in (None, "")]
 
 
-# --- summary ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Change:
     """A metric before and after training."""
@@ -220,9 +217,6 @@ def lead(run: RunFiles) -> str:
     return f"{done}: {', '.join(found)}." if found else f"{done}. Not evaluated before and after."
 
 
-# --- end of the run ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Ending:
     """`stop` is the update of an early stop, `kept` that of the exported weights, else None."""
@@ -259,9 +253,6 @@ def ending(run: RunFiles) -> Ending | None:
         return None
     reason = stop.get("says") or STOP_REASONS.get(str(stop.get("reason")), "no reason recorded")
     return Ending(at, kept, cut(reason).rstrip(".") + ".")
-
-
-# --- curves -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -401,9 +392,6 @@ def level_figures(run: RunFiles) -> list[Figure]:
         axes = Axes("noise level σ", title.lower())
         figures.append(Figure(title, line_chart(lines, axes, f"{title} by noise level"), caption))
     return [figure for figure in figures if figure.chart]
-
-
-# --- judge against drift ----------------------------------------------------------------------
 
 
 def run_scatters(run: RunFiles) -> list[Scatter]:

@@ -133,9 +133,6 @@ def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
     return [figure for figure in figures if figure.chart]
 
 
-# --- runs compared at one photo rate ----------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Matched:
     """Runs at one photo rate: (run, drift, content, update at which it was reached)."""

@@ -143,8 +143,6 @@ def _check(request: Request) -> None:
             raise DirectAlignError(message)
 
 
-# --- images and shifts ----------------------------------------------------------------------------
-
 NamedImages = dict[str, tuple[Tensor, str | None]]
 """Name -> image in [0, 1] of any size, and its prompt, if known."""
 
@@ -277,9 +275,6 @@ def _provenance(request: Request, found: DirectionStats) -> dict[str, str]:
         "reward": request.reward,
     }
     return {name: text for name, text in facts.items() if text}
-
-
-# --- fit ------------------------------------------------------------------------------------------
 
 
 def fit(before: Features, after: Features, components: int = 1, wanted: Rows | None = None) -> Rows:

@@ -185,9 +185,6 @@ def finetune(
     return FinetuneResult(final, before, after, best_step, stopped_at, count)
 
 
-# --- objective ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Side:
     """Images of one side, own and other captions, and the scores before finetuning."""
@@ -320,9 +317,7 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Length and direction of the gradient of pos − neg at the unwanted images."""
         target, start = wanted.features.detach(), unwanted.features.detach()
-        gradient = feature_gradient(
-            reward, start, unwanted.prompts, self.phrases, create_graph=True
-        )
+        gradient = feature_gradient(reward, start, unwanted.prompts, self.phrases, True)
         terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
         if self.paired:
             directions = tangent(gradient, start), tangent(target - start, start)
@@ -454,9 +449,6 @@ def _held_out_loss(
     return total / length
 
 
-# --- trainable rewards ----------------------------------------------------------------------------
-
-
 @dataclass
 class TrainableReward:
     """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
@@ -534,10 +526,8 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
         final.directions = clip.directions
         return final
 
-    fixed = part == "text"
-    return TrainableReward(
-        "clip", clip.encode, score_clip, parameters, fixed, cache.clear, finish_clip
-    )
+    callables = clip.encode, score_clip
+    return TrainableReward("clip", *callables, parameters, part == "text", cache.clear, finish_clip)
 
 
 def add_adapters(model: nn.Module, targets: Sequence[str], seed: int) -> list[nn.Parameter]:

@@ -66,9 +66,7 @@ def load_examples(path: str, key: str, count: int | None = None, seed: int = 0) 
             that cannot be decoded.
     """
     if count is not None and count < 1:
-        raise DirectAlignError(
-            f"{key}: {count} images per side; give at least 1, or omit it for all"
-        )
+        raise DirectAlignError(f"{key}: {count} images per side; give 1 or more, or omit it")
     if path == WORLD or path.startswith(f"{WORLD}:"):
         return _render_pairs(*_styles(path, key), count or TOY_WORLD_COUNT, seed)
     return _read_folder(Path(path), key, count, seed)

@@ -57,9 +57,6 @@ MAX_PHRASES = 6
 Vectors = Float[Tensor, "b d"]
 
 
-# --- scores ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class EncodedImages:
     """Image features in the batches of `encode`, with prompts."""
@@ -174,9 +171,6 @@ def score_phrase(reward: Reward, encoded: EncodedExamples, phrase: str) -> Phras
     )
 
 
-# --- text features --------------------------------------------------------------------------------
-
-
 @runtime_checkable
 class TextEncoder(Protocol):
     """A reward whose score is a cosine of image and text features."""
@@ -251,9 +245,6 @@ def _truncated(reward: Reward, wanted: EncodedImages, phrase: str) -> int:
     several = torch.tensor([" " in prompt for prompt in wanted.prompts])
     same = torch.isclose(whole, shorter, rtol=0, atol=1e-6 * whole.abs().max().item())
     return int((same & several).sum())
-
-
-# --- phrases and pairs ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -407,9 +398,6 @@ def _content_share(under: PhraseScores, plain: PhraseScores) -> float | None:
     return None if own is None or whole is None else _share(own, whole)
 
 
-# --- suggestion -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Suggestion:
     """Suggested phrases and settings; None or {} without separate text features.
@@ -433,14 +421,6 @@ class Suggestion:
             for name, value in self.probe_shares.items()
             if value > MAX_PROBE
         ]
-
-
-def suggest(
-    table: PhraseTable, positive: Sequence[PhraseStats], negative: Sequence[PhraseStats]
-) -> Suggestion | None:
-    """Best phrases of both lists with settings; None if no usable pair separates the images."""
-    chosen = choose_phrases(table, usable_phrases(positive, 1), usable_phrases(negative, -1))
-    return None if chosen is None else settings_for(table, *chosen)
 
 
 def settings_for(
@@ -513,9 +493,6 @@ def anchor_tolerance(content: float | None, mu: float) -> float | None:
     return round(value, 1 - floor(log10(abs(value))))
 
 
-# --- report --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PhraseReport:
     """Phrases by falling lift size, pairs by falling gap size, and the suggestion.
@@ -562,7 +539,8 @@ def analyze_phrases(
     table = PhraseTable(reward, encoded)
     stats = {each: table.phrase(each) for each in dict.fromkeys((*positive, *negative))}
     sides = [stats[each] for each in positive], [stats[each] for each in negative]
-    suggestion = suggest(table, *sides)
+    chosen = choose_phrases(table, usable_phrases(sides[0], 1), usable_phrases(sides[1], -1))
+    suggestion = None if chosen is None else settings_for(table, *chosen)
     same = tuple(positive) == tuple(negative)
     firsts, seconds = positive, negative
     if same:

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 from jaxtyping import Float
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
@@ -24,6 +23,7 @@ from ..io.pixels import to_pixels
 from ..methods.objective_math import from_absolute_relative
 from ..report.images import data_uri
 from ..report.page import TEMPLATES as REPORT_TEMPLATES
+from ..report.page import environment
 from .images import PROBES, Examples
 from .phrases import PairStats, PhraseReport, Suggestion
 
@@ -79,9 +79,6 @@ def to_json(found: PhraseReport) -> dict[str, Any]:
     }
 
 
-# --- recipe sections ------------------------------------------------------------------------------
-
-
 def recipes(found: Suggestion | None) -> dict[str, dict[str, Any]]:
     """`method` sections for a recipe by form; without those whose settings are unknown."""
     if found is None:
@@ -131,17 +128,7 @@ def as_override(section: Mapping[str, Any]) -> str:
     return f"--set {shlex.quote(f'method={json.dumps(section, ensure_ascii=False)}')}"
 
 
-# --- page -----------------------------------------------------------------------------------------
-
-
 def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ends = [abs(end) for each in found.phrases for end in (each.lift.low, each.lift.high)]
     original = examples.unwanted[:1]
     probed = [("original", _uri(original[0]))]
@@ -153,14 +140,18 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
         first = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:MAX_IMAGES]
         images.append((name, [(_uri(image), caption, gap) for image, caption, gap in first]))
     sections = recipes(found.suggestion).items()
-    return environment.get_template("phrases.html.j2").render(
-        style=Markup((REPORT_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        data=data,
-        found=found,
-        widest=max(ends, default=1.0) or 1.0,
-        sections=[(form, as_yaml(section), as_override(section)) for form, section in sections],
-        images=images,
-        probed=probed,
+    return (
+        environment(TEMPLATES)
+        .get_template("phrases.html.j2")
+        .render(
+            style=Markup((REPORT_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            data=data,
+            found=found,
+            widest=max(ends, default=1.0) or 1.0,
+            sections=[(form, as_yaml(section), as_override(section)) for form, section in sections],
+            images=images,
+            probed=probed,
+        )
     )
 
 

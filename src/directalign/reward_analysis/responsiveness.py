@@ -161,9 +161,6 @@ def bias(
     return found
 
 
-# --- gradient directions --------------------------------------------------------------------------
-
-
 def angles(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
     """Angles between the intended and the actual direction.
 

@@ -175,9 +175,6 @@ def initial_vectors(
     return positive, negative
 
 
-# --- fit ------------------------------------------------------------------------------------------
-
-
 def _fit(
     reward: TextTowerReward,
     start: tuple[Vectors, Vectors],
@@ -245,9 +242,6 @@ def _batch(encoded: EncodedExamples, step: int, settings: SoftPromptConfig) -> E
 
     unwanted = draw(encoded.unwanted, "pairs" if encoded.paired else "unwanted")
     return EncodedExamples(draw(encoded.wanted, "pairs"), unwanted, encoded.paired)
-
-
-# --- objective ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

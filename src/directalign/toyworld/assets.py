@@ -34,19 +34,15 @@ PIPELINES: dict[str, dict[str, str]] = {
         "vae": "autoencoder",
         "scheduler": "flux/scheduler",
     },
-    "sd": {
-        "unet": "sd/unet",
-        "text_encoder": "sd/text_encoder",
-        "tokenizer": "clip_tokenizer",
-        "vae": "autoencoder",
-        "scheduler": "sd/scheduler",
-    },
-    "sd_v": {
-        "unet": "sd_v/unet",
-        "text_encoder": "sd/text_encoder",
-        "tokenizer": "clip_tokenizer",
-        "vae": "autoencoder",
-        "scheduler": "sd_v/scheduler",
+    **{
+        name: {
+            "unet": f"{name}/unet",
+            "text_encoder": "sd/text_encoder",
+            "tokenizer": "clip_tokenizer",
+            "vae": "autoencoder",
+            "scheduler": f"{name}/scheduler",
+        }
+        for name in ("sd", "sd_v")
     },
 }
 """Which shipped folder stands behind each part of each pipeline."""

@@ -36,9 +36,7 @@ class Classifier(nn.Module):
             _block(2 * w, 4 * w, stride=2),
             _block(4 * w, 4 * w),
         )
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(8 * w, answers) for name, answers in heads.items()}
-        )
+        self.heads = nn.ModuleDict({name: nn.Linear(8 * w, n) for name, n in heads.items()})
 
     def forward(self, images: Images) -> dict[str, Float[torch.Tensor, "b _answers"]]:
         maps = self.trunk(images * 2 - 1)

@@ -118,18 +118,12 @@ def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
     b, size = len(scenes), IMAGE_SIZE
     place = _Placement.draw(b, generator)
     distance = _distance(scenes.shape, place)
-    fill = torch.tensor(list(COLORS.values()))[scenes.color][:, :, None, None].expand(
-        b, 3, size, size
+    fill, back = (
+        torch.tensor(list(table.values()))[index][:, :, None, None].expand(b, 3, size, size)
+        for table, index in ((COLORS, scenes.color), (BACKGROUNDS, scenes.background))
     )
-    back = torch.tensor(list(BACKGROUNDS.values()))[scenes.background][:, :, None, None].expand(
-        b, 3, size, size
-    )
-    drawn = torch.stack(
-        [
-            style(fill, back, distance, place, generator)
-            for style in (_photo, _cg, _painting, _anime)
-        ]
-    )
+    styles = _photo, _cg, _painting, _anime
+    drawn = torch.stack([style(fill, back, distance, place, generator) for style in styles])
     return drawn[scenes.style, torch.arange(b)].clamp(0, 1)
 
 
@@ -146,9 +140,7 @@ class _Placement:
     @classmethod
     def draw(cls, b: int, generator: torch.Generator) -> _Placement:
         axis = (torch.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
-        frame = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(
-            b, 2, IMAGE_SIZE, IMAGE_SIZE
-        )
+        frame = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(b, 2, -1, -1)
         uniform = torch.rand(b, 5, generator=generator) * 2 - 1
         centre = uniform[:, :2, None, None] * 0.10
         turn = uniform[:, 2] * 0.08

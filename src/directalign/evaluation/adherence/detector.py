@@ -45,8 +45,6 @@ from .geneval import Box, Found, Judged, Limits, judge
 Image = Float[Tensor, "3 H W"]
 Pixels = Float[Tensor, "b 3 rows columns"]
 
-# --- colours --------------------------------------------------------------------------------------
-
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = (
     "a photo of a {color} {thing}",
@@ -89,8 +87,6 @@ def crop(image: Image, found: Found) -> Float[Tensor, "3 rows columns"]:
         image = torch.where(found.mask.to(image.device), image, torch.full_like(image, GREY))
     return image[:, first_y:end_y, first_x:end_x]
 
-
-# --- preprocessing --------------------------------------------------------------------------------
 
 BILINEAR = 2
 """Pillow's number of the only resampling that the published detectors use."""
@@ -181,8 +177,6 @@ def _smooth_and_resize(images: Images, size: tuple[int, int]) -> Pixels:
     resized = F.interpolate(images, size, mode="bilinear", align_corners=False)
     return resized.clamp(images.min(), images.max())
 
-
-# --- detection ------------------------------------------------------------------------------------
 
 COCO_NAMES = {"computer mouse": "mouse", "computer keyboard": "keyboard", "tv remote": "remote"}
 """Class names in GenEval's prompts that COCO names otherwise."""
@@ -275,24 +269,17 @@ def _detect_masks(
             score = float(scores[query, number] * logits.sigmoid()[mask].mean())
             if score > threshold:
                 rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-                box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-                found.append(Found(thing, score, _floats(box), mask.cpu()))
+                left, top = float(columns[0]), float(rows[0])
+                box = left, top, float(columns[-1] + 1), float(rows[-1] + 1)
+                found.append(Found(thing, score, box, mask.cpu()))
     return found
 
 
 def _box(box: Tensor, height: int, width: int) -> Box:
     """Of centre and size (4,) relative to the image."""
     x, y, across, down = box.float().tolist()
-    return (
-        (x - across / 2) * width,
-        (y - down / 2) * height,
-        (x + across / 2) * width,
-        (y + down / 2) * height,
-    )
-
-
-def _floats(box: Sequence[Tensor]) -> Box:
-    left, top, right, bottom = map(float, box)
+    left, right = ((x + side * across / 2) * width for side in (-1, 1))
+    top, bottom = ((y + side * down / 2) * height for side in (-1, 1))
     return left, top, right, bottom
 
 
@@ -314,9 +301,6 @@ KINDS = {
     "owlv2": Kind(Owlv2ForObjectDetection, _detect_named, 0.1, 0.1),
 }
 """By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
-
-
-# --- loading --------------------------------------------------------------------------------------
 
 
 def load_detector(

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from ...types import PerSample
 
-# --- facts ----------------------------------------------------------------------------------------
-
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 IRREGULAR = {"person": "people", "mouse": "mice", "knife": "knives"}
 IRREGULAR |= {each: each for each in ("sheep", "scissors", "skis", "broccoli")}
@@ -125,8 +123,6 @@ def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
         yield Counted(thing, 0, below)
 
 
-# --- boxes ----------------------------------------------------------------------------------------
-
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, from the upper left corner."""
 MARGIN = 0.1
@@ -183,8 +179,6 @@ def relations(box: Box, other: Box) -> frozenset[str]:
         if distance > 0 and (abs(offset) - margin) / distance > MIN_COSINE
     )
 
-
-# --- verdicts -------------------------------------------------------------------------------------
 
 ADHERENCE = "adherence"
 
