@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -33,3 +34,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def named_sections(base: type[Strict], objects: Iterable[Any]) -> list[Any]:
+    """The classes derived from `base` that have a `name`: the alternatives of a tagged union."""
+    classes = [each for each in objects if isinstance(each, type) and issubclass(each, base)]
+    return [each for each in classes if "name" in each.model_fields]

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Discriminator, Field, model_validator
 
-from .base import DtypeName, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Strict
+from .base import (
+    DtypeName,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Strict,
+    named_sections,
+)
 from .methods import AnchorConfig, ControlPhrases
 
 
@@ -166,19 +174,11 @@ class HttpConfig(Scaled):
     """Further attempts after a failed request, each after twice the previous wait."""
 
 
-def _reward_classes() -> list[type[Scaled]]:
-    """The settings of all single rewards: every subclass of `Scaled` in this file with a `name`."""
-    return [
-        each
-        for each in list(globals().values())
-        if isinstance(each, type) and issubclass(each, Scaled) and "name" in each.model_fields
-    ]
-
-
 if TYPE_CHECKING:
     SingleRewardConfig = Any
 else:
-    SingleRewardConfig = Annotated[Union[tuple(_reward_classes())], Discriminator("name")]  # noqa: UP007
+    _single = named_sections(Scaled, [*globals().values()])
+    SingleRewardConfig = Annotated[Union[tuple(_single)], Discriminator("name")]  # noqa: UP007
 
 
 class MemberConfig(Strict):
@@ -237,4 +237,4 @@ class MixtureConfig(Strict):
 if TYPE_CHECKING:
     RewardConfig = Any
 else:
-    RewardConfig = Annotated[Union[(*_reward_classes(), MixtureConfig)], Discriminator("name")]
+    RewardConfig = Annotated[Union[(*_single, MixtureConfig)], Discriminator("name")]
