@@ -22,20 +22,14 @@ SUMMARY = {
     "commit": "0123456789abcdef",
     "versions": {"directalign": "0.1.0", "torch": "2.9.0", "diffusers": "0.38.0", "peft": "0.17.0"},
     "before": {
-        "event": "evaluate",
-        "step": 0,
+        "event": "evaluate", "step": 0, "color_drift": 0.0318, "seconds": 1.0,
         "photo_rate": {"value": 0.125, "low": 0.08, "high": 0.18, "n": 256},
-        "color_drift": 0.0318,
-        "seconds": 1.0,
     },
     "after": {
-        "event": "evaluate",
-        "step": 3,
+        "event": "evaluate", "step": 3, "color_drift": 0.0239, "seconds": 1.0,
         "photo_rate": {"value": 0.875, "low": 0.83, "high": 0.91, "n": 256},
-        "color_drift": 0.0239,
-        "seconds": 1.0,
     },
-}
+}  # fmt: skip
 
 
 def finished_recipe(
@@ -44,18 +38,11 @@ def finished_recipe(
     """A run of three updates; `model` overrides keys of its section."""
     lora = {"rank": 2, "alpha": 4}
     section = {"architecture": architecture, "path": str(base), "tune": tune, "lora": lora, **model}
-    return RunConfig.model_validate(
-        {
-            "name": "Red, LoRA 2",
-            "seed": 7,
-            "model": section,
-            "reward": {"name": "pixels", "statistic": "redness"},
-            "method": {"form": "absolute"},
-            "rollout": {"num_inference_steps": 2},
-            "data": {"prompts": "/home/someone/private/prompts.txt"},
-            "train": {"num_steps": 3},
-        }
-    )
+    given: dict[str, Any] = {"name": "Red, LoRA 2", "seed": 7, "model": section}
+    given |= {"reward": {"name": "pixels", "statistic": "redness"}, "method": {"form": "absolute"}}
+    given |= {"rollout": {"num_inference_steps": 2}, "train": {"num_steps": 3}}
+    given |= {"data": {"prompts": "/home/someone/private/prompts.txt"}}
+    return RunConfig.model_validate(given)
 
 
 def write_finished(

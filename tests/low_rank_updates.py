@@ -12,30 +12,21 @@ from torch import Tensor, nn
 from directalign.export.lora_formats import DOWN, UP, LowRank
 
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
-JOINT = (
-    *QKV,
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
+ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+JOINT = (*QKV, "attn.to_out.0", *ADDED)
 
 
 def random_updates(
     network: nn.Module, targets: Sequence[str], rank: int = 2, seed: int = 0
 ) -> dict[str, LowRank]:
     """For every linear layer whose name ends in one of the targets, as peft selects them."""
-    layers = {
-        name: layer
+    ends = tuple(f".{each}" for each in targets)
+    shapes = {
+        name: (layer.out_features, layer.in_features)
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear) and name.endswith(tuple(f".{each}" for each in targets))
+        if isinstance(layer, nn.Linear) and name.endswith(ends)
     }
-    return updates_of_shape(
-        {name: (layer.out_features, layer.in_features) for name, layer in layers.items()},
-        rank,
-        seed,
-    )
+    return updates_of_shape(shapes, rank, seed)
 
 
 def updates_of_shape(

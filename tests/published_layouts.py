@@ -12,17 +12,15 @@ import torch
 def drawn(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
     """Float32 tensors by name: gains around 1, matrices that keep the size of what passes through,
     all else small; position_ids count."""
-    state = np.random.RandomState(
-        seed
-    )  # its stream is frozen: https://numpy.org/neps/nep-0019-rng-policy.html
+    # its stream is frozen: https://numpy.org/neps/nep-0019-rng-policy.html
+    state = np.random.RandomState(seed)
     return {name: _tensor(name, tuple(shapes[name]), state) for name in sorted(shapes)}
 
 
 def images_drawn(count: int, height: int, width: int, seed: int) -> torch.Tensor:
     """(count, 3, height, width) float32 in [0.2, 0.8], where resizing overshoots nowhere."""
-    return torch.from_numpy(
-        np.random.RandomState(seed).uniform(0.2, 0.8, (count, 3, height, width)).astype(np.float32)
-    )
+    values = np.random.RandomState(seed).uniform(0.2, 0.8, (count, 3, height, width))
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _tensor(name: str, shape: tuple[int, ...], state: np.random.RandomState) -> torch.Tensor:

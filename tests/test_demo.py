@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from directalign.config.load import load_run
-from directalign.demo import LONGER, demo, summarise
-from directalign.report.read import RunFiles, read_run
+from directalign.demo import LONGER, demo
+from directalign.report.read import read_run
 from directalign.types import DirectAlignError
 
 FORMS = {"srpo": "anchored", "direct_align": "absolute"}
@@ -68,33 +67,3 @@ def test_finished_runs_are_kept_and_other_settings_refused(folder):
         demo(folder, [*TINY, "seed=5"])
     assert demo(folder, TINY) == folder / "report.html"
     assert {file: file.read_bytes() for file in files} == before
-
-
-# --- compared at one photo rate -------------------------------------------------------------------
-
-
-def planted(folder: Path, curve: list[tuple[int, float, float]]) -> RunFiles:
-    """A run whose measurements are (step, photo rate, colour drift)."""
-    folder.mkdir(parents=True)
-    ends = []
-    for step, photo, drift in curve:
-        rates = {"photo_rate": {"value": photo}, "content": {"value": 1.0}, "color_drift": drift}
-        ends.append({"event": "evaluate", "step": step, **rates, "reward": 0.5})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ends))
-    facts = {"seed": 0, "commit": "0123abc", "machine": {}, "versions": {}, "align_seconds": 3.0}
-    summary = {"before": ends[0], "after": ends[-1], **facts}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return read_run(folder)
-
-
-def test_drift_is_compared_where_both_reach_the_same_photo_rate(tmp_path):
-    ours = planted(tmp_path / "srpo", [(0, 0.1, 0.01), (10, 0.5, 0.03), (20, 0.9, 0.07)])
-    curve = [(0, 0.1, 0.01), (10, 0.3, 0.2), (20, 0.7, 0.4), (30, 0.6, 0.5)]
-    theirs = planted(tmp_path / "direct_align", curve)
-    summary = summarise({"srpo": ours, "direct_align": theirs})
-    wanted = {"photo_rate": 0.7, "srpo": 0.05, "direct_align": 0.4, "ratio": 0.125}
-    assert summary["matched"] == pytest.approx(wanted)
-    drifts = [summary[name]["color_drift"] for name in ("base", "srpo")]
-    assert drifts == [0.01, 0.07] and summary["srpo"]["align_seconds"] == 3.0
-    falling = planted(tmp_path / "falling", [(0, 0.1, 0.01), (10, 0.05, 0.4)])
-    assert summarise({"srpo": ours, "direct_align": falling})["matched"] is None

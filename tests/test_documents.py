@@ -55,8 +55,9 @@ def test_commands_and_options_exist(document):
         command: Any = typer.main.get_command(app)
         rest = words[1:]
         while commands := getattr(command, "commands", None):
-            assert rest[0] in commands, " ".join(words)
-            command = commands[rest.pop(0)]
+            default = commands.get("serve")  # `arena SOURCE` means `arena serve SOURCE`
+            command = commands[rest.pop(0)] if rest[0] in commands else default
+            assert command is not None, " ".join(words)
         known = {option for each in command.params for option in each.opts + each.secondary_opts}
         given = [word.split("=")[0] for word in rest if word.startswith("--")]
         assert not set(given) - known - {"--help"}, " ".join(words)

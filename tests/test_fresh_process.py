@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -59,69 +57,26 @@ def directalign(*words: object) -> None:
     assert result.exit_code == 0, result.output
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "lora"
-    directalign("train", RECIPE, *(f"--set={each}" for each in TINY), "--out", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def sampled(run_folder):
-    """PNG files and images.jsonl."""
-    out = run_folder.parent / "images"
-    directalign(
-        "sample",
-        run_folder,
-        *(f"--prompt={prompt}" for prompt in PROMPTS),
-        "--seed",
-        SEED,
-        "--out",
-        out,
-    )
-    return out
-
-
-@pytest.fixture(scope="module")
-def painted(run_folder, sampled):
-    """The images of a process that knows diffusers alone: {"base", "tuned"}, each (n, H, W, 3) in
-    [0, 1]."""
-    folder = run_folder.parent
-    directalign("world", "export", folder / "world")
-    (folder / "stranger.py").write_text(STRANGER)
-    words = [
-        folder / "stranger.py",
-        folder / "world",
-        run_folder,
-        sampled / "images.jsonl",
-        folder / "painted.npz",
-    ]
+def test_a_fresh_process_paints_the_images_that_sample_wrote(tmp_path):
+    run_folder, images = tmp_path / "lora", tmp_path / "images"
+    directalign("train", RECIPE, *(f"--set={each}" for each in TINY), "--out", run_folder)
+    prompts = [f"--prompt={prompt}" for prompt in PROMPTS]
+    directalign("sample", run_folder, *prompts, "--seed", SEED, "--out", images)
+    directalign("world", "export", tmp_path / "world")
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    words = ["stranger.py", "world", "lora", "images/images.jsonl", "painted.npz"]
     process = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
-    with np.load(folder / "painted.npz") as found:
-        return dict(found)
-
-
-def test_a_fresh_process_paints_the_same_images(run_folder, painted):
+    painted = np.load(tmp_path / "painted.npz")  # base and tuned, each (n, h, w, 3) in [0, 1]
     run = load_run(run_folder / "run.yaml")
-    ours = generate(
-        load_run_model(run, run_folder), PROMPTS, [SEED] * len(PROMPTS), run.rollout, batch_size=1
-    )
-    assert np.abs(ours.permute(0, 2, 3, 1).numpy() - painted["tuned"]).max() <= 1e-4
-
-
-def test_the_files_that_sample_wrote_are_these_images(sampled, painted):
-    records: list[dict[str, Any]] = [
-        json.loads(line)
-        for line in (sampled / "images.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    model, seeds = load_run_model(run, run_folder), [SEED] * len(PROMPTS)
+    ours = generate(model, PROMPTS, seeds, run.rollout, batch_size=1).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - painted["tuned"]).max() <= 1e-4
+    assert np.abs(painted["tuned"] - painted["base"]).mean() > 0.01
+    records = [json.loads(line) for line in (images / "images.jsonl").read_text().splitlines()]
     assert [record["prompt"] for record in records] == PROMPTS
     for record, image in zip(records, painted["tuned"], strict=True):
-        written = np.asarray(Image.open(sampled / record["file"])).astype(int)
+        written = np.asarray(Image.open(images / record["file"])).astype(int)
         assert np.abs(written - (image * 255).round()).max() <= 1
-
-
-def test_the_adapters_did_change_the_images(painted):
-    assert np.abs(painted["tuned"] - painted["base"]).mean() > 0.01

@@ -72,31 +72,18 @@ def summarise(runs: dict[str, RunFiles]) -> dict[str, Any]:
     never rose.
     """
     first = runs["srpo"].summary
-    ends = {
-        name: _end(run.summary["after"], run.summary["align_seconds"]) for name, run in runs.items()
+    ends = {"base": (first["before"], 0.0)}
+    ends |= {
+        name: (run.summary["after"], run.summary["align_seconds"]) for name, run in runs.items()
     }
+    measured = {
+        name: {key: end[key] for key in MEASURED} | {"align_seconds": seconds}
+        for name, (end, seconds) in ends.items()
+    }
+    found, at_equal = matched([runs["srpo"], runs["direct_align"]]), None
+    if found is not None:
+        (_, ours, *_), (_, theirs, *_) = found.rows
+        at_equal = {"photo_rate": found.photo_rate, "srpo": ours, "direct_align": theirs}
+        at_equal["ratio"] = ours / theirs
     facts = {key: first[key] for key in ("seed", "commit", "machine", "versions")}
-    return {
-        "title": TITLE,
-        "base": _end(first["before"], 0.0),
-        **ends,
-        "matched": _matched(runs["srpo"], runs["direct_align"]),
-        **facts,
-    }
-
-
-def _end(measured: dict[str, Any], seconds: float) -> dict[str, Any]:
-    return {name: measured[name] for name in MEASURED} | {"align_seconds": seconds}
-
-
-def _matched(srpo: RunFiles, direct_align: RunFiles) -> dict[str, float] | None:
-    found = matched([srpo, direct_align])
-    if found is None:
-        return None
-    (_, ours, *_), (_, theirs, *_) = found.rows
-    return {
-        "photo_rate": found.photo_rate,
-        "srpo": ours,
-        "direct_align": theirs,
-        "ratio": ours / theirs,
-    }
+    return {"title": TITLE, **measured, "matched": at_equal, **facts}

@@ -118,12 +118,6 @@ def test_an_annotator_who_answers_at_random_stands_out():
     assert np.mean(each) == pytest.approx(statistics.alpha(panel.answers, "ordinal"), abs=1e-12)
 
 
-def test_a_single_annotator_has_no_agreement():
-    (found,) = statistics.rating_annotators([Rating("ann", 0, "base", "realism", "good")])
-    assert found.against_others is found.without is found.seconds is None
-    assert found.commonest == 1.0
-
-
 def test_sides():
     fair = planted_votes({"base": 0.0, "srpo": 1.0}, items=100, annotators=2, seed=0, ties=0.2)
     sides = (("base", "srpo"), ("srpo", "base")) * 15

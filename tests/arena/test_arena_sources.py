@@ -50,11 +50,7 @@ def test_a_record_cannot_lead_out_of_its_folder(one, tmp_path):
         ({"prompt": "another"}, "compare images of one prompt"),
         ({"model": "stranger"}, "is not in comparison.json"),
         ({"file": "images/nothing.png"}, "does not exist"),
-        ({"prompt": "\ud800"}, "Invalid JSON"),
         ({"seed": True}, "seed is True: .*valid integer"),
-        ({"seed": 2**63}, "seed is 9223372036854775808: .*less than"),
-        ({"index": True}, "index is True"),
-        ({"index": 2**70}, "index is "),
         ({"index": float("nan")}, "index is nan"),
     ],
 )
@@ -69,11 +65,8 @@ def test_a_wrong_record_is_refused_by_name(one, change, message):
     [
         ("results.jsonl", b'{"model": "\xff"}\n'),
         ("results.jsonl", b"[" * 100_000 + b"\n"),
-        ("results.jsonl", b'{"index": ' + b"9" * 5000 + b"}\n"),
         ("comparison.json", b'{"format": "\xff"}'),
         ("comparison.json", b'{"format": 2, "models": []}'),
-        ("comparison.json", b'{"format": 1}'),
-        ("comparison.json", b'{"format": 1, "models": [5, {"key": "x"}]}'),
         ("comparison.json", b'{"format": 1, "models": [{"key": ["x"]}]}'),
     ],
 )
@@ -106,9 +99,7 @@ def save_half(file: Path) -> None:
 @pytest.mark.parametrize(
     ("save", "message"),
     [
-        (lambda file: file.write_bytes(b""), "not a PNG, JPEG, WEBP image"),
         (lambda file: file.write_bytes(b"<svg xmlns='http://www.w3.org/'/>"), "not a PNG, JPEG"),
-        (lambda file: Image.new("RGB", (24, 24)).save(file, "GIF"), "not a PNG, JPEG, WEBP image"),
         # Pillow would call Ghostscript
         (lambda file: Image.new("RGB", (24, 24)).save(file, "EPS"), "not a PNG, JPEG, WEBP image"),
         (save_half, "not a readable image"),

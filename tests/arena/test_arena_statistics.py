@@ -41,18 +41,6 @@ def test_incomplete_images_have_no_overall_level_and_the_latest_rating_counts():
     assert found.model == "base" and found.counts["good"] == 1
 
 
-def test_shares_sum_to_one():
-    ratings = planted_ratings({"base": -0.3, "srpo": 0.4, "refl": 0.0}, 15, 3, seed=1)
-    for scale in statistics.SCALES:
-        found = statistics.shares(ratings, scale, MODELS)
-        assert [one.model for one in found] == list(MODELS)
-        for one in found:
-            assert sum(share.value for share in one.shares.values()) == pytest.approx(1, abs=1e-12)
-            assert (one.n, one.items, one.annotators) == (45, 15, 3)
-            for share in one.shares.values():
-                assert 0 <= share.low <= share.value <= share.high <= 1
-
-
 def test_impossible_answers_are_refused():
     with pytest.raises(Exception, match="axis"):  # also of a type checker
         Rating("ann", 0, "base", "beauty", "good")  # type: ignore[arg-type]

@@ -194,21 +194,3 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser, tmp_path):
     assert len({(row["item"], row["model"], row["axis"]) for row in counted}) == 3 * 2 * 4
     levels = Counter(row["level"] for row in counted)
     assert levels == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
-
-
-def test_a_task_with_a_missing_image_is_skipped(browser, tmp_path):
-    source = write_comparison(tmp_path / "source", [f"prompt {index}" for index in range(5)])
-    with served(source, tmp_path / "votes.sqlite") as server:
-        for index in (1, 3):
-            (source / f"images/SECRETMODEL-b/SECRETFILE-{index:05d}.png").unlink()
-        resize(browser, 1280, 860)
-        join(browser, server, "Ann")
-        answer_tasks(browser, by_key(browser))
-        until(browser, IS_OVER)
-        assert browser.execute_script(DONE) == 3
-        message = browser.find_element("id", "saved-text").text
-        assert message.startswith("Skipped, an image is missing: prompt ")
-        assert [row["item"] for row in server.table("answers.csv")].count("1") == 0
-        browser.refresh()
-        until(browser, IS_OVER)
-    browser.get_log("browser")

@@ -197,7 +197,17 @@ def test_an_unusable_database_is_refused_by_name(three, tmp_path, file):
     open_arena(file, [three], "vote", 3).store.close()
     repainted = compared(tmp_path / "repainted", 4, size=32)
     fewer = write_comparison(tmp_path / "fewer", ["prompt 0"], MODELS[:2])
+    damages = {
+        "mode": "DELETE FROM facts WHERE name = 'mode'",
+        "secret": "UPDATE facts SET value = 'zz' WHERE name = 'secret'",
+        "answers": "DROP VIEW counted; DROP TABLE answers",
+    }
+    for name, damage in damages.items():
+        open_arena(tmp_path / name, [three]).store.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as connection:
+            connection.executescript(damage)
     cases: list[tuple[str, Path, tuple, str]] = [
+        *((name, three, (), f"{name}: .*give another file") for name in damages),
         ("", three, (), "is a folder"),
         ("text/a.sqlite", three, (), "its folder cannot be created"),
         ("text", three, (), "text: .*give another file"),
@@ -212,23 +222,6 @@ def test_an_unusable_database_is_refused_by_name(three, tmp_path, file):
     for name, source, options, message in cases:
         with pytest.raises(ArenaError, match=message):
             open_arena(tmp_path / name, [source], *options)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "DELETE FROM facts WHERE name = 'mode'",
-        "UPDATE facts SET value = 'zz' WHERE name = 'secret'",
-        "UPDATE facts SET value = '' WHERE name = 'secret'",
-        "DROP VIEW counted; DROP TABLE answers",
-    ],
-)
-def test_a_damaged_database_is_refused(three, file, damage):
-    open_arena(file, [three]).store.close()
-    with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.executescript(damage)
-    with pytest.raises(ArenaError, match=r"a\.sqlite: .*give another file"):
-        open_arena(file, [three])
 
 
 def test_a_source_that_grew_continues(three, tmp_path, file):

@@ -10,7 +10,6 @@ from PIL import Image
 
 from directalign.config.load import load_run
 from directalign.preflight import Place, checks
-from directalign.preflight.memory import Traced
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe):
@@ -123,18 +122,6 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, recipe
     assert result.exit_code == 0 and result.stderr == ""
     for expected in ("FLUX.1-dev, not downloaded yet", "11.90 B in 4 bits", "fits a GPU of 24 GB"):
         assert expected in result.stdout
-
-
-def test_an_unknown_hub_id_is_a_warning(command, recipe, monkeypatch):
-    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced({}, 0, ""))
-    small = {
-        "model": {"architecture": "sd", "path": "someone/finetune"},
-        "rollout": {"height": 64, "width": 64},
-        "method": {"form": "absolute"},
-    }
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | small))
-    result = command("check", recipe)
-    assert result.exit_code == 0 and "figures are those of stable-diffusion-v1-5" in result.stderr
 
 
 def test_a_full_disk_is_seen_beforehand(command, recipe, monkeypatch):

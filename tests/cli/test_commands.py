@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 from typer.testing import Result
 
 from directalign import cli
-from directalign.cli.evaluate import table_of
 from directalign.training import Interrupted
 from directalign.types import NonFiniteError
 
@@ -45,13 +43,6 @@ def calls(monkeypatch):
     return recorded
 
 
-def test_train_passes_on_the_checked_run(command, recipe, calls):
-    result = command("train", recipe, "--set", "train.num_steps=7", "--resume")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "page\n", "")
-    ((_, run, out, resume),) = calls
-    assert (run.train.num_steps, out, resume) == (7, Path("runs/recipe"), True)
-
-
 def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert command("train", "world_srpo").exit_code == 0
     ((_, run, out, _),) = calls
@@ -70,20 +61,6 @@ def test_sample_pairs_every_prompt_with_every_seed(command, recipe, calls):
     rollout |= {"height": 64, "width": 32}
     seeds = [1, 2, 1, 2, 1, 2]
     assert calls == [("sample", Path("run"), prompts, seeds, Path("o"), rollout, True)]
-
-
-def test_sample_needs_prompts(command, calls):
-    result = command("sample", "world:flux")
-    assert result.exit_code == 1 and "give --prompt" in result.stderr and calls == []
-
-
-def test_evaluate_compares_the_run_with_its_base(command, calls):
-    command("evaluate", "run", "--num-samples", "8", "--num-inference-steps", "4", "--judge=none")
-    (_, request, *_), _ = calls
-    assert (request.sources, request.out, request.base) == (("run",), Path("run/evaluation"), True)
-    assert (request.num_samples, request.judge, request.rewards) == (8, "none", ())
-    assert request.rollout == {"num_inference_steps": 4}
-    assert {"commit", "machine", "versions"} == set(request.where)
 
 
 def test_compare_passes_on_every_option(command, calls):
@@ -154,19 +131,6 @@ def test_help_begins_with_train_and_libraries_are_silenced(monkeypatch, capsys, 
     assert 0 < text.index("directalign train RECIPE") < text.index("check") < text.index("world")
 
 
-def test_only_the_warning_about_an_unused_kernel_is_filtered(monkeypatch, caplog):
-    monkeypatch.setattr(sys, "argv", ["directalign", "--version"])
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    monkeypatch.setattr(logger, "disabled", False)  # other libraries may disable all loggers
-    monkeypatch.setattr(logging.root.manager, "disable", 0)
-    logger.warning("Failed to load CPU %s from kernels-community: no kernels", "gemm_4bit_forward")
-    logger.warning("4 bits do not work here")
-    assert caplog.messages == ["4 bits do not work here"]
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -176,10 +140,6 @@ def test_only_the_warning_about_an_unused_kernel_is_filtered(monkeypatch, caplog
 )
 def test_an_invalid_command_line_ends_with_2(command, words):
     assert command(*words.split()).exit_code == 2
-
-
-def test_version(command):
-    assert command("--version").stdout == f"directalign {cli.__version__}\n"
 
 
 def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path):
@@ -212,21 +172,6 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path):
         "print(codes, 'torch' in sys.modules)"
     )
     assert process("-c", light).stdout == "[0, 0] False\n"
-
-
-@pytest.mark.parametrize(
-    ("n", "half", "cell"),
-    [(4, 0.25, "[bold]0.50[/bold]\n0.25 to 0.75"), (1, 0.0, "[bold]0.500[/bold]\n")],
-)
-def test_the_table_has_the_mean_and_its_interval_if_any(n, half, cell):
-    models = [{"key": key, "label": key, "trained_on": []} for key in ("base", "tuned")]
-    found = {"value": 0.5, "low": 0.5 - half, "high": 0.5 + half, "n": n}
-    summary: dict[str, Any] = {
-        "names": {"entropy": {"label": "Entropy", "role": "drift", "better": 0}},
-        "models": {each["key"]: {"entropy": found} for each in models},
-        "wins": [],
-    }
-    assert list(table_of(models, summary).columns[2].cells)[-1] == cell
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,7 @@ def test_a_run_is_sampled_before_and_after(fit, command, recipe):
     [
         ("", "--after: missing"),
         ("--probe blur", "--probe: changes the images of --before itself"),
-        ("--before before --probe sparkle", "--probe sparkle: unknown"),
         ("--before before --after after --keep-words Photo", "--keep-words and --against"),
-        ("--before before --after nothing", "--after nothing: holds neither images nor a run"),
         ("--before before --after other", "0 names in common"),
         ("--before before --after before", "moved in no common direction"),
         ("--prompts world --before before", "--prompts: takes the common gradient of texts"),

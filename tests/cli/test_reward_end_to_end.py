@@ -26,38 +26,19 @@ def run(tmp_path_factory):
     """Two updates with a mixture; one member has soft prompts."""
     folder = tmp_path_factory.mktemp("mixture")
     tokens = folder / "photo.safetensors"
-    call(
-        "reward",
-        "soft-prompts",
-        "--reward",
-        "world:reward",
-        "--positive",
-        "Realistic photo",
-        "--negative",
-        "CG render",
-        "--out",
-        tokens,
-    )
+    sides = ("--positive", "Realistic photo", "--negative", "CG render")
+    call("reward", "soft-prompts", "--reward", "world:reward", *sides, "--out", tokens)
+    negative = tokens.with_suffix(".negative.safetensors")
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe["reward"]["members"][0]["control_phrases"] = {
-        "positive": [str(tokens)],
-        "negative": [str(tokens.with_suffix(".negative.safetensors"))],
-    }
+    phrases = {"positive": [str(tokens)], "negative": [str(negative)]}
+    recipe["reward"]["members"][0]["control_phrases"] = phrases
     recipe["model"]["tune"] = "lora"
     recipe["method"]["anchor"]["reference_updates"] = 1
     recipe["rollout"]["num_inference_steps"], recipe["data"]["batch_size"] = 2, 2
-    recipe["train"] |= {
-        "num_steps": 2,
-        "save_every": 2,
-        "sample_every": 0,
-        "sample_prompts": ["a red star on a navy background"],
-    }
-    recipe["evaluate"] |= {
-        "every": 2,
-        "num_samples": 2,
-        "num_samples_during": 2,
-        "control_prompts": "world",
-    }
+    prompts = ["a red star on a navy background"]
+    recipe["train"] |= {"num_steps": 2, "sample_every": 0, "sample_prompts": prompts}
+    recipe["evaluate"] |= {"every": 2, "num_samples": 2, "num_samples_during": 2}
+    recipe["evaluate"]["control_prompts"] = "world"
     recipe["evaluate"]["rewards"] = {"bright": {"name": "pixels", "statistic": "brightness"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     call("train", folder / "recipe.yaml", "--out", folder / "run")
@@ -68,18 +49,12 @@ def test_every_member_has_curves_of_its_own(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     update = next(row for row in rows if row["event"] == "step")["metrics"]
     measured = next(row for row in rows if row["event"] == "evaluate")
+    tags = EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"]
     for label in ("first", "second", "colour"):
-        assert {
-            f"reward_{label}",
-            f"share_{label}",
-            f"gradient_{label}",
-        } <= update.keys() and f"reward_{label}" in measured
+        assert {f"{kind}_{label}" for kind in ("reward", "share", "gradient")} <= update.keys()
+        assert f"reward_{label}" in measured
+        assert any(tag.endswith(f"share_{label}") for tag in tags), tags
     assert "held_out_bright" in measured and "off_topic_held_out_bright" in measured
-    tags = set(EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"])
-    assert all(
-        any(tag.endswith(f"share_{label}") for tag in tags)
-        for label in ("first", "second", "colour")
-    ), tags
 
 
 def test_the_page_and_the_model_card_name_every_member(run, tmp_path):

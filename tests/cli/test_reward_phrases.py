@@ -56,7 +56,6 @@ def test_a_recipe_names_reward_and_phrases(tmp_path):
     [
         ("nowhere", (), "--reward nowhere: no config.json there"),
         ("world:reward", ("--negative", "x" * 300), "--negative: phrase 1"),
-        ("world:reward", ("--images", "world:photo/photo"), "--images: world:photo/photo: write"),
         ("world:reward", ("--images", "here"), "--images: here: no folder wanted/ in it"),
         ("world:reward", ("--candidates", "none.txt"), "none.txt: no such file of candidates"),
     ],

@@ -98,8 +98,6 @@ def test_phrases_alone_become_tokens(tmp_path):
         ("--out there.safetensors", "--out: there.negative.safetensors exists already"),
         ("--images world:photo/photo", "--images: world:photo/photo"),
         ("--images world --positive Photo", "words of one side only"),
-        ("--images world --count 2", "2 different captions"),
-        ("--images world --count 8 --length 12", "--length: 12 learned tokens"),
         ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],
 )

@@ -95,37 +95,26 @@ OVERRIDES = {
     "train.num_stps=3": "--set train.num_stps: unknown key; did you mean 'num_steps'?",
     "trian.num_steps=3": "with --set trian.num_steps: trian: unknown key; did you mean 'train'?",
     "learning_rate=1": "--set learning_rate: unknown key; did you mean 'train.learning_rate'?",
-    "train.zzz=1": "unknown key; keys of train: num_steps, learning_rate",
-    "model.lora.rnk=4": "unknown key; did you mean 'rank'?",
     "reward.statistic=brightness": "--set reward.statistic: unknown key; it belongs to another "
     "kind of reward: remove it, or set reward.name to that kind",
     "method.noise_levels.frist=4": "noise_levels.frist: unknown key; did you mean 'first'?",
     "method.noise_levels.kind=unform": "kind 'unform' is none of window, uniform, constant_gain; "
     "did you mean 'uniform'?",
     "method.noise_levels=3": "got 3, and it should be an object; write a section",
-    "method.denoise.k_pos.low=1": "unknown key; did you mean 'low_noise'?",
-    "method.name=srpoo": "name 'srpoo' is none of srpo, refl, draft",
     "train.num_steps=0": "got 0, and it should be greater than or equal to 1 (Optimizer updates)",
     "train.num_steps=true": "got true, and it should be a valid integer; write a whole number",
-    "train.num_steps=": "got null, and it should be a valid integer",
-    "train.num_steps='5'": 'got "5", and it should be a valid integer',
-    "train.num_steps=1.5": "got 1.5, and it should be a valid integer",
     "train.learning_rate=fast": 'got "fast", and it should be a valid number; write a number such',
     "train.learning_rate=.nan": "got NaN, and it should be a finite number",
-    "train.ema_decay=1": "got 1, and it should be less than 1",
     "train.betas=[0.9]": "--set train.betas: train.betas.1: missing",
     "data.strict=yes": 'got "yes", and it should be a valid boolean; write true or false',
     "name=3": "got 3, and it should be a valid string; write text, in quotes if it looks like a",
     "method.form=relativ": "got \"relativ\", and it is one of 'absolute', 'relative' or "
     "'anchored'; did you mean 'relative'?",
     "preset=oficial_flux": "did you mean 'official_flux'?",
-    "preset=[official_flux]": 'got ["official_flux"]',
     "method.control_phrases.negative=[]": "form relative needs control_phrases.positive and",
     "evaluate.adherence={name: detektor}": "name 'detektor' is none of detector, vlm; did you",
-    "evaluate.adherence={name: vlm}": "--set evaluate.adherence: evaluate.adherence.path: missing",
     "data.prompts=null": "nothing to train on: give data.prompts (online) or data.images",
     "train.num_steps": "write it as section.key=value",
-    "=3": "write it as section.key=value",
     "name=[": "--set name=[: the value is not YAML",
     "name=!!python/object:os.system x": "could not determine a constructor for the tag",
     "train.clip_norm=1": "--set train.clip_norm: train.clip_norm: renamed to max_grad_norm",
@@ -194,10 +183,8 @@ ALIASES = "&a0 [x, x]\n" + "".join(
     [
         ("  num_steps: 3\n", "", "recipe.yaml: train.num_steps: missing; add it (Optimizer upd"),
         ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'? (1 more after this one)"),
-        ("kind: window, ", "", "recipe.yaml: method.noise_levels: missing key kind; add it, one"),
         ("first: 4", "jump: 0.1", "recipe.yaml: method.noise_levels.jump: unknown key"),
         ("num_steps: 3", "num_steps: 3\n  num_steps: 4", ":11: not a YAML recipe: key 'num_steps'"),
-        ("name: test", "name: [test", "not a YAML recipe"),
         ("name: test", "\tname: test", "recipe.yaml:2: not a YAML recipe"),
         ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),
         ("name: test", "name: &a [*a]", "something other than text, numbers, lists and sections"),
@@ -214,7 +201,6 @@ ALIASES = "&a0 [x, x]\n" + "".join(
         (RECIPE, "#" * 300_000, "recipe.yaml: 300,000 bytes, and the limit of a recipe is 262,144"),
         (RECIPE, "", "recipe.yaml: empty"),
         (RECIPE, "- a\n- b", "this is a list"),
-        (RECIPE, "a: 1\n---\nb: 2", "recipe.yaml:2: not a YAML recipe"),
         (RECIPE, "a\0b", "special characters are not allowed"),
     ],
 )
@@ -248,23 +234,14 @@ MEMBERS = [
 KINDS = "clip, siglip, image_reward, aesthetic, mps, vlm, hpsv3, pixels, python, remote"
 OBJECT = "and it should be an object; write a section"
 NESTED: list[tuple[str, Any, str]] = [
-    ("reward/members/0/wieght", 2, "unknown key; did you mean 'weight'?"),
-    ("reward/members/1/reward/statistics", "redness", "unknown key; did you mean 'statistic'?"),
     ("reward/members/0/reward", {"path": "x"}, f"missing key name; add it, one of {KINDS}"),
-    ("reward/members/0/reward", {**CLIP, "name": "mix"}, f"name 'mix' is none of {KINDS}"),
-    ("reward/members/0/weight", "much", 'got "much", and it should be a valid number'),
     ("reward/members/0/label", "a b", 'got "a b", and it should match pattern'),
-    ("reward/members/1/form", "x", "got \"x\", and it is one of 'method' or 'absolute'"),
     ("reward/members/1/control_phrases", "Photo", f'got "Photo", {OBJECT}'),
     ("reward/members/1/words", {}, "renamed to control_phrases"),
-    ("reward/members/0", "clip", f'got "clip", {OBJECT}'),
     ("reward/members", {"dark": 1}, 'got {"dark": 1}, and it should be a valid array; write a'),
     ("reward/members", [], "got [], and it should have at least 2 items"),
     ("evaluate/rewards/second", {"scale": 2}, f"missing key name; add it, one of {KINDS}"),
-    ("evaluate/rewards/second/name", None, f"missing key name; add it, one of {KINDS}"),
     ("evaluate/rewards/second/scal", 2, "unknown key; did you mean 'scale'?"),
-    ("evaluate/rewards/second/path", 3, "got 3, and it should be a valid string"),
-    ("evaluate/rewards/second", "clip", f'got "clip", {OBJECT}'),
     ("evaluate/rewards", ["clip"], 'got ["clip"], and it should be an object; write a section: n'),
 ]
 DEEPER = [  # the named key lies below the changed one
@@ -277,8 +254,6 @@ DEEPER = [  # the named key lies below the changed one
     ),
     ("reward/members/0/anchor", {"tolerance": 0}, "reward.members.0.anchor.tolerance: got 0, and"),
     ("reward/members/0/label", "dark", "reward: two members have the label dark: give each its"),
-    ("evaluate/rewards/second", {"name": "clip"}, "evaluate.rewards.second.path: missing; add it"),
-    ("evaluate/rewards/second/name", "clap", "evaluate.rewards.second: name 'clap' is none of"),
 ]
 
 
@@ -296,9 +271,6 @@ def test_a_mistake_in_a_list_or_a_named_section_is_located(recipe, changed, valu
     for key in above:
         section = section[key]
     section[last] = value
-    if value is None:
-        del section[last]
-        expected = expected.replace(f".{last}:", ":")
     recipe.write_text(yaml.safe_dump(settings))
     assert complaint(recipe).removeprefix(f"{recipe}: ").startswith(expected)
 

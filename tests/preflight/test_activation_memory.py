@@ -75,11 +75,9 @@ def taken(network: Any, dtype: torch.dtype, with_gradient: bool) -> tuple[int, i
 @pytest.mark.parametrize(
     ("lora", "dtype", "checkpointing", "with_gradient"),
     [
-        (True, torch.float32, False, True),
         (True, torch.float32, True, True),
         (True, torch.bfloat16, False, False),
         (True, torch.bfloat16, True, True),
-        (False, torch.bfloat16, False, True),
         (False, torch.bfloat16, True, True),
     ],
     ids=str,

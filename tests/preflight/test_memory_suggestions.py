@@ -56,10 +56,3 @@ def test_a_change_that_the_recipe_refuses_is_not_named(run):
     assert not any("quantization" in each.change for each in preflight.suggestions(sharded, HUGE))
     names = [change for change, _ in memory_suggestions.candidates(run, HUGE)]
     assert not any("adamw8bit" in each or "--ranks" in each for each in names)
-
-
-def test_full_training_may_be_sharded_or_replaced_by_lora(run):
-    full = changed(run, model={"tune": "full"})
-    names = [change for change, _ in memory_suggestions.candidates(full, HUGE)]
-    assert {"--ranks 2", "model.tune: lora", "train.optimizer: adamw8bit"} <= set(names)
-    assert not any("quantization" in each for each in names)

@@ -8,10 +8,8 @@ import pytest
 from preflight_runs import a_run, changed
 
 from directalign.config import ModelConfig
-from directalign.models import MODELS, model_class
 from directalign.preflight.memory import MetaRewards
-from directalign.preflight.meta_models import USUAL, known, meta_model
-from directalign.rewards import REWARDS
+from directalign.preflight.meta_models import known, meta_model
 
 PUBLISHED = {  # millions of parameters
     "black-forest-labs/FLUX.1-dev": "transformer 11901 text_encoder 123.1 text_encoder_2 4762",
@@ -66,14 +64,3 @@ def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(tiny_sd):
         (warning,) = rewards_of(tiny_sd, name=name, path=path).warnings
         expected = f"reward.path: {path} is not downloaded yet and not known here: figures"
         assert warning.startswith(expected)
-
-
-def test_each_file_says_where_it_is_from_and_has_every_part():
-    for name, each in known().items():
-        assert each["source"].startswith("https://huggingface.co/") and each["hub_ids"], name
-        is_model = each["architecture"] in MODELS
-        assert is_model or each["architecture"] in REWARDS
-        parts = {model_class(each["architecture"]).part, "vae"} if is_model else {"reward"}
-        assert set(each["parts"]) >= parts, name
-    usual = {*USUAL.values(), *(model_class(name).published for name in MODELS)}
-    assert usual <= set(known())

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .common import Debug, one_line_errors, require_room
+from .common import Debug, argument, flag, one_line_errors, option, require_room
 
 
 class _ServesByDefault(TyperGroup):
@@ -42,39 +42,27 @@ app = typer.Typer(
 def serve(
     sources: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Folder of directalign compare, or folders of directalign sample.",
-            show_default=False,
-        ),
+        argument("Folder of directalign compare, or folders of directalign sample.", "SOURCE..."),
     ],
     out: Annotated[
-        Path,
-        typer.Option(
-            metavar="DB", help="Database of the answers; created, or continued.", show_default=False
-        ),
+        Path, option("Database of the answers; created, or continued.", "DB", show_default=False)
     ],
     mode: Annotated[
-        Mode | None,
-        typer.Option(help="rate: four axes per image. vote: the better of two (default)."),
+        Mode | None, option("rate: four axes per image. vote: the better of two (default).")
     ] = None,
-    items: Annotated[
-        int | None, typer.Option(min=1, help="Number of random prompts; default all.")
-    ] = None,
+    items: Annotated[int | None, option("Number of random prompts; default all.", min=1)] = None,
     host: Annotated[
-        str | None,
-        typer.Option(help="Address to listen on, 0.0.0.0 for the network; default this machine."),
+        str | None, option("Address to listen on, 0.0.0.0 for the network; default this machine.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, option("Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     annotators: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Comma-separated names: a personal link for each; nobody else may take part.",
+        option(
+            "Comma-separated names: a personal link for each; nobody else may take part.", "NAMES"
         ),
     ] = None,
     everybody: Annotated[
-        bool, typer.Option("--open", help="Let everybody join again, after --annotators.")
+        bool, flag("--open", "Let everybody join again, after --annotators.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -96,14 +84,9 @@ def serve(
 
 @app.command()
 def results(
-    database: Annotated[
-        Path, typer.Argument(metavar="DB", help="Database of an arena.", show_default=False)
-    ],
+    database: Annotated[Path, argument("Database of an arena.", "DB")],
     out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER", help="Folder for results.html and the tables.", show_default=False
-        ),
+        Path, option("Folder for results.html and the tables.", "FOLDER", show_default=False)
     ],
     debug: Debug = False,
 ) -> None:

@@ -142,13 +142,19 @@ def option(help: str, metavar: str | None = None, *names: str, **settings: Any) 
     return typer.Option(*names, help=help, metavar=metavar, **settings)
 
 
+def flag(name: str, help: str) -> Any:
+    """A `typer.Option` with this name only."""
+    return typer.Option(name, help=help)
+
+
+def argument(help: str, metavar: str) -> Any:
+    """A required `typer.Argument`."""
+    return typer.Argument(help=help, metavar=metavar, show_default=False)
+
+
 Recipe = Annotated[
     Path,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A YAML file, or the name of a recipe of the package, such as world_srpo.",
-        show_default=False,
-    ),
+    argument("A YAML file, or the name of a recipe of the package, such as world_srpo.", "RECIPE"),
 ]
 Overrides = Annotated[
     list[str],
@@ -156,10 +162,8 @@ Overrides = Annotated[
         "Change one key of the recipe, e.g. train.num_steps=100. Repeatable.", "KEY=VALUE", "--set"
     ),
 ]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The output folder of a run.", show_default=False)
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+RunFolder = Annotated[Path, argument("The output folder of a run.", "DIR")]
+Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.")]
 
 
 def default_out(recipe: Path) -> Path:

@@ -19,6 +19,8 @@ from rich.table import Table
 from .common import (
     Debug,
     RunFolder,
+    argument,
+    flag,
     log_to_stderr,
     one_line_errors,
     option,
@@ -62,10 +64,10 @@ class Judge(str, Enum):
 def comparison_options(
     prompts: Annotated[
         str | None,
-        typer.Option(
-            metavar="SET",
-            help="A prompt list, geneval:FILE, hpdv2:FOLDER, drawbench:FILE, parti:FILE or world; "
+        option(
+            "A prompt list, geneval:FILE, hpdv2:FOLDER, drawbench:FILE, parti:FILE or world; "
             f"{RECIPE}.",
+            "SET",
         ),
     ] = None,
     num_samples: Annotated[
@@ -93,10 +95,10 @@ def comparison_options(
     ] = None,
     adherence: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Model that measures prompt adherence: a detector or VLM, a recipe, or "
+        option(
+            "Model that measures prompt adherence: a detector or VLM, a recipe, or "
             f"'{{name: ...}}'; {RECIPE}.",
+            "MODEL",
         ),
     ] = None,
     batch_size: Annotated[
@@ -140,18 +142,17 @@ def evaluate(
 def compare(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="[LABEL=]SOURCE...",
-            help="A run's folder, a diffusers folder, a hub id, world:flux, or a folder of images "
+        argument(
+            "A run's folder, a diffusers folder, a hub id, world:flux, or a folder of images "
             "with images.jsonl.",
-            show_default=False,
+            "[LABEL=]SOURCE...",
         ),
     ],
     out: Annotated[Path, option("Output folder; an interrupted comparison continues.", "DIR")],
     rollout: dict[str, Any],
     settings: dict[str, Any],
     base: Annotated[
-        bool, typer.Option("--base", help="Add the base model of the runs, as the reference.")
+        bool, flag("--base", "Add the base model of the runs, as the reference.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -248,12 +249,7 @@ def _cell(found: Mapping[str, Any], trained_on: bool, won: Mapping[str, Any] | N
 @shared_options(rollout=sampling_options)
 def sample(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A run's folder, a diffusers folder, a hub id, or world:flux.",
-            show_default=False,
-        ),
+        Path, argument("A run's folder, a diffusers folder, a hub id, or world:flux.", "SOURCE")
     ],
     rollout: dict[str, Any],
     prompt: Annotated[list[str], option("A prompt. Repeatable.")] = [],
@@ -262,9 +258,7 @@ def sample(
     ] = None,
     seed: Annotated[list[int], seed_option("Seed, for every prompt. Repeatable.")] = [0],
     out: Annotated[Path, option("Folder for the images.", "DIR")] = Path("images"),
-    base: Annotated[
-        bool, typer.Option("--base", help="Sample the base model of the run instead.")
-    ] = False,
+    base: Annotated[bool, flag("--base", "Sample the base model of the run instead.")] = False,
     debug: Debug = False,
 ) -> None:
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
@@ -288,11 +282,7 @@ def sample(
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="DIR",
-            help="A run's folder, a folder of runs, or the output of evaluate or compare.",
-            show_default=False,
-        ),
+        argument("A run's folder, a folder of runs, or the output of evaluate or compare.", "DIR"),
     ],
     debug: Debug = False,
 ) -> None:

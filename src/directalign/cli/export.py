@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, RunFolder, one_line_errors, option, require_room
+from .common import Debug, RunFolder, flag, one_line_errors, option, require_room
 
 
 class Format(str, Enum):
@@ -37,9 +37,7 @@ def export(
     folder: RunFolder,
     form: Annotated[
         Format,
-        typer.Option(
-            "--format", help="LoRA file for diffusers, ComfyUI or kohya; folder: whole pipeline."
-        ),
+        flag("--format", "LoRA file for diffusers, ComfyUI or kohya; folder: whole pipeline."),
     ],
     out: Annotated[Path | None, option("New folder; default: DIR/export/FORMAT.", "DIR")] = None,
     dtype: Annotated[
@@ -47,8 +45,7 @@ def export(
         option("Of the weights; default: float32 for a LoRA, bfloat16 for a pipeline."),
     ] = None,
     merge: Annotated[
-        bool,
-        typer.Option("--merge", help="Merge the LoRA into the base model; for --format folder."),
+        bool, flag("--merge", "Merge the LoRA into the base model; for --format folder.")
     ] = False,
     max_shard_size: Annotated[
         str, option("Largest file of weights; for --format folder.", "SIZE")
@@ -57,7 +54,7 @@ def export(
         str | None, option("Upload the export to this model repository.", "OWNER/NAME")
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private; with --push-to-hub.")
+        bool, flag("--private", "Make the repository private; with --push-to-hub.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -88,9 +85,7 @@ def average(
     last: Annotated[int | None, option("The newest K checkpoints.", "K", min=1)] = None,
     ema: Annotated[
         bool | None,
-        typer.Option(
-            "--ema/--trained", help="Moving average, or weights; default: the average if any."
-        ),
+        flag("--ema/--trained", "Moving average, or weights; default: the average if any."),
     ] = None,
     base_share: Annotated[
         float, option("Share of the base model; a LoRA is scaled by 1 − S.", "S", min=0)

@@ -56,9 +56,7 @@ Positive = Annotated[
 Negative = Annotated[
     list[str], option("Phrase of the unwanted side. Repeatable.", "PHRASE", "--negative")
 ]
-Images = typer.Option(
-    metavar="DIR", help="Folder with wanted/ and unwanted/, or world:photo/rest, world:photo/cg."
-)
+Images = option("Folder with wanted/ and unwanted/, or world:photo/rest, world:photo/cg.", "DIR")
 Count = Annotated[
     int | None,
     option(

@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option, seed_option
+from .common import (
+    Debug,
+    Overrides,
+    Recipe,
+    argument,
+    default_out,
+    flag,
+    one_line_errors,
+    option,
+    seed_option,
+)
 
 
 def train(
@@ -18,7 +28,7 @@ def train(
     overrides: Overrides = [],
     out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
+        bool, flag("--resume", "Continue from the newest checkpoint in the folder.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -76,12 +86,7 @@ world = typer.Typer(
 @world.command()
 def export(
     folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Folder for flux, sd, sd_v, reward and second_reward.",
-            show_default=False,
-        ),
+        Path, argument("Folder for flux, sd, sd_v, reward and second_reward.", "DIR")
     ],
     debug: Debug = False,
 ) -> None:
@@ -95,9 +100,7 @@ def export(
 
 @world.command()
 def images(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False)
-    ],
+    folder: Annotated[Path, argument("New folder for the images.", "DIR")],
     count: Annotated[int, option("Number of images.", min=1)] = 256,
     style: Annotated[str, option("photo, cg, painting or anime.")] = "photo",
     seed: Annotated[int, seed_option("Random seed.")] = 0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -52,3 +53,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def named_sections(base: type[Strict], objects: Iterable[Any]) -> list[Any]:
+    """The classes derived from `base` that have a `name`: the alternatives of a tagged union."""
+    classes = [each for each in objects if isinstance(each, type) and issubclass(each, base)]
+    return [each for each in classes if "name" in each.model_fields]

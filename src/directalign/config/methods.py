@@ -19,6 +19,7 @@ from .base import (
     Sigma,
     Steps,
     Strict,
+    named_sections,
 )
 
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -342,30 +343,16 @@ DEFAULT_METHOD = "srpo"
 """Method of a section without a `name`."""
 
 
-def _method_classes() -> list[type[ObjectiveConfig]]:
-    """All classes in this file that have a `name`."""
-    return [
-        each
-        for each in list(globals().values())
-        if isinstance(each, type)
-        and issubclass(each, ObjectiveConfig)
-        and "name" in each.model_fields
-    ]
-
-
 def _method_name(given: Any) -> str | None:
     """The tag of a method section."""
-    if isinstance(given, dict):
-        name = given.get("name", DEFAULT_METHOD)
-    else:
-        name = getattr(given, "name", None)
+    is_dict = isinstance(given, dict)
+    name = given.get("name", DEFAULT_METHOD) if is_dict else getattr(given, "name", None)
     return name if isinstance(name, str) else None
 
 
 if TYPE_CHECKING:
     MethodConfig = Any
 else:
-    _tagged = (
-        Annotated[each, Tag(each.model_fields["name"].default)] for each in _method_classes()
-    )
+    _sections = named_sections(ObjectiveConfig, [*globals().values()])
+    _tagged = (Annotated[each, Tag(each.model_fields["name"].default)] for each in _sections)
     MethodConfig = Annotated[Union[tuple(_tagged)], Discriminator(_method_name)]  # noqa: UP007

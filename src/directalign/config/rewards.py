@@ -21,6 +21,7 @@ from .base import (
     Positive,
     PositiveFloat,
     Strict,
+    named_sections,
 )
 from .methods import AnchorConfig, ControlPhrases
 
@@ -175,19 +176,11 @@ class HttpConfig(Scaled):
     """Further attempts after a failed request, each after twice the previous wait."""
 
 
-def _reward_classes() -> list[type[Scaled]]:
-    """The settings of all single rewards: every subclass of `Scaled` in this file with a `name`."""
-    return [
-        each
-        for each in list(globals().values())
-        if isinstance(each, type) and issubclass(each, Scaled) and "name" in each.model_fields
-    ]
-
-
 if TYPE_CHECKING:
     SingleRewardConfig = Any
 else:
-    SingleRewardConfig = Annotated[Union[tuple(_reward_classes())], Discriminator("name")]  # noqa: UP007
+    _single = named_sections(Scaled, [*globals().values()])
+    SingleRewardConfig = Annotated[Union[tuple(_single)], Discriminator("name")]  # noqa: UP007
 
 
 class MemberConfig(Strict):
@@ -246,4 +239,4 @@ class MixtureConfig(Strict):
 if TYPE_CHECKING:
     RewardConfig = Any
 else:
-    RewardConfig = Annotated[Union[(*_reward_classes(), MixtureConfig)], Discriminator("name")]
+    RewardConfig = Annotated[Union[(*_single, MixtureConfig)], Discriminator("name")]
