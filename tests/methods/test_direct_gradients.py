@@ -174,15 +174,6 @@ def test_renoised_copies_denoise_the_sample_from_the_last_level(path, prediction
     assert not torch.allclose(found[1], found[2])
 
 
-def test_on_one_step_from_pure_noise_each_copy_is_a_draw_of_draft_1():
-    family, batch = ToyFamily(), Batch(0, PROMPTS)
-    found = by_hand.gradients(make("draft", family, rollout=steps(1), lv_samples=4), batch)
-    noises = [by_hand.batch_noise(batch), *(fresh(batch, index) for index in (1, 2, 3))]
-    for ours, noise in zip(found, noises, strict=True):
-        loss = by_hand.absolute_loss(family, walk(family, noise, [1.0, 0.0]))
-        torch.testing.assert_close(4 * ours, by_hand.gradient(family, loss), **EXACT)
-
-
 def test_a_copy_has_the_expectation_of_the_last_step_over_all_noise():
     """By Gauss-Hermite quadrature over the four channels: the toy network acts pixel by pixel."""
     family, batch = ToyFamily(), Batch(0, PROMPTS)

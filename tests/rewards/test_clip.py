@@ -61,15 +61,6 @@ def test_a_prompt_is_encoded_once_and_the_same_in_any_batch(reward, clip_folder,
     assert torch.allclose(fresh.score(features[1:], PROMPTS[1:]), first[1:], atol=1e-6)
 
 
-def test_the_cache_stays_bounded(reward, monkeypatch):
-    monkeypatch.setattr(reward._prompts, "limit", 3)
-    features = reward.encode(IMAGES)[:1]
-    prompts = [f"a {shape}" for shape in ("star", "ring", "circle", "square", "triangle")]
-    first, *_ = [reward.score(features, [prompt]) for prompt in prompts]
-    assert list(reward._prompts.cached) == prompts[2:]
-    assert torch.allclose(reward.score(features, prompts[:1]), first, atol=1e-6)
-
-
 def test_siglip_ignores_case_with_any_tokenizer(siglip_folder, tmp_path):
     copy = Path(shutil.copytree(siglip_folder, tmp_path / "copy"))
     settings = json.loads((copy / "tokenizer_config.json").read_text())

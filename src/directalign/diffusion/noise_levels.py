@@ -37,16 +37,6 @@ class NoiseStep:
     position: SigmaBatch
     discount_position: SigmaBatch
 
-    @property
-    def is_denoise(self) -> bool:
-        """True if the step removes noise."""
-        return bool((self.sigma_to < self.sigma_from).all())
-
-    @property
-    def is_inversion(self) -> bool:
-        """True if the step adds noise."""
-        return bool((self.sigma_to > self.sigma_from).all())
-
 
 @dataclass(frozen=True)
 class Ramp:
