@@ -137,6 +137,20 @@ def test_a_name_that_is_not_unicode_is_skipped(tmp_path):
     assert found.skipped == ("caf?.png: its name is not Unicode; rename it",)
 
 
+def test_links_are_followed_once_and_hidden_folders_stay_out(tmp_path):
+    folder, far = tmp_path / "set", tmp_path / "far"
+    for name in ("set/c.png", "set/.ipynb_checkpoints/c.png", "set/z/d.png", "far/deep/a.png"):
+        save(CAT, tmp_path / name)
+    save(CAT, far / "X.JPG").with_suffix(".txt").rename(far / "X.TXT")
+    for link, target in (("set/to", far), ("set/again", far), ("set/a", folder / "z")):
+        (tmp_path / link).symlink_to(target)
+    (far / "loop").symlink_to(far)
+    (far / "up").symlink_to(folder)
+    found = scan_images(folder)
+    assert found.names == ("again/X.JPG", "again/deep/a.png", "c.png", "z/d.png")
+    assert found.skipped == ()
+
+
 def test_metadata_names_images_and_captions(tmp_path):
     save(CAT, tmp_path / "one.png", caption="ignored")
     rows = [{"file_name": "one.png", "text": "first"}, {"file_name": "gone.png", "prompt": "b"}]

@@ -102,10 +102,13 @@ def in_folder(folder: Path) -> ImageSource:
 
 
 def _from_files(folder: Path) -> Iterator[Entry]:
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
+    files = _all_files(folder)
+    captions = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    for file in files:
+        if file.suffix.lower() not in ENDINGS:
             continue
-        name, text = str(file.relative_to(folder)), file.with_suffix(".txt")
+        name = str(file.relative_to(folder))
+        text = captions.get(file.with_suffix(""), file.with_suffix(".txt"))
         if not name.isascii() and name != (shown := name.encode(errors="replace").decode()):
             yield Entry(shown, "", "its name is not Unicode; rename it")
             continue
@@ -113,6 +116,27 @@ def _from_files(folder: Path) -> Iterator[Entry]:
             yield _captioned(name, read_text(text, "caption file"), str(text), text.name)
         else:
             yield Entry(name, "", f"no caption: {text.name} is missing")
+
+
+def _all_files(folder: Path) -> list[Path]:
+    """Files in any depth but hidden ones and those of hidden folders, each folder once.
+
+    Links to folders are followed after all other folders, so that a link inside changes no name.
+    """
+    found, seen, folders, links = [], set(), [folder], []
+    while folders or links:
+        here = (folders or links).pop(0)
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        for each in sorted(here.iterdir()):
+            if each.name.startswith("."):
+                continue
+            if each.is_dir():
+                (links if each.is_symlink() else folders).append(each)
+            else:
+                found.append(each)
+    return sorted(found)
 
 
 def _from_metadata(folder: Path, metadata: Path) -> Iterator[Entry]:
