@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text
+from ..io.text import MAX_CHARACTERS, checked_prompt, json_rows, prompt_of_row, read_text
 from ..types import DirectAlignError, Images
 from .buckets import Bucket
 from .hf_datasets import is_address, open_rows
@@ -50,7 +50,12 @@ class ImageSource:
 
 
 def _captioned(name: str, text: str, where: str, blank: str) -> Entry:
-    """An entry with its caption; a blank caption is a fault, an invalid one raises."""
+    """An entry with its caption; a blank or too long one is a fault, an invalid one raises."""
+    if len(text.strip()) > MAX_CHARACTERS:
+        try:
+            checked_prompt(text, where)
+        except DirectAlignError as error:
+            return Entry(name, "", f"no caption: {error}")
     caption = checked_prompt(text, where)
     return Entry(name, caption, None if caption else f"no caption: {blank} is blank")
 
