@@ -164,6 +164,15 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path):
         assert failed.returncode == 1 and failed.stderr.count("\n") == 1
         assert "not Unicode; write or rename it" in failed.stderr
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "no_home").write_text("")
+    os.environ["DIRECTALIGN_CACHE"] = str(tmp_path / "no_home")
+    failed = process("-m", "directalign", "check", "world_srpo")
+    del os.environ["DIRECTALIGN_CACHE"]
+    assert "set the environment variable DIRECTALIGN_CACHE to a folder" in failed.stderr
+    os.environ["PYTHONIOENCODING"] = "ascii"
+    assert process("-m", "directalign", "check", "world_srpo").returncode == 0
+    assert process("-m", "directalign", "--help").returncode == 0
+    del os.environ["PYTHONIOENCODING"]
     valid = process("-m", "directalign", "check", "world_srpo")
     assert (valid.returncode, valid.stderr) == (0, "")  # no library warning
     light = (

@@ -268,6 +268,12 @@ CASES: list[Case] = [
         ("model.path=model.ckpt",),
         "model.path: model.ckpt: pickled weights can run code",
     ),
+    (
+        lambda models: Path("flux.gguf").write_bytes(b"GGUF"),
+        ("model.path=flux.gguf",),
+        "model.path: flux.gguf: is a file, and of single files .safetensors are read",
+    ),
+    # settings of models
     (None, ("rollout.height=36", "rollout.width=32"), f"rollout.height, rollout.width: {SIZE}"),
     (
         lambda models: use_model("sd3", models["sd3"]),

@@ -61,6 +61,30 @@ def test_overrides_precede_the_file_and_the_file_its_preset(recipe):
     assert run.train.learning_rate == 1e-4  # the file's, not the preset's 5e-6
 
 
+def test_empty_and_null_remove_a_section(recipe):
+    held_out = (
+        "evaluate.rewards={a: {name: pixels, statistic: redness}, b: {name: python, path: x}}"
+    )
+    recipe.write_text(RECIPE + f"evaluate: {{every: 3, {held_out[9:].replace('=', ': ')}}}\n")
+    for override, left in (
+        ("evaluate.rewards={}", []),
+        ("evaluate.rewards=null", []),
+        ("evaluate.rewards.a=null", ["b"]),
+        ("evaluate={every: 3}", ["a", "b"]),
+    ):
+        run = load_run(recipe, [override])
+        assert (list(run.evaluate.rewards), run.evaluate.every) == (left, 3), override
+    assert load_run(recipe, ["evaluate=null"]).evaluate.every == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a #2", "a #2"), ("#2", "#2"), ("a#2", "a#2"), ("'a' # b", "a")]
+)
+def test_a_hash_in_an_override_is_part_of_the_text(recipe, text, name):
+    assert load_run(recipe, [f"name={text}"]).name == name
+    assert load_run(recipe, ["train.num_steps=7 # more"]).train.num_steps == 7
+
+
 def test_another_kind_of_noise_levels_replaces_the_section(recipe):
     overrides = ["method.noise_levels.kind=uniform", "method.noise_levels.jump=0.1"]
     assert load_run(recipe, overrides).method.noise_levels == UniformNoiseLevels(jump=0.1)
@@ -132,6 +156,7 @@ OVERRIDES = {
     "early_stopping={}": "early_stopping: needs measurements, and evaluate.every is 0",
     "rollout.sizes=[[64,4]]": "rollout.sizes",
     "rollout.sizes=[]": "rollout.sizes",
+    "model.lora.targets=[]": "model.lora.targets: got [], and it should have at least 1 item",
     # numbers and paths beyond any use
     **{
         f"{key}={value}": f"--set {key}: "

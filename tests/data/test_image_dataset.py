@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage import data
 
 from directalign.data import image_dataset, image_io
@@ -135,6 +135,61 @@ def test_a_name_that_is_not_unicode_is_skipped(tmp_path):
     found = scan_images(tmp_path)
     assert found.names == ("a.png",)
     assert found.skipped == ("caf?.png: its name is not Unicode; rename it",)
+
+
+def test_links_are_followed_once_and_hidden_folders_stay_out(tmp_path):
+    folder, far = tmp_path / "set", tmp_path / "far"
+    for name in ("set/c.png", "set/.ipynb_checkpoints/c.png", "set/z/d.png", "far/deep/a.png"):
+        save(CAT, tmp_path / name)
+    save(CAT, far / "X.JPG").with_suffix(".txt").rename(far / "X.TXT")
+    for link, target in (("set/to", far), ("set/again", far), ("set/a", folder / "z")):
+        (tmp_path / link).symlink_to(target)
+    (far / "loop").symlink_to(far)
+    (far / "up").symlink_to(folder)
+    found = scan_images(folder)
+    assert found.names == ("again/X.JPG", "again/deep/a.png", "c.png", "z/d.png")
+    assert found.skipped == ()
+
+
+def test_a_caption_too_long_is_skipped_by_name(tmp_path):
+    save(CAT, tmp_path / "a.png")
+    save(CAT, tmp_path / "b.png", "x" * 2001)
+    found = scan_images(tmp_path)
+    assert found.names == ("a.png",) and "b.txt: prompt of 2,001 char" in found.skipped[0]
+    with pytest.raises(DirectAlignError, match=r"b\.txt: prompt of 2,001 characters"):
+        scan_images(tmp_path, strict=True)
+
+
+def swapped_profile() -> bytes:
+    """A profile with swapped red and green primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = profile.index(b"rXYZ", 128), profile.index(b"gXYZ", 128)
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    description = profile.index("sRGB".encode("utf-16-be"))
+    profile[description : description + 8] = "wide".encode("utf-16-be")
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_profiles_are_converted_to_srgb(tmp_path, mode):
+    swapped = save(CAT.convert(mode), tmp_path / "a.png", icc_profile=swapped_profile())
+    plain = save(CAT.convert(mode), tmp_path / "b.png")
+    found, expected = load_image(swapped, 60, 90), load_image(plain, 60, 90)
+    assert (found - expected[[1, 0, 2]]).abs().max() < 0.02
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for icc in (srgb, b"broken"):
+        same = save(CAT.convert(mode), tmp_path / "c.png", icc_profile=icc)
+        assert torch.equal(load_image(same, 60, 90), expected)
+
+
+def test_pillows_warnings_stay_inside(tmp_path, recwarn):
+    palette = Image.new("P", (8, 8), 3)
+    file = save(palette, tmp_path / "a.png", transparency=b"\0\1\2\3")
+    cut = save(CAT, tmp_path / "a.tif")
+    cut.write_bytes(cut.read_bytes()[:-40])
+    load_image(file, 8, 8)
+    scan_images(tmp_path)
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_metadata_names_images_and_captions(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -63,6 +64,8 @@ def main() -> None:
             shown = word.encode(errors="backslashreplace").decode()
             typer.echo(f"directalign: {shown}: not Unicode; write or rename it in UTF-8", err=True)
             sys.exit(1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # pages of characters without arrows and frames
     _silence_libraries()
     protect_streams()
     app(sys.argv[1:] or ["--help"], prog_name="directalign")

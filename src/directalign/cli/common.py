@@ -159,7 +159,10 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str],
     option(
-        "Change one key of the recipe, e.g. train.num_steps=100. Repeatable.", "KEY=VALUE", "--set"
+        "Change one key of the recipe, e.g. train.num_steps=100; {} or null removes a section. "
+        "Repeatable.",
+        "KEY=VALUE",
+        "--set",
     ),
 ]
 RunFolder = Annotated[Path, argument("The output folder of a run.", "DIR")]

@@ -89,11 +89,15 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = recipe_path(recipe)
     settings = _read_mapping(path)
-    given = {key: _nested(key, value) for key, value in map(_split_override, overrides)}
+    given = dict(map(_split_override, overrides))
     try:
         _check_keys(settings, str(path))
-        for key, override in given.items():
+        for key, value in given.items():
+            override = _nested(key, value)
             _check_keys(override, f"--set {key}")
+            if value == {} or (value is None and "preset" not in settings):
+                removed = _remove_section(settings, key)
+                override = {} if removed and value is None else override
             settings = merged(settings, override)
         # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.
         text = json.dumps(settings)
@@ -155,7 +159,22 @@ def _split_override(override: str) -> tuple[str, Any]:
         raise DirectAlignError(
             f"--set {override}: write it as section.key=value, for example train.num_steps=100"
         )
+    value = text.strip()
+    if "#" in value and (value[0] == "#" or value[0] not in "'\"[{&*!|>"):
+        plain = parse_yaml(text, f"--set {override}", "the value is not YAML")
+        if plain is None or isinstance(plain, str):  # in an override, # starts no comment
+            return key, value
     return key, parse_yaml(text, f"--set {override}", "the value is not YAML")
+
+
+def _remove_section(settings: dict[str, Any], key: str) -> bool:
+    """Remove the section of a dotted key, so that {} and null leave nothing of it; True if any."""
+    *above, last = key.split(".")
+    for name in above:
+        settings = settings.get(name, {})
+        if not isinstance(settings, dict):
+            return False
+    return isinstance(settings.get(last), dict) and settings.pop(last) is not None
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

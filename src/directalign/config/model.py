@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from .base import DtypeName, PathText, Positive, Strict
 
@@ -16,7 +16,7 @@ class LoRAConfig(Strict):
     """Rank of the update."""
     alpha: Positive = 16
     """Scale numerator: the update is multiplied by alpha / rank."""
-    targets: list[str] | None = None
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the layers to adapt; none uses the list of the architecture."""
 
 

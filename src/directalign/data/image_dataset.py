@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text
+from ..io.text import MAX_CHARACTERS, checked_prompt, json_rows, prompt_of_row, read_text
 from ..types import DirectAlignError, Images
 from .buckets import Bucket
 from .hf_datasets import is_address, open_rows
@@ -50,7 +50,12 @@ class ImageSource:
 
 
 def _captioned(name: str, text: str, where: str, blank: str) -> Entry:
-    """An entry with its caption; a blank caption is a fault, an invalid one raises."""
+    """An entry with its caption; a blank or too long one is a fault, an invalid one raises."""
+    if len(text.strip()) > MAX_CHARACTERS:
+        try:
+            checked_prompt(text, where)
+        except DirectAlignError as error:
+            return Entry(name, "", f"no caption: {error}")
     caption = checked_prompt(text, where)
     return Entry(name, caption, None if caption else f"no caption: {blank} is blank")
 
@@ -102,10 +107,13 @@ def in_folder(folder: Path) -> ImageSource:
 
 
 def _from_files(folder: Path) -> Iterator[Entry]:
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
+    files = _all_files(folder)
+    captions = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    for file in files:
+        if file.suffix.lower() not in ENDINGS:
             continue
-        name, text = str(file.relative_to(folder)), file.with_suffix(".txt")
+        name = str(file.relative_to(folder))
+        text = captions.get(file.with_suffix(""), file.with_suffix(".txt"))
         if not name.isascii() and name != (shown := name.encode(errors="replace").decode()):
             yield Entry(shown, "", "its name is not Unicode; rename it")
             continue
@@ -113,6 +121,27 @@ def _from_files(folder: Path) -> Iterator[Entry]:
             yield _captioned(name, read_text(text, "caption file"), str(text), text.name)
         else:
             yield Entry(name, "", f"no caption: {text.name} is missing")
+
+
+def _all_files(folder: Path) -> list[Path]:
+    """Files in any depth but hidden ones and those of hidden folders, each folder once.
+
+    Links to folders are followed after all other folders, so that a link inside changes no name.
+    """
+    found, seen, folders, links = [], set(), [folder], []
+    while folders or links:
+        here = (folders or links).pop(0)
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        for each in sorted(here.iterdir()):
+            if each.name.startswith("."):
+                continue
+            if each.is_dir():
+                (links if each.is_symlink() else folders).append(each)
+            else:
+                found.append(each)
+    return sorted(found)
 
 
 def _from_metadata(folder: Path, metadata: Path) -> Iterator[Entry]:

@@ -1,11 +1,12 @@
 """Decode one image, then crop and resize it.
 
-Handles palettes, transparency (on white), 16 bits, EXIF orientation and truncation; what cannot be
-decoded is an `Unreadable` with its reason.
+Handles palettes, transparency (on white), 16 bits, EXIF orientation, colour profiles (to sRGB) and
+truncation; what cannot be decoded is an `Unreadable` with its reason.
 """
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..types import DirectAlignError
@@ -61,7 +62,9 @@ def read_pixels(picture: Picture) -> np.ndarray:
     if (len(picture) if isinstance(picture, bytes) else picture.stat().st_size) == 0:
         raise Unreadable("empty file (0 bytes)")
     try:
-        return _decode(picture)
+        with warnings.catch_warnings():  # of Pillow, on files that it reads nevertheless
+            warnings.simplefilter("ignore")
+            return _decode(picture)
     except Exception as error:  # decoders raise nearly anything on broken files
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise Unreadable(f"unreadable ({_without_folder(reason, picture)})") from error
@@ -84,7 +87,24 @@ def _decode(picture: Picture) -> np.ndarray:
         if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if opened.info.get("icc_profile"):
+            image = _to_srgb(image, opened.info["icc_profile"])
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+
+
+def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """The image in sRGB; as it is if its profile is sRGB, unreadable or of another kind."""
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]  # pyright: ignore
+        is_srgb = "srgb" in ImageCms.getProfileDescription(profile).lower()
+        if is_srgb or (mode == "CMYK") != (image.mode == "CMYK"):
+            return image
+        srgb = ImageCms.createProfile("sRGB")
+        found = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
+        return image if found is None else found
+    except (ImageCms.PyCMSError, OSError, KeyError):
+        return image
 
 
 def _from_16_bit(grey: np.ndarray) -> np.ndarray:

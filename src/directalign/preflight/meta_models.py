@@ -85,6 +85,11 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
         return _published_pipeline(path, key, settings.architecture)
+    if folder.is_file():
+        raise DirectAlignError(
+            f"{key}: {path}: is a file, and of single files .safetensors are read; give one, a "
+            "diffusers folder or a hub id (owner/name)"
+        )
     if not folder.is_dir():
         raise DirectAlignError(
             f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or "

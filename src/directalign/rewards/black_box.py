@@ -49,7 +49,7 @@ from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
 import torch
 from PIL import Image
@@ -325,6 +325,14 @@ class HttpReward(BaseReward):
             raise _Temporary(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:
+        address = urlsplit(self.settings.url)
+        proxy = getproxies().get(address.scheme)
+        if proxy and not proxy_bypass(address.hostname or ""):
+            variable, host = f"{address.scheme}_proxy", address.hostname
+            return (
+                f"no answer by way of the proxy {proxy} ({error}); unset {variable}, or set "
+                f"no_proxy={host}"
+            )
         reason: Any = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError):
             return f"no answer within {self.settings.timeout:g} s"

@@ -7,6 +7,7 @@ folder from a cache.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -93,7 +94,7 @@ def resolve(path: str) -> Path:
         raise DirectAlignError(f"no embedded model {path!r}: choose {names}")
     folder = _cache() / name
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as partial:
             _write(name, Path(partial) / name)
             _move_unless_there(Path(partial) / name, folder)
@@ -112,6 +113,19 @@ def export(folder: Path) -> list[Path]:
     for name in names:
         _write(name, folder / name)
     return [folder / name for name in names]
+
+
+def _make(folder: Path) -> None:
+    """Create a folder of the cache. Raises DirectAlignError with the remedy if it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as error:
+        raise DirectAlignError(
+            f"{folder}: cannot be written ({error.strerror}); set the environment variable "
+            "DIRECTALIGN_CACHE to a folder that you may write to"
+        ) from error
 
 
 def cache_root() -> Path:
