@@ -19,7 +19,7 @@ from ..io import hub
 from ..toyworld import assets
 from ..types import DirectAlignError
 from . import single_file
-from .weight_files import chosen, read_json
+from .weight_files import chosen, read_json, variant_of_part
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SMALL = (".json", ".txt", ".model", ".jinja")
@@ -107,7 +107,8 @@ def _download(
     wanted = [name for part in parts for name in inside[part] if name.endswith(SMALL)]
     for part in heavy:
         if f"{part}/config.json" in names:  # tokenizers and schedulers have none
-            wanted += chosen(inside[part], model.variant, f"{key}: {repo}/{part}")
+            variant = variant_of_part(part, inside, model.variant)
+            wanted += chosen(inside[part], variant, f"{key}: {repo}/{part}")
     return hub.download(repo, [*ROOT, *wanted], key, model.revision)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,6 +69,17 @@ def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list
         wanted = f"{variant} weights" if variant else "plain weights"
         raise DirectAlignError(f"{where}: no {wanted}, there are {', '.join(there)}: {remedy}")
     return fitting
+
+
+def variant_of_part(
+    part: str, names: Mapping[str, Iterable[str]], variant: str | None
+) -> str | None:
+    """The variant to read of a part, from the files of all parts: plain weights, as diffusers does,
+    if only other parts have `variant`."""
+    having = {
+        each for each, files in names.items() if variant in {variant_of(name) for name in files}
+    }
+    return None if having and part not in having else variant
 
 
 def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
