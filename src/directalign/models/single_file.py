@@ -10,7 +10,7 @@ inside SD3 and FLUX files. The conversion is that of diffusers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -113,7 +113,7 @@ class Contents:
     file: FilePath
     layout: Layout
     parts: Mapping[str, Mapping[str, list[int]]]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the scheduler that marks in the file call for."""
 
 
