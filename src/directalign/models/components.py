@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .. import config
+from ..io.tensors import check_weights
 from ..types import DirectAlignError
 from . import single_file
 from .checkpoint_source import Source
@@ -174,4 +175,5 @@ def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | 
             f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} "
             f"({lacking[0]}, ...): copy the folder again"
         )
+    check_weights(model.state_dict(), folder)
     return model.requires_grad_(False).eval()

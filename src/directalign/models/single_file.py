@@ -20,6 +20,7 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..io.tensors import check_weights
 from ..types import DirectAlignError
 from .weight_files import read_json, tensor_shapes
 
@@ -233,6 +234,7 @@ def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]
     """
     with safe_open(held.file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in held.parts[part]}
+    check_weights(tensors, held.file)
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
