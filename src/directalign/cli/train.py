@@ -13,13 +13,6 @@ import typer
 from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option
 
 
-LAYOUT = (
-    *("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size"),
-    "train.parallel",
-)
-"""Keys that a resume does not keep: they fit the machines of one call."""
-
-
 def train(
     recipe: Recipe,
     overrides: Overrides = [],
@@ -41,7 +34,7 @@ def train(
 
         is_main = os.environ.get("RANK", "0") == "0"
         before = recorded_overrides(out) if resume else []
-        keys = [*LAYOUT, *(each.partition("=")[0] for each in overrides)]
+        keys = [each.partition("=")[0] for each in overrides]
         kept = [each for each in before if each.partition("=")[0] not in keys]
         for each in kept if is_main else ():
             typer.echo(f"kept from the earlier call: --set {shlex.quote(each)}", err=True)
