@@ -16,7 +16,6 @@ from typer.testing import Result
 
 from directalign import cli
 from directalign.cli.evaluate import table_of
-from directalign.config.load import dump_run, load_run
 from directalign.training import Interrupted
 from directalign.types import NonFiniteError
 
@@ -49,29 +48,13 @@ def calls(monkeypatch):
 def test_train_passes_on_the_checked_run(command, recipe, calls):
     result = command("train", recipe, "--set", "train.num_steps=7", "--resume")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "page\n", "")
-    ((_, run, out, resume, overrides),) = calls
+    ((_, run, out, resume),) = calls
     assert (run.train.num_steps, out, resume) == (7, Path("runs/recipe"), True)
-    assert overrides == ["train.num_steps=7"]
-
-
-def test_a_resume_keeps_the_set_values_of_the_earlier_call(command, recipe, calls, tmp_path):
-    given = ["train.num_steps=7", "train.save_every=3", 'name="a # b"']
-    text = dump_run(load_run(recipe, given), given)
-    (tmp_path / "run.yaml").write_text(text)
-    assert load_run(tmp_path / "run.yaml") == load_run(recipe, given)
-    words = ("train", recipe, "--set", "train.num_steps=9", "--out", tmp_path)
-    result = command(*words, "--resume")
-    assert "kept from the earlier call: --set train.save_every=3\n" in result.stderr
-    assert command(*words).exit_code == 0
-    (_, run, _, _, overrides), (_, fresh, _, _, only) = calls
-    assert overrides == [*given[1:], "train.num_steps=9"] and only == ["train.num_steps=9"]
-    assert (run.train.num_steps, run.train.save_every, run.name) == (9, 3, "a # b")
-    assert fresh.train.save_every != 3
 
 
 def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert command("train", "world_srpo").exit_code == 0
-    ((_, run, out, *_),) = calls
+    ((_, run, out, _),) = calls
     assert (run.model.path, out) == ("world:flux", Path("runs/world_srpo"))
     wrong = command("train", "wrld_srpo")
     assert wrong.exit_code == 1 and "wrld_srpo: no such recipe" in wrong.stderr

@@ -18,10 +18,7 @@ def train(
     overrides: Overrides = [],
     out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue from the newest checkpoint, with its --set values."
-        ),
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -30,23 +27,17 @@ def train(
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
-        from ..config.load import load_run, recorded_overrides
+        from ..config.load import load_run
 
-        is_main = os.environ.get("RANK", "0") == "0"
-        before = recorded_overrides(out) if resume else []
-        keys = [each.partition("=")[0] for each in overrides]
-        kept = [each for each in before if each.partition("=")[0] not in keys]
-        for each in kept if is_main else ():
-            typer.echo(f"kept from the earlier call: --set {shlex.quote(each)}", err=True)
-        overrides = [*kept, *overrides]
         run = load_run(recipe, overrides)
         from ..preflight import plan  # slow imports: diffusers
         from ..training import run as run_training
 
         warnings = plan(run, out).warnings
+        is_main = os.environ.get("RANK", "0") == "0"
         for warning in warnings if is_main else ():
             typer.echo(f"warning: {warning}", err=True)
-        finished = run_training(run, out, resume, overrides)
+        finished = run_training(run, out, resume)
         if is_main:
             typer.echo(finished)
 

@@ -25,7 +25,6 @@ from .run import RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
-_OVERRIDE = "# --set "
 _NOT_YAML = (yaml.YAMLError, RecursionError)
 
 RENAMED = {
@@ -112,20 +111,9 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise DirectAlignError(explain(error, str(path), list(given))) from error
 
 
-def recorded_overrides(folder: Path) -> list[str]:
-    """The overrides of the call that wrote a run's `run.yaml`; [] without a run."""
-    file = folder / "run.yaml"
-    lines = read_text(file, "recipe").split("\n") if file.is_file() else []
-    return [json.loads(line[len(_OVERRIDE) :]) for line in lines if line.startswith(_OVERRIDE)]
-
-
-def dump_run(run: RunConfig, overrides: Sequence[str] = ()) -> str:
-    """The resolved run as YAML with every field; `load_run` reads it back to an equal run.
-
-    `overrides` are recorded in comments, for a resume.
-    """
-    head = "".join(f"{_OVERRIDE}{json.dumps(each)}\n" for each in overrides)
-    return head + yaml.dump(
+def dump_run(run: RunConfig) -> str:
+    """The resolved run as YAML with every field; `load_run` reads it back to an equal run."""
+    return yaml.dump(
         run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
     )
 

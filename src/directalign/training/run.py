@@ -63,13 +63,12 @@ class Loaded:
     """Fingerprint of the base model's files."""
 
 
-def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str] = ()) -> Path:
+def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
     """Train `run` and write everything to `out`, which is returned.
 
     Args:
         resume: continue from the newest whole checkpoint in `out`, or start if it has none yet. A
             run that torchrun restarts after a failure resumes by itself.
-        overrides: of the recipe, already in `run`; recorded for a resume.
     Raises:
         DirectAlignError: `out` cannot be used, a file is missing or broken, the disk is full, a
             checkpoint does not fit.
@@ -90,7 +89,7 @@ def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str]
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
-        train_loaded(run, out, resume, group, loaded, overrides)
+        train_loaded(run, out, resume, group, loaded)
         if group.is_main:
             write_page(out)
     return out
@@ -160,12 +159,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 
 def train_loaded(
-    run: config.RunConfig,
-    out: Path,
-    resume: bool,
-    group: TorchProcessGroup,
-    loaded: Loaded,
-    overrides: Sequence[str] = (),
+    run: config.RunConfig, out: Path, resume: bool, group: TorchProcessGroup, loaded: Loaded
 ) -> None:
     """Train in the folder `out` and write everything but the report. Raises: see `run`."""
     configure_logging(group.is_main)
@@ -187,8 +181,6 @@ def train_loaded(
     prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
     before = resume_state(rules, run, out, done) if group.is_main and resume else ResumeState()
-    if group.is_main:
-        atomic.write_text(out / "run.yaml", dump_run(run, overrides))
     log = _open_log(run, out, done, prompts, before.dropped) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, before.lost) if rules else None
     with Display(settings.num_steps, done, CONSOLE, silent=not group.is_main) as display:
@@ -226,7 +218,8 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
 def _open_log(
     run: config.RunConfig, out: Path, done: int, prompts: Sequence[str], dropped: Sequence[str]
 ) -> RunLog:
-    """Open the log, without records and grids beyond `done` finished steps."""
+    """Write run.yaml and open the log, without records and grids beyond `done` finished steps."""
+    atomic.write_text(out / "run.yaml", dump_run(run))
     run_log.describe_grids(out, prompts)
     if run.evaluate.metrics:
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
