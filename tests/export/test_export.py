@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from directalign import export
 from directalign.config import ModelConfig
+from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
 from directalign.export.finished_run import BaseModelInfo, License, base_model_info
 from directalign.export.lora_formats import convert
@@ -110,6 +112,31 @@ def test_a_file_that_readers_take_for_another_update_is_refused(run, monkeypatch
         with pytest.raises(DirectAlignError, match=rf"--format {form}: diffusers .*another update"):
             export_run(run, form)
     assert not list(run.glob("export/*"))
+
+
+CHANGES = {
+    "not finite": (lambda each: each * float("nan"), lambda each: each / 0),
+    "type int8|type I8": (lambda each: each.to(torch.int8),),
+    "type bool|type BOOL": (lambda each: each.bool(),),
+    "type complex64|type C64": (lambda each: each.to(torch.complex64),),
+    "shape|another update|other layers": (lambda each: torch.zeros(3, 5), lambda each: each.T),
+}
+
+
+@pytest.mark.parametrize(
+    ("message", "change"), [(words, each) for words, all_ in CHANGES.items() for each in all_]
+)
+def test_weights_that_cannot_be_right_are_refused(flux_run, message, change):
+    file = flux_run / "lora.safetensors"
+    save_file({key: change(each).contiguous() for key, each in load_file(file).items()}, file)
+    for use in (
+        lambda: export_run(flux_run, "diffusers"),
+        lambda: sample_images(flux_run, ["a red star"], [0], flux_run / "images"),
+    ):
+        with pytest.raises(DirectAlignError, match=message) as caught:
+            use()
+        assert str(file) in str(caught.value) or "diffusers" in str(caught.value)
+    assert not (flux_run / "images").exists()
 
 
 def test_a_file_with_other_tensors_is_refused(run):

@@ -255,6 +255,38 @@ def test_a_file_that_does_not_fit_is_refused(stable_diffusion, tiny_flux, tmp_pa
     assert "weights in its unet" in message and "give the model.components that it" in message
 
 
+@pytest.mark.parametrize(
+    ("marks", "metadata", "scheduler", "message"),
+    [
+        (["v_pred"], {}, {}, "marked as prediction_type: v_prediction"),
+        ([], {"modelspec.prediction_type": "v"}, {}, "marked as prediction_type: v_prediction"),
+        (["ztsnr"], {}, {}, "marked as rescale_betas_zero_snr: True"),
+        (
+            *([], {"modelspec.prediction_type": "epsilon"}),
+            *({"prediction_type": "v_prediction"}, "marked as prediction_type: epsilon"),
+        ),
+        (
+            *(["v_pred", "ztsnr"], {"modelspec.prediction_type": "v"}),
+            *({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, None),
+        ),
+    ],
+)
+def test_marks_of_what_the_network_predicts_are_followed(
+    stable_diffusion, tmp_path, marks, metadata, scheduler, message
+):
+    folder, file, _ = stable_diffusion
+    shutil.copytree(folder, tmp_path / "sd")
+    settings = tmp_path / "sd/scheduler/scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | scheduler))
+    tensors = load_file(file) | {name: torch.empty(0) for name in marks}
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    if message:
+        assert message in refusal(tmp_path / "x.safetensors", tmp_path / "sd")
+    else:
+        given = {"path": str(tmp_path / "x.safetensors"), "components": str(tmp_path / "sd")}
+        assert load_model(ModelConfig(architecture="sd", **given), "cpu").prediction == "v"
+
+
 def test_a_flux_of_another_width_and_a_missing_part_are_refused(tmp_path):
     folder = write_flux(tmp_path / "flux")
     weights = FluxTransformer2DModel.from_pretrained(folder / "transformer").state_dict()

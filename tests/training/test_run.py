@@ -24,6 +24,9 @@ from train_stubs import nan_at, steps, stop_at
 import tiny
 from directalign import config
 from directalign.evaluation.eval_prompts import measured_prompts
+from directalign.evaluation.generate import sample_images
+from directalign.export import export_run
+from directalign.export.average import average_run
 from directalign.models import load_model
 from directalign.training import checkpoint, run_folder, run_log
 from directalign.training import run as train
@@ -343,6 +346,31 @@ def test_with_nohup_a_closed_terminal_is_ignored():
             assert stop.received is None
     finally:
         signal.signal(signal.SIGHUP, inherited)
+
+
+# --- the base model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "scheduler"])
+def test_a_base_that_changes_under_a_run_is_refused(tmp_path, part):
+    run, out = tiny_recipe(tmp_path), tmp_path / "out"
+    train(run, out, resume=False)
+    uses = (
+        lambda: train(run, out, resume=True),
+        lambda: sample_images(out, ["a red star"], [0], tmp_path / "images"),
+        lambda: export_run(out, "diffusers", tmp_path / "export"),
+        lambda: average_run(out, tmp_path / "mean", last=1),
+    )
+    weights = next((tmp_path / "flux" / part).glob("*.safetensors" if part != "scheduler" else "*"))
+    shutil.copy(weights, weights.with_name("model.fp16.safetensors"))  # another variant may come
+    uses[0]()
+    content = weights.read_bytes()
+    changed = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+    weights.write_bytes(content + b"\n" if part == "scheduler" else changed)
+    for use in uses:
+        with pytest.raises(DirectAlignError, match=r"another base model|are not those that"):
+            use()
+    assert not any((tmp_path / name).exists() for name in ("images", "export", "mean"))
 
 
 # --- text encoders that are freed -----------------------------------------------------------------

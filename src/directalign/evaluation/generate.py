@@ -20,7 +20,7 @@ from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.hub import is_hub_id
 from ..io.pixels import require_finite, to_pixels
 from ..models import MODELS, load_model, load_trained, model_class, single_file
-from ..models.checkpoint_source import open_source
+from ..models.checkpoint_source import check_base, open_source
 from ..models.lora import ReferenceModel, has_adapters
 from ..models.weight_files import read_json
 from ..toyworld import assets
@@ -260,6 +260,8 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
 
 def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's model on the best device, with the weights in `trained` or the base model's."""
+    if trained is not None:
+        check_base(run.model, trained)
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:
         load_trained(model, trained)

@@ -24,7 +24,7 @@ from ..config.load import dump_run
 from ..io import atomic
 from ..models import lora as tuning
 from ..models import model_class
-from ..models.checkpoint_source import open_source
+from ..models.checkpoint_source import check_base, open_source
 from ..models.components import load_parts
 from ..training import checkpoint, run_folder
 from ..training.checkpoint import AVERAGE, WEIGHTS
@@ -196,6 +196,7 @@ def average_run(
         )
     atomic.require_new(out)
     selection = select_checkpoints(folder, steps, last, ema)
+    check_base(selection.run.model, folder)
     write = _write_full if selection.run.model.tune == "full" else _write_lora
     with atomic.new_folder(out) as target:
         run, lora = write(selection, base_share, rank, target)
@@ -211,6 +212,7 @@ def average_run(
                 "base_share": base_share,
                 "lora": lora,
             },
+            "base": checkpoint.read_record(selection.folders[-1]).get("base"),
             "commit": run_folder.commit(),
             "versions": run_folder.versions(),
         }

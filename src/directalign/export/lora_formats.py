@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import __version__
+from ..io.tensors import check_weights
 from ..models.weight_files import check_safetensors
 from ..types import DirectAlignError
 from .finished_run import BaseModelInfo, FinishedRun
@@ -62,6 +63,14 @@ def read_updates(file: Path, part: str) -> dict[str, LowRank]:
             f"{file}: not a LoRA of a {part}: {wrong[0] if wrong else 'it is empty'}; give a run "
             "that directalign train finished"
         )
+    check_weights(tensors, file)
+    for layer in layers:
+        down, up = tensors[layer + DOWN], tensors[layer + UP]
+        if down.ndim != up.ndim or down.ndim not in (2, 4) or len(down) != up.shape[1]:
+            raise DirectAlignError(
+                f"{file}: {layer} has factors of shapes {tuple(down.shape)} and {tuple(up.shape)}, "
+                "which fit no layer; restore the file"
+            )
     return {
         layer.removeprefix(f"{part}."): LowRank(tensors[layer + DOWN], tensors[layer + UP])
         for layer in layers

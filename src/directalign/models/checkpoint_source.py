@@ -7,6 +7,7 @@ downloaded; no other formats, and no single files beside the folders. `component
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..io import hub
 from ..toyworld import assets
 from ..types import DirectAlignError
 from . import single_file
-from .weight_files import chosen, read_json
+from .weight_files import chosen, read_json, variant_of_part
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SMALL = (".json", ".txt", ".model", ".jinja")
@@ -107,7 +108,8 @@ def _download(
     wanted = [name for part in parts for name in inside[part] if name.endswith(SMALL)]
     for part in heavy:
         if f"{part}/config.json" in names:  # tokenizers and schedulers have none
-            wanted += chosen(inside[part], model.variant, f"{key}: {repo}/{part}")
+            variant = variant_of_part(part, inside, model.variant)
+            wanted += chosen(inside[part], variant, f"{key}: {repo}/{part}")
     return hub.download(repo, [*ROOT, *wanted], key, model.revision)
 
 
@@ -135,3 +137,55 @@ def _parts(folder: Path) -> list[str]:
         for name, value in read_json(folder / ROOT[0]).items()
         if isinstance(value, list) and value[0] is not None and name not in UNUSED
     ]
+
+
+# --- whether it is still the same -----------------------------------------------------------------
+
+SAMPLE, STRIDE = 2**12, 2**20
+"""Bytes that a fingerprint reads of every STRIDE bytes of a file, besides the header's start."""
+
+
+def fingerprint(model: config.ModelConfig) -> str | None:
+    """Of the base model's weights and scheduler; None if they are not on this machine."""
+    try:
+        source = open_source(model, weights=False)
+        files: dict[str, Path] = {}
+        held: Collection[str] = ()
+        if source.single_file is not None:
+            files, held = {"": source.single_file}, single_file.contents(source.single_file).parts
+        inside = {part: sorted((source.folder / part).iterdir()) for part in _parts(source.folder)}
+        names = {part: [file.name for file in found] for part, found in inside.items()}
+        for part in names.keys() - set(held):
+            if "config.json" in names[part]:
+                variant = variant_of_part(part, names, source.variant)
+                for name in chosen(names[part], variant, source.folder / part):
+                    files[f"{part}/{name}"] = source.folder / part / name
+    except (DirectAlignError, OSError):
+        return None
+    files["scheduler"] = source.folder / "scheduler" / "scheduler_config.json"
+    digest = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        if file.is_file():
+            size = file.stat().st_size
+            digest.update(f"{name} {size} ".encode())
+            with file.open("rb") as stream:
+                for place in range(0, size, STRIDE):
+                    stream.seek(place)
+                    digest.update(stream.read(SAMPLE if size > 64 * STRIDE else STRIDE))
+    return digest.hexdigest()[:16]
+
+
+def check_base(model: config.ModelConfig, run: Path) -> None:
+    """Refuse a base model other than the one that the finished run in folder `run` trained on.
+
+    Nothing is checked for a run without the record, or while the weights are not downloaded.
+    """
+    file = run / "summary.json"
+    recorded = read_json(file).get("base") if file.is_file() else None
+    found = recorded and fingerprint(model)
+    if found and found != recorded:
+        raise DirectAlignError(
+            f"model.path: {model.path}: its weights or scheduler are not those that {run} was "
+            f"trained on ({found}, not {recorded}): restore them, or name the version in "
+            "model.revision of run.yaml"
+        )

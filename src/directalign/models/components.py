@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .. import config
+from ..io.tensors import check_weights
 from ..types import DirectAlignError
 from . import single_file
 from .checkpoint_source import Source
-from .weight_files import brief, read_json, weights_files
+from .weight_files import brief, read_json, variant_of_part, weights_files
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
@@ -85,8 +86,14 @@ def check_parts(
         if held is not None and name in held.parts:
             single_file.check(held, name, part, source.folder)
         else:
-            _check_part(source.folder / name, part, source.variant, weights)
+            _check_part(source.folder / name, part, _variant(source, name), weights)
     return classes
+
+
+def _variant(source: Source, part: str) -> str | None:
+    files = [(file.parent.name, file.name) for file in source.folder.glob("*/*.safetensors")]
+    names = {each: [name for folder, name in files if folder == each] for each, _ in files}
+    return variant_of_part(part, names, source.variant)
 
 
 def _held(source: Source) -> single_file.Contents | None:
@@ -145,7 +152,7 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
             model = single_file.load(held, name, part, source.folder, dtype)
             return model.requires_grad_(False).eval()
         if issubclass(part, nn.Module):
-            return _load_model(folder, part, dtype, source.variant)
+            return _load_model(folder, part, dtype, _variant(source, name))
         return part.from_pretrained(folder, local_files_only=True)
     except DirectAlignError:
         raise
@@ -168,4 +175,5 @@ def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | 
             f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} "
             f"({lacking[0]}, ...): copy the folder again"
         )
+    check_weights(model.state_dict(), folder)
     return model.requires_grad_(False).eval()

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import config
+from ..io.tensors import check_weights
 from ..types import DirectAlignError
 from .quantization import quantize
 from .weight_files import check_safetensors, weights_files
@@ -150,6 +151,7 @@ def load(denoiser: Any, folder: FilePath, part: str) -> None:
     check_safetensors(file)
     found = {key.removeprefix(f"{part}."): tensor for key, tensor in load_file(file).items()}
     keys = "model.path, model.lora.rank and model.lora.targets"
+    check_weights(found, file)
     _check_fit(file, own, found, f"use the {keys} it was trained with")
     with torch.no_grad():
         for key, parameter in own.items():
@@ -165,6 +167,7 @@ def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
     found = {
         key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()
     }
+    check_weights(found, folder)
     _check_fit(folder, denoiser.state_dict(), found, "use the model.path it was trained from")
     denoiser.load_state_dict(found)
 

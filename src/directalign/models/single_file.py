@@ -10,7 +10,7 @@ inside SD3 and FLUX files. The conversion is that of diffusers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -20,8 +20,9 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..io.tensors import check_weights
 from ..types import DirectAlignError
-from .weight_files import tensor_shapes
+from .weight_files import read_json, tensor_shapes
 
 PREFIX = "model.diffusion_model."
 """Prefix of the denoiser's tensors in LDM's and ComfyUI's files."""
@@ -39,6 +40,8 @@ SCALES = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_qua
 """Suffixes of the scales of quantized weights."""
 UNUSED = ("norm_final.weight",)
 """Suffixes in ComfyUI's files of Z-Image that no network has."""
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+"""Empty tensors of SD files by which ComfyUI and Forge know what the network predicts."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Contents:
     file: FilePath
     layout: Layout
     parts: Mapping[str, Mapping[str, list[int]]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the scheduler that marks in the file call for."""
 
 
 def contents(file: FilePath) -> Contents:
@@ -119,6 +124,7 @@ def contents(file: FilePath) -> Contents:
     Raises DirectAlignError for a truncated or quantized file, or another kind of model.
     """
     shapes = tensor_shapes(file)
+    settings = _marked({name for name in (V_PREDICTION, ZERO_SNR) if shapes.pop(name, None)}, file)
     scaled = next((name for name in shapes if name.endswith(SCALES)), None)
     if scaled is not None:
         raise DirectAlignError(
@@ -137,7 +143,18 @@ def contents(file: FilePath) -> Contents:
     for part in layout.brings:
         found = {name: shape for name, shape in shapes.items() if name.startswith(PREFIXES[part])}
         parts |= {part: found} if found else {}
-    return Contents(file, layout, parts)
+    return Contents(file, layout, parts, settings if layout.part == "unet" else {})
+
+
+def _marked(marks: set[str], file: FilePath) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as opened:
+        named = (opened.metadata() or {}).get("modelspec.prediction_type", "").lower()
+    named = (
+        "v" if V_PREDICTION in marks or named in ("v", "v_prediction", "v-prediction") else named
+    )
+    kinds = {"v": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+    settings = {"prediction_type": kinds[named]} if named in kinds else {}
+    return settings | ({"rescale_betas_zero_snr": True} if ZERO_SNR in marks else {})
 
 
 def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
@@ -147,6 +164,16 @@ def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
             f"{held.file}: holds {held.layout.name}, and {folder} a {part_class.__name__}: "
             "give model.components and model.architecture to match"
         )
+    if part == held.layout.part and held.settings:
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        given = {"prediction_type": "epsilon", **read_json(scheduler)}
+        for key, wanted in held.settings.items():
+            if given.get(key, False) != wanted:
+                raise DirectAlignError(
+                    f"{held.file}: is marked as {key}: {wanted}, and {scheduler} has "
+                    f"{given.get(key, False)}: give the model.components that it was trained from, "
+                    "or a copy with this setting"
+                )
     if part in ("text_encoder", "text_encoder_2"):
         return  # the file may leave out tensors that a config of transformers describes
     if not issubclass(part_class, FromOriginalModelMixin):
@@ -207,6 +234,7 @@ def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]
     """
     with safe_open(held.file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in held.parts[part]}
+    check_weights(tensors, held.file)
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..types import DirectAlignError
 
+DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
+"""Of weights, and of buffers that count something."""
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files in diffusers and transformers."""
@@ -71,6 +73,17 @@ def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list
     return fitting
 
 
+def variant_of_part(
+    part: str, names: Mapping[str, Iterable[str]], variant: str | None
+) -> str | None:
+    """The variant to read of a part, from the files of all parts: plain weights, as diffusers does,
+    if only other parts have `variant`."""
+    having = {
+        each for each, files in names.items() if variant in {variant_of(name) for name in files}
+    }
+    return None if having and part not in having else variant
+
+
 def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors files of a part in `variant`.
 
@@ -97,6 +110,14 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
 def check_safetensors(file: Path) -> None:
     """Raise DirectAlignError for a missing or truncated file, or another format."""
     tensor_shapes(file)
+    with safe_open(file, framework="pt") as opened:
+        kinds = {name: opened.get_slice(name).get_dtype() for name in list(opened.keys())}
+    wrong = next((name for name, kind in kinds.items() if kind not in DTYPES), None)
+    if wrong is not None:
+        raise DirectAlignError(
+            f"{file}: {wrong} is of type {kinds[wrong]}, and weights are floating-point numbers: "
+            "take the file in float32, bfloat16 or float16"
+        )
 
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:

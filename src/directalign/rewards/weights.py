@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from .. import config
 from ..io import hub
+from ..io.tensors import check_weights
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from .common import IMAGE_SETTINGS, Preprocessing, read_json
@@ -148,6 +149,7 @@ def read_weights(file: Path, key: str) -> dict[str, Tensor]:
         raise DirectAlignError(
             f"{key}: {file}: holds no tensors by name; give the file of the model's weights"
         )
+    check_weights(tensors, f"{key}: {file}")
     return tensors
 
 

@@ -78,6 +78,8 @@ class TrainState:
     average: EMA | None
     method: Method
     data: str
+    base: str | None = None
+    """Fingerprint of the base model's files."""
 
 
 def write_tensors(
@@ -187,6 +189,7 @@ def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessG
         "step": step,
         "config": run.model_dump(mode="json"),
         "architecture": architecture(state.denoiser),
+        "base": state.base,
         "schedule": {"kind": settings.schedule, "learning_rate": rate},
         "data": {"fingerprint": state.data, "ranks": group.size, "global_batch_size": batch_size},
         "versions": versions(),
@@ -369,8 +372,10 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
     _check_config(path, record["config"], run)
     data, batch_size = record["data"], global_batch_size(run, group)
     network = "architecture", record["architecture"], architecture(state.denoiser)
+    base = "base model", record.get("base") or state.base, state.base
     for (what, theirs, ours), keys in (
         (network, "model.path or model.lora"),
+        (base, "the files behind model.path"),
         (("data", data["fingerprint"], state.data), "the contents of data.prompts or data.images"),
     ):
         if theirs != ours:

@@ -30,6 +30,7 @@ from ..interfaces import Method, Model
 from ..io import atomic
 from ..methods import load_method
 from ..models import load_model
+from ..models.checkpoint_source import fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
@@ -58,6 +59,8 @@ class Loaded:
     method: Method
     evaluator: Evaluator
     data: TrainData
+    base: str | None = None
+    """Fingerprint of the base model's files."""
 
 
 def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
@@ -110,7 +113,8 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
     judge = load_judge() if run.evaluate.judge == "world" else None
     held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
     evaluator = Measurer(run, model, reward, judge, None, group, held_out)
-    return Loaded(model, load_method(run, model, reward, group), evaluator, data)
+    method, base = load_method(run, model, reward, group), fingerprint(run.model)
+    return Loaded(model, method, evaluator, data, base)
 
 
 def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
@@ -166,7 +170,8 @@ def train_loaded(
     average = EMA(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     optimizer = adamw(parameters, settings, run.seed)
     state = TrainState(
-        run, model.denoiser, parameters, optimizer, average, loaded.method, data.fingerprint
+        *(run, model.denoiser, parameters, optimizer, average, loaded.method),
+        *(data.fingerprint, loaded.base),
     )
     done = _restore_newest(out, state, group) if resume else 0
     nfe = NFECounter(model.denoiser)
@@ -296,5 +301,6 @@ def _write_summary(context: TrainContext, log: RunLog) -> None:
     history = run_log.read(context.out)
     kept = early_stopping.kept_summary(context.run, history)
     summary = run_folder.summarize(context.run, history, context.group.size, count, kept)
+    summary |= {"base": context.state.base} if context.state.base else {}
     atomic.write_text(context.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     log.summary(summary)
