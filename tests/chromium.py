@@ -1,8 +1,6 @@
 """A headless Chromium for page tests, its console and network records on; tests are skipped, with
 the reason, where there is none."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,8 +1,6 @@
 """Comparison folders as `directalign compare` writes them: discs on navy, metrics with planted
 effects."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping, Sequence

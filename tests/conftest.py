@@ -1,8 +1,6 @@
 """Every annotation of the package, the experiments and the tools is checked while tests run; one
 thread, and no deadline for a slow machine."""
 
-from __future__ import annotations
-
 import signal
 
 import torch

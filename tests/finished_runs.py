@@ -1,7 +1,5 @@
 """Folders of finished runs on tiny pipelines: recipe, weights, sample grids, summary."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Whether a gradient is the slope: central differences in float64 along random directions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -6,8 +6,6 @@ batch with a plain PUT and its verification, and the commit in ndjson. Any other
 with 404.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Random low-rank updates for the layers of a network, and their `lora.safetensors`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

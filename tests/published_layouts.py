@@ -1,8 +1,6 @@
 """Random weights under the names and shapes of a published checkpoint, drawn alike wherever numpy
 is; shared with the scripts that record fixtures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,8 +1,6 @@
 """The tiny random checkpoints whose originals' answers are recorded in tests/fixtures, written as
 their makers publish them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

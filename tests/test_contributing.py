@@ -1,8 +1,6 @@
 """CONTRIBUTING's extensions, each from a file of one's own, through check, a two-step training and
 compare."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The demo in small size: four runs, their summary and one page; finished runs are kept."""
 
-from __future__ import annotations
-
 import json
 import re
 

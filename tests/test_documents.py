@@ -1,7 +1,5 @@
 """README and docs: links lead somewhere, Python imports resolve, commands and options exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

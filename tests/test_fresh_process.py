@@ -1,8 +1,6 @@
 """What a run leaves needs nothing of this package: a fresh process with diffusers alone paints the
 very images of `directalign sample`."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """House rules: layers of imports, sizes, docstrings, nothing swallowed or unpickled."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -2,8 +2,6 @@
 pipelines: tests/models.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Statistics against closed forms, printed tables, exact arithmetic, and simulations."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 

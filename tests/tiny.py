@@ -6,8 +6,6 @@ In each `write_*`, `scheduler` overrides the settings of the scheduler and `tran
 those of the denoiser. The session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_v` are read-only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Tiny random detectors as complete transformers folders: config, weights and image settings as
 their makers publish them, a few hundred kB each. Sizes are in `tiny_sizes.json`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

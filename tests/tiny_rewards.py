@@ -4,8 +4,6 @@ CLIP in open_clip's layout. Weights come from a seed, sizes from `tiny_sizes.jso
 The session fixtures `clip_folder`, `siglip_folder` and `vlm_folder` are read-only.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

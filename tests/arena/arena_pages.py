@@ -1,7 +1,5 @@
 """Input and checks on the pages of the arena in a browser."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

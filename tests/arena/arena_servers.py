@@ -1,7 +1,5 @@
 """Small sources for an arena, and servers in a thread or in a process of their own."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

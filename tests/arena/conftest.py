@@ -1,7 +1,5 @@
 """One source, one server and one browser for all tests that leave them as they were."""
 
-from __future__ import annotations
-
 import pytest
 from arena_servers import served, write_comparison
 

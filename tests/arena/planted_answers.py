@@ -1,7 +1,5 @@
 """Answers of annotators whose taste and agreement are known."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """Krippendorff's alpha: published examples, limits, and single annotators."""
 
-from __future__ import annotations
-
 from itertools import permutations
 
 import numpy as np

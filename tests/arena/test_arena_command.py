@@ -1,7 +1,5 @@
 """The command: its messages at start and end, its errors, and results without a server."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

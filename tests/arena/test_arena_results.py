@@ -1,7 +1,5 @@
 """The result page and its tables: complete, escaped, self-contained."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """Hostile sources are refused with file and line before the arena starts."""
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib

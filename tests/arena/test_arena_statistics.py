@@ -1,7 +1,5 @@
 """Levels by the paper's rule, win rates, and Bradley-Terry strengths with their intervals."""
 
-from __future__ import annotations
-
 import math
 from itertools import combinations, product
 

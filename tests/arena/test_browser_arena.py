@@ -1,7 +1,5 @@
 """The arena in a browser: reload, double click, stopped server, phone; each vote counts once."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

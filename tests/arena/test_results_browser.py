@@ -1,7 +1,5 @@
 """The result page in a browser: it fits a phone, fetches nothing, and has contrast."""
 
-from __future__ import annotations
-
 import pytest
 from arena_pages import assert_contrast, assert_fits, resize
 from planted_answers import planted_ratings, planted_votes

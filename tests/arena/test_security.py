@@ -1,7 +1,5 @@
 """Hostile requests are refused with a status and one clean line in the log."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

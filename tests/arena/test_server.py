@@ -1,7 +1,5 @@
 """The arena over HTTP: joining, answering, results for the owner, blinding, many people, a kill."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import io

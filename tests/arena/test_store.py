@@ -1,7 +1,5 @@
 """The database counts each question once in any order of answers, and keeps the history."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

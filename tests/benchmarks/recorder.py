@@ -4,8 +4,6 @@ Written from the released recipe's description without the package, so that a re
 `directalign.diffusion` on settings that the official recordings do not have.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

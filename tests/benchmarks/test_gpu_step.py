@@ -1,7 +1,5 @@
 """The benchmark of an update in its small size on a CPU: phases, operations, ranked levers."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """The comparison of costs: offline updates make no rollout, online updates do."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

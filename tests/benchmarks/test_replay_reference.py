@@ -1,7 +1,5 @@
 """Recorded steps are reproduced within the bounds; a broken case gives one error line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

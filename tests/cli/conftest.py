@@ -1,7 +1,5 @@
 """A recipe on a tiny random model, and a way to run the command in this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

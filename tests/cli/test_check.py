@@ -1,7 +1,5 @@
 """`check`, and `train` which checks first: tables for a valid recipe, one line for a mistake."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

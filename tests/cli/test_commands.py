@@ -1,7 +1,5 @@
 """Each command passes on its options, and ends as it should; one test starts real processes."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

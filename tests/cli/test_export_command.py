@@ -1,7 +1,5 @@
 """`directalign export` and `directalign average`, once as a process with a stand-in of the Hub."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -4,8 +4,6 @@ The diffusers pipeline with the exported LoRA makes the sampled image. Tiny rand
 the real format, a tiny CLIP as the relative reward, and a learning rate large enough to change it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

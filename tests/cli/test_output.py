@@ -1,7 +1,5 @@
 """Closed pipes and full disks behind the standard streams never end a command."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess
@@ -10,7 +8,7 @@ import sys
 import pytest
 import typer
 
-from directalign.cli.output import DroppingStream, protect_streams
+from directalign.cli.common import DroppingStream, protect_streams
 
 COMMAND = [sys.executable, "-m", "directalign", "schema"]
 

@@ -4,8 +4,6 @@ The line names the setting, the given value and the remedy; `check` prints the s
 where it can know. More mistakes in recipes: tests/config.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """`directalign reward bias-directions`: from images, probes, texts and runs to a file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A mixture of rewards end to end: soft prompts in a member, held-out rewards, page and export."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`directalign reward finetune`: its folder trains as reward.path; mistakes are one line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +65,7 @@ def test_the_folder_trains_as_a_reward(finetune, recipe, command, tmp_path):
         ({"images": "nowhere"}, "--images: nowhere: no folder wanted/"),
         ({"reward": "nowhere"}, "--reward nowhere: no config.json"),
         ({"negative": None}, "--positive, --negative"),
-        ({"learning-rate": "1e30"}, "smaller --learning-rate"),
+        ({"learning-rate": "1e8"}, "smaller --learning-rate"),
     ],
 )
 def test_wrong_inputs_are_one_line_and_write_nothing(finetune, tmp_path, changed, message):

@@ -1,7 +1,5 @@
 """`directalign reward phrases`: table, files, the page in a real browser, refusals."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

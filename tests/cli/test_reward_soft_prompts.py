@@ -1,7 +1,5 @@
 """`directalign reward soft-prompts`: fit from images or phrases, train with the files, resume."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The recipes of the package: each starts with a comment and passes `directalign check`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Aspect-ratio buckets: nearest shape, exact proportions, refused if smaller than an update."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from itertools import chain

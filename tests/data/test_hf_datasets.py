@@ -1,7 +1,5 @@
 """Prompts and addresses of Hugging Face datasets, and every fault in one line."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Offline images: every encoding arrives upright, in RGB and in range; broken files are named."""
 
-from __future__ import annotations
-
 import json
 import weakref
 from io import BytesIO

@@ -1,7 +1,5 @@
 """Prompt lists: every format, every fault named with file and line, and an order without state."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """The order of the data: every item once per epoch, every choice in proportion."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Random latents and scores in float64, shared by the identities."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

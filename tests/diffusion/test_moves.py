@@ -1,7 +1,5 @@
 """The official grid point by point with its two clipped ends, and the continuous samplers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """From two scores to a loss."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

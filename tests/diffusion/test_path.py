@@ -1,7 +1,5 @@
 """Paths, predictions, grids, the DDPM table, and the draws of noise."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

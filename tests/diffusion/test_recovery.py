@@ -1,7 +1,5 @@
 """The closed form against the step and the subtraction that it replaces."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

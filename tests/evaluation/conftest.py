@@ -1,7 +1,5 @@
 """Tiny pipelines, made once, and a prompt file."""
 
-from __future__ import annotations
-
 import pytest
 
 from tiny import write_flux, write_sd

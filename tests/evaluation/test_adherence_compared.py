@@ -1,7 +1,5 @@
 """Adherence in a comparison: its rows and summary, and the facts in their own file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Detectors load and find what transformers' own processors find with the same weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

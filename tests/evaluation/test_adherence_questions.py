@@ -1,7 +1,5 @@
 """Facts as questions to a tiny VLM; settings from the command line; refusals before loading."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """GenEval's rules on planted boxes: every tag, margins, ties; the texts of facts; adherence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

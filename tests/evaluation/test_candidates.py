@@ -1,7 +1,5 @@
 """Candidates, image folders and rewards of a comparison; refusals before loading."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

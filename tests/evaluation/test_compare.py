@@ -1,7 +1,5 @@
 """A complete comparison on tiny models: its folder, its resumption after a kill, its refusals."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """An image depends on prompt, seed and weights only, and plain diffusers makes it too."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Rewards in the evaluation of a run: phrases, held-out rewards in every record and page, which do
 not influence training."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

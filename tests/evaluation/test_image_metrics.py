@@ -1,7 +1,5 @@
 """The algebra of the pixel metrics: what moves them, by how much, and what must not; diversity."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,8 +1,6 @@
 """The evaluation of a run: rates with intervals, drift against its reference, diversity, control
 prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

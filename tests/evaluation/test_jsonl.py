@@ -1,8 +1,6 @@
 """A JSONL store keeps complete lines, removes an incomplete one with a warning, and writes nothing
 twice."""
 
-from __future__ import annotations
-
 import errno
 import os
 

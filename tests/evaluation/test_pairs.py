@@ -1,8 +1,6 @@
 """Pairs, samples and control prompts: fixed order, seeds used once, the noise of diffusers
 pipelines."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor

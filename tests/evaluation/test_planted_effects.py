@@ -1,8 +1,6 @@
 """Comparisons with known truth: rendered images with planted rates of photos, and many summaries of
 planted metrics."""
 
-from __future__ import annotations
-
 import json
 from itertools import combinations
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The prompt sets of benchmarks: recognised by content, read with their groups and facts, and
 refused by file and line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Summaries: which candidates are compared on what, in which direction, over which prompts."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Metric functions in closed form, the same for comparisons and for evaluation during training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pytest

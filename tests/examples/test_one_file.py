@@ -1,7 +1,5 @@
 """The whole method in one short file computes what the trainer computes, weight by weight."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import inspect

@@ -1,7 +1,5 @@
 """Rows as a study makes them, without a training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every arm of every study is a valid run that differs from the others in what its name says."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

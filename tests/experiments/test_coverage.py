@@ -1,7 +1,5 @@
 """The planted truth, and simulated comparisons that give the numbers of a real one."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import pytest

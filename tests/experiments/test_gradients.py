@@ -1,7 +1,5 @@
 """Gradients of the studies against known truth and finite differences, and what they cost."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

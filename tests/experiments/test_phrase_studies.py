@@ -1,7 +1,5 @@
 """Biases that phrases cancel, most hacked images, rankings, and readings of single runs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

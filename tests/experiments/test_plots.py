@@ -1,7 +1,5 @@
 """Figures: width, size, the colour of every arm, equal bytes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Some studies end to end in quick size: rows, tables, figures; a second call measures nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

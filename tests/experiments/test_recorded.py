@@ -1,7 +1,5 @@
 """Recorded studies give tables and figures; comparisons use what the recorded studies chose."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

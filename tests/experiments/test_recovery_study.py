@@ -1,7 +1,5 @@
 """The closed form against the written-out step, and diffusers' steps and samplers on our models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

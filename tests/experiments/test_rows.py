@@ -1,7 +1,5 @@
 """Rows and their files, intervals worked out by hand, runs compared at equal levels, tables."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

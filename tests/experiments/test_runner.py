@@ -1,7 +1,5 @@
 """Runs, pieces, budgets: made once, resumed when interrupted, refused under other settings."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tiny pipelines, and finished runs on them."""
 
-from __future__ import annotations
-
 import pytest
 from diffusers import FluxTransformer2DModel
 

@@ -1,7 +1,5 @@
 """The algebra of averaged weights, in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Exported LoRAs in diffusers: each format gives the factors and images of the run's LoRA."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

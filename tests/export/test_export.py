@@ -1,7 +1,5 @@
 """Refusals of an export, its completeness, and its model card."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """LoRA formats read back by diffusers' converters: equal factors, or equal products when fused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

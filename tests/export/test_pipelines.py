@@ -1,7 +1,5 @@
 """Exported pipelines: diffusers loads the trained weights, in the given dtype and shard size."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Uploads to a stand-in of the Hub: only the exported folder arrives; each refusal is one line."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The same step on a CUDA device as on the CPU; skipped where there is none."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

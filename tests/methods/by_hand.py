@@ -1,7 +1,5 @@
 """Sampling and rewards written out a second time, from the formulas alone, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any

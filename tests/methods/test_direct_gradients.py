@@ -1,7 +1,5 @@
 """Methods that differentiate the reward, against their formulas in float64."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Flow-GRPO and DanceGRPO on a model of a few numbers: policy gradient, advantages, resume, KL."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A mixture of rewards in float64: texts of each member, running scales, penalty, normalization."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -5,8 +5,6 @@ scripts/finetune/SRPO_training_hpsv2.sh, P = the same with SRPO_training_ps.sh, 
 fastvideo/SRPO_Qwen.py with SRPO_training_qwen.sh (commit 69e8e81).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

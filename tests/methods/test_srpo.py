@@ -1,7 +1,5 @@
 """SRPO and its trust region on a model of a few numbers, in float64."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

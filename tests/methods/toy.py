@@ -1,7 +1,5 @@
 """A model and a reward of a few numbers each, in float64, for steps written out by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

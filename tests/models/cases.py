@@ -4,8 +4,6 @@ called.
 A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,8 +5,6 @@ diffusers or transformers model and gives the tensors of the original file, with
 all-in-one file.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -5,8 +5,6 @@ The network, the table of levels and the decoder come from the caller, who takes
 library, not from us.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -2,8 +2,6 @@
 refused.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry

@@ -4,8 +4,6 @@ The linear layers of plain, 8-bit and 4-bit bases must return bfloat16 under it 
 architecture, or activations would take twice the predicted memory on a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any

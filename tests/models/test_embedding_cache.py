@@ -1,7 +1,5 @@
 """Embeddings on disk: found by content, whole or refused by name, one fingerprint per encoder."""
 
-from __future__ import annotations
-
 from shutil import disk_usage
 
 import pytest

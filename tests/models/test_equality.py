@@ -1,7 +1,5 @@
 """Every model equals its diffusers pipeline: prompts, predictions, gradients, images, updates."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """Files of a checkpoint: the variant and its shards; damage is one line that names the file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """What is peculiar to one architecture, and what each refuses."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Where the text encoders are between uses, and what is stored before they are freed."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A quantized base is a plain network with rounded weights, and so is its LoRA gradient."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 

@@ -1,7 +1,5 @@
 """A checkpoint in one file, in its makers' layout, is read into the weights it was written from."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Where a checkpoint comes from: a folder, or the hub, of which only what is needed is fetched."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What is trained, what is not, and which files are refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Recipes on tiny models, for the tests of preflight."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

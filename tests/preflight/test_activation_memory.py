@@ -1,7 +1,5 @@
 """Fake tensors take what real ones take, to the byte; replayed modules what they first took."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

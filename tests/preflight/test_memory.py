@@ -1,7 +1,5 @@
 """The estimate against real updates of tiny models, and what is counted in which phases."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Suggestions that lower the peak: best first, combined if one is not enough."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

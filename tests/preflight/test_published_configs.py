@@ -1,7 +1,5 @@
 """The configs of published models describe networks with the published numbers of parameters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

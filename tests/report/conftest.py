@@ -1,7 +1,5 @@
 """One browser, and folders that no test changes: a run, a demo of four runs, a comparison."""
 
-from __future__ import annotations
-
 import pytest
 from synthetic_run import stop_run, write_demo, write_run
 

@@ -1,7 +1,5 @@
 """A page's tags, for tests that count them, and the limit of its size."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 HOSTILE = '<img src=x onerror=alert(1)><script>alert("2")</script>\' & ${`'

@@ -1,7 +1,5 @@
 """Synthetic run folders: curves, noise levels, sample grids, settings."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The pages in a browser: no errors, nothing fetched, controls, narrow windows, print."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Charts: round ticks, true positions, labels that do not overlap, nothing unescaped."""
 
-from __future__ import annotations
-
 import re
 from xml.etree import ElementTree
 

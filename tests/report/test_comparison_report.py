@@ -1,7 +1,5 @@
 """The page of a comparison: complete, small, escaped; missing files are listed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

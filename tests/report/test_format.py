@@ -1,7 +1,5 @@
 """Formatting of numbers, intervals and p-values."""
 
-from __future__ import annotations
-
 import pytest
 
 from directalign.report.format import counted, cut, fixed, interval, number, p_value, written

@@ -1,7 +1,5 @@
 """Embedded images: small enough in total, none from outside the folder; grids and their cells."""
 
-from __future__ import annotations
-
 from PIL import Image
 
 from directalign.report.images import cut_grid, data_uri, embed, fitted

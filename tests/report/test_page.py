@@ -1,7 +1,5 @@
 """Pages of synthetic runs: complete, self-contained, escaped; missing files are listed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

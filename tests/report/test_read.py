@@ -1,7 +1,5 @@
 """Reading run folders: everything that is there, and a note for what is not."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The page of a run: curves by role, the early stop, the marks on charts, the exported weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

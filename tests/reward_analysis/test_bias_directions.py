@@ -1,7 +1,5 @@
 """Directions of planted shifts: recovered, without what is wanted, with the right shares."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pytest

@@ -1,7 +1,5 @@
 """Wanted and unwanted images: paired toy-world renders, captioned folders, and refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

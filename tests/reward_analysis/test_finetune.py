@@ -1,7 +1,5 @@
 """A finetuned reward responds more, keeps its bare scores and frozen parts, and is reproducible."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Control phrases measured on planted rewards and on the embedded one, and suggested settings."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

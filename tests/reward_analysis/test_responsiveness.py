@@ -1,7 +1,5 @@
 """Planted rewards: angles are found, intervals cover them, and all measures have known values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Soft control tokens: the loss on planted features, and fits to the embedded reward."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

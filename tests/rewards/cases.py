@@ -1,7 +1,5 @@
 """A tiny checkpoint of each reward in its published layout, as a recipe section."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

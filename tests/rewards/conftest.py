@@ -1,7 +1,5 @@
 """Tiny checkpoints that reward tests share; `sections` writes each of `cases.CASES` once."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

@@ -1,7 +1,5 @@
 """Every reward with a network: gradient, frozen weights, scale, recomputation, checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

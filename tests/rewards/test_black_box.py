@@ -1,7 +1,5 @@
 """Python functions and HTTP servers as rewards: results, gradients, errors, several ranks."""
 
-from __future__ import annotations
-
 import base64
 import importlib.util
 import io

@@ -1,7 +1,5 @@
 """CLIP and SigLIP: the cosines that transformers' models and processors give, each prompt once."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """open_clip's files: the original's features to 1e-5, and what shapes do not determine."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Aesthetic heads, ImageReward and MPS: the scores and gradients that their originals gave."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Image preprocessing is the originals' up to their rounding to 8 bits."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

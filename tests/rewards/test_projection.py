@@ -1,7 +1,5 @@
 """A projected reward is invariant along its directions and refuses those of another reward."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

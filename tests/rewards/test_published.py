@@ -1,7 +1,5 @@
 """Published weights: found here or on the hub, read without running anything, checked unread."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """Qwen VL and HPSv3 on tiny random models: scores of the originals, layouts, answers, settings."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

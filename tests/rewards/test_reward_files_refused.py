@@ -1,7 +1,5 @@
 """One table of refusals: damaged, missing and unfitting files, when loading and when checking."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

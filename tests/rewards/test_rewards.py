@@ -1,14 +1,13 @@
 """The registry, rewards named on the command line, pixel statistics, the required text side."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import yaml
 
 from directalign import config
+from directalign.config import rewards as sections
+from directalign.config.base import named_sections
 from directalign.config.load import recipe_path
-from directalign.config.rewards import _reward_classes
 from directalign.methods.objective import require_prompt_reader
 from directalign.rewards import REWARDS, load_reward, recipe_words, reward_class, reward_settings
 from directalign.rewards.clip import ClipReward
@@ -45,7 +44,10 @@ def test_a_reward_without_a_text_side_has_no_relative_form(form):
 
 
 def test_every_reward_of_the_schema_is_registered_and_has_its_own_class():
-    names = {each.model_fields["name"].default for each in _reward_classes()} | {"mix"}
+    names = {
+        each.model_fields["name"].default
+        for each in named_sections(sections.Scaled, vars(sections).values())
+    } | {"mix"}
     assert names == set(REWARDS)
     for name in names:
         found = reward_class(name)

@@ -1,7 +1,5 @@
 """Learned control tokens: equal to words with words' vectors, a true gradient, refusals."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """SRPO by `directalign train` on a tiny FLUX, with a Qwen VL in bfloat16 as the reward."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """Records become tables; the text outside the markers stays; the documents match the records."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

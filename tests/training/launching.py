@@ -3,8 +3,6 @@
 Processes are forked from this one, so that a launch does not import torch again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

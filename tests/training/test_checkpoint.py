@@ -1,7 +1,5 @@
 """Checkpoints: complete or absent, restored exactly, refused where they do not belong."""
 
-from __future__ import annotations
-
 import errno
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The batches of each step: prompts or images of one size, the same for any batch layout."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The stop rules as tables: records in, decision out; and what preflight reports about them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Whole stub runs with stop rules: where they end, what they export, and exact resumes."""
 
-from __future__ import annotations
-
 import errno
 import json
 import sys

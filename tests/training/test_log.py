@@ -1,7 +1,5 @@
 """Records, the live line, sample grids and random states."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

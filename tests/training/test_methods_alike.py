@@ -1,7 +1,5 @@
 """Every method writes the same records, resumes to the same bits and refuses the same mistakes."""
 
-from __future__ import annotations
-
 import shutil
 from functools import cache
 from pathlib import Path

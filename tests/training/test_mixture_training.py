@@ -1,7 +1,5 @@
 """Runs of the real command on several rewards, and on a reward server that fails."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

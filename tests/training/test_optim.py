@@ -1,7 +1,5 @@
 """The learning rate, AdamW in 32 and 8 bits with exact resume and sharding, and the EMA."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

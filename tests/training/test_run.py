@@ -1,7 +1,5 @@
 """Whole runs: what they write, exact resumes, signals, kills, output folders, the lock."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

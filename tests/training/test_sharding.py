@@ -1,7 +1,5 @@
 """A network sharded over two processes: predictions, swapped weights, checkpoints and exports."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace

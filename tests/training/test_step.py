@@ -1,7 +1,5 @@
 """One step: accumulation equals a big batch, clipping, and no change if a number is not finite."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -3,8 +3,6 @@
 And their failures: refused before the run starts, or reported once while training continues.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

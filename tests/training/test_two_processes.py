@@ -1,7 +1,5 @@
 """Runs on two processes equal those on one, whole and sharded, and each continues the other's."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import cache

@@ -4,8 +4,6 @@ The method draws from every kind of random state, has a state of its own and rea
 resume that restores any of them wrongly ends with other weights.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -3,8 +3,6 @@
 Nothing depends on the exact weights: a rebuilt toy world passes if it is as good as required.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Trainings of the assets at two steps each: they run, resume exactly and write what is shipped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

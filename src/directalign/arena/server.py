@@ -300,6 +300,7 @@ def serve(
         print_line(f"results, for you only: {address}/owner/{arena.signer.token('owner')}")
         print_line(arena.summary())
         uvicorn_server(arena, host).run(sockets=[listening])
+        raise KeyboardInterrupt  # only a signal ends it; uvicorn may swallow the one that it got
 
 
 def uvicorn_server(arena: Arena, host: str | None) -> uvicorn.Server:

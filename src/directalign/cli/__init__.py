@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from .. import __version__
 from . import arena, check, evaluate, export, reward, train
-from .output import protect_streams
+from .common import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -61,14 +62,17 @@ def main() -> None:
     """Entry point of `directalign` and `python -m directalign`; without arguments: help."""
     for word in sys.argv[1:]:
         if any("\ud800" <= character <= "\udfff" for character in word):
-            shown = word.encode(errors="backslashreplace").decode()
-            typer.echo(f"directalign: {shown}: not Unicode; write or rename it in UTF-8", err=True)
+            name = word.encode(errors="backslashreplace").decode()
+            typer.echo(f"directalign: {name}: not Unicode; write or rename it in UTF-8", err=True)
             sys.exit(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # pages of characters without arrows and frames
     _silence_libraries()
     protect_streams()
-    app(sys.argv[1:] or ["--help"], prog_name="directalign")
+    try:
+        app(sys.argv[1:] or ["--help"], prog_name="directalign")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending already
 
 
 def _silence_libraries() -> None:

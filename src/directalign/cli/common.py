@@ -9,7 +9,6 @@ import errno
 import inspect
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,8 +44,6 @@ def _end(message: str, code: int, cause: BaseException) -> None:
     from ..types import SAVED
 
     message = "; ".join(filter(None, (message, getattr(cause, SAVED, ""))))
-    with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is ending already
     typer.echo(f"directalign: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from cause
 
@@ -192,3 +189,43 @@ def require_new_file(out: Path) -> None:
     if out.exists():
         raise DirectAlignError(f"--out: {out} exists already; name another file")
     require_room(out)
+
+
+class DroppingStream:
+    """A text stream whose writes never raise OSError; after the first one it writes to nowhere."""
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream, which is flushed: an error belongs to the text that caused it."""
+        self._attempt(lambda: (self._stream.write(text), self._stream.flush()))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # the rest of the buffer goes there too
+            os.close(nowhere)
+            if not isinstance(error, BrokenPipeError) and self._name != "stderr":
+                with suppress(OSError):
+                    sys.stderr.write(
+                        f"warning: {self._name} cannot be written ({error.strerror}); output is "
+                        "dropped from here on\n"
+                    )
+
+
+def protect_streams() -> None:
+    """Put a `DroppingStream` in place of stdout and stderr."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, DroppingStream):
+            setattr(sys, name, DroppingStream(stream, name))

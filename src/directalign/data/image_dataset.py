@@ -114,8 +114,8 @@ def _from_files(folder: Path) -> Iterator[Entry]:
             continue
         name = str(file.relative_to(folder))
         text = captions.get(file.with_suffix(""), file.with_suffix(".txt"))
-        if not name.isascii() and name != (shown := name.encode(errors="replace").decode()):
-            yield Entry(shown, "", "its name is not Unicode; rename it")
+        if not name.isascii() and name != (printable := name.encode(errors="replace").decode()):
+            yield Entry(printable, "", "its name is not Unicode; rename it")
             continue
         if text.is_file():
             yield _captioned(name, read_text(text, "caption file"), str(text), text.name)

@@ -18,7 +18,7 @@ from ..config.load import load_run
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.hub import is_hub_id
-from ..io.pixels import require_finite, to_pixels
+from ..io.tensors import require_finite, to_pixels
 from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import check_base, open_source
 from ..models.lora import ReferenceModel, has_adapters

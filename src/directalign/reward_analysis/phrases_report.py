@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from ..io.pixels import to_pixels
+from ..io.tensors import to_pixels
 from ..methods.objective_math import from_absolute_relative
 from ..report.images import data_uri
 from ..report.page import TEMPLATES as REPORT_TEMPLATES

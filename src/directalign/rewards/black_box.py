@@ -58,7 +58,7 @@ from torch.utils._pytree import tree_map_only
 
 from .. import config
 from ..interfaces import ProcessGroup, Reward
-from ..io.pixels import to_pixels
+from ..io.tensors import to_pixels
 from ..io.user_code import load_object
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Device

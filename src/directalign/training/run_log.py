@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..io.atomic import own_partial_of, write_text
-from ..io.pixels import to_pixels
+from ..io.tensors import to_pixels
 from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
 
