@@ -58,6 +58,15 @@ def test_folders_are_paired_by_name(tmp_path):
     assert other.unwanted.shape == (3, 3, 20, 20)
 
 
+@pytest.mark.parametrize("captions", [("a cat", "a cat"), ("a cat", "a ship")])
+def test_a_pair_with_different_captions_is_reported(tmp_path, caplog, captions):
+    for side, caption in zip(("wanted", "unwanted"), captions, strict=True):
+        save(tmp_path / side / "a.png", caption=caption)
+    assert load_examples(str(tmp_path), KEY).paired
+    warned = "wanted/a.png and unwanted/a.png" in caplog.text
+    assert warned == (captions[0] != captions[1])
+
+
 def test_unknown_styles_are_refused():
     for styles in ("photo", "photo/photo", "rest/photo", "oil/cg", "photo/cg/anime"):
         message = f"--images: world:{styles}: .*photo, cg, painting, anime"

@@ -6,6 +6,7 @@ two styles, so only the style differs. In a folder the sides are paired if their
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
 from ..toyworld.scenes import STYLES, Scenes, draw_scenes, render
 from ..types import DirectAlignError, Images
+
+logger = logging.getLogger(__name__)
 
 WORLD = "world"
 REST = "rest"
@@ -106,6 +109,7 @@ def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Exampl
     chosen = [_sample(len(side), count, seed) for side in sides]
     matches = _match_names(*sides)
     if matches is not None:
+        _warn_of_captions(folder, key, sides, matches)
         chosen[1] = [matches[i] for i in chosen[0]]
     each = list(zip(sides, chosen, strict=True))
     images = [torch.stack([side.image(i, size, size) for i in indices]) for side, indices in each]
@@ -136,6 +140,21 @@ def _match_names(wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
     if len(set(first)) != len(first) or sorted(first) != sorted(second):
         return None
     return [second.index(name) for name in first]
+
+
+def _warn_of_captions(
+    folder: Path, key: str, sides: Sequence[ImageSet], matches: Sequence[int]
+) -> None:
+    """Pairs are compared as equal content, so different captions hint at unrelated images."""
+    wanted, unwanted = sides
+    for index, other in enumerate(matches):
+        if wanted.captions[index] != unwanted.captions[other]:
+            logger.warning(
+                f"{key}: {folder}: wanted/{wanted.names[index]} and unwanted/"
+                f"{unwanted.names[other]} have one name, which makes them a pair, and different "
+                "captions: rename one if they are unrelated"
+            )
+            return
 
 
 def _sample(length: int, count: int | None, seed: int) -> list[int]:
