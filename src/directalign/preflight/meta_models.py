@@ -151,9 +151,8 @@ def _published_pipeline(path: str, key: str, architecture: str) -> ModelFolder:
             f"model.architecture is {architecture}; change one of the two"
         )
     warned = () if name is not None else (_unknown(path, key, found),)
-    return ModelFolder(
-        _written(name or model_class(architecture).published), False, "not downloaded yet", warned
-    )
+    state = "not downloaded yet" if key == "model.path" else f"{key} {path} not downloaded yet"
+    return ModelFolder(_written(name or model_class(architecture).published), False, state, warned)
 
 
 @cache
