@@ -69,3 +69,21 @@ def test_a_backend_that_cannot_be_used_is_refused(tiny_flux, tiny_sd, architectu
     folder = {"flux": tiny_flux, "sd": tiny_sd}[architecture]
     with pytest.raises(DirectAlignError, match=f"model.attention: .*{REFUSED[architecture, name]}"):
         load(folder, architecture, attention=name)
+
+
+UNFIT = {
+    ("flux", "flash", "float32"): "takes no float32",
+    ("flux", "_native_flash", "float32"): "takes no float32",
+    ("flux", "_native_cudnn", "float32"): "takes no float32",
+    ("flux", "flash_varlen_hub", "float32"): "takes no float32",
+    ("qwen_image", "_native_flash", "bfloat16"): "takes no mask, which Qwen-Image needs",
+    ("z_image", "_flash_3_hub", "bfloat16"): "takes no mask, which Z-Image needs",
+}
+
+
+@pytest.mark.parametrize(("architecture", "name", "dtype"), UNFIT)
+def test_a_backend_that_does_not_take_the_inputs_is_refused_before_loading(
+    tmp_path, architecture, name, dtype
+):
+    with pytest.raises(DirectAlignError, match=UNFIT[architecture, name, dtype]):
+        load(tmp_path / "missing", architecture, attention=name, dtype=dtype)

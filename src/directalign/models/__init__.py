@@ -20,7 +20,7 @@ from ..interfaces import Model
 from ..io.user_code import load_object
 from ..types import DirectAlignError
 from . import lora
-from .attention import accelerate
+from .attention import accelerate, check_inputs
 from .checkpoint_source import open_source
 
 MODELS: dict[str, str] = {
@@ -65,6 +65,7 @@ def load_model(
     is missing, damaged or of another architecture.
     """
     architecture = model_class(settings.architecture)
+    check_inputs(settings, architecture)
     with lora.denoiser_on(denoiser_device):
         model = architecture(open_source(settings), settings, torch.device(device), seed)
     accelerate(model.denoiser, settings)

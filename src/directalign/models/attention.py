@@ -16,6 +16,28 @@ from ..types import DirectAlignError
 WITHOUT_BACKWARD = "sage"
 """Backends with this in their name quantize the forward pass and have no gradient."""
 
+HALF_ONLY = ("flash", "cudnn", "npu", "aiter")
+"""Backends with one of these in their name take bfloat16 or float16, no float32."""
+WITHOUT_MASK = ("flash", "aiter", "xla")
+"""Backends with one of these in their name take no mask, unless of variable lengths."""
+
+
+def check_inputs(model: config.ModelConfig, architecture: Any) -> None:
+    """Raise unless the backend takes the dtype and the masks of this architecture's attention."""
+    name, masked = model.attention or "", getattr(architecture, "masks_attention", False)
+    if WITHOUT_BACKWARD in name:
+        return  # refused by `check_attention`
+    if model.dtype == "float32" and any(part in name for part in HALF_ONLY):
+        raise DirectAlignError(
+            f"model.attention: {name} cannot be used here (it takes no float32): set model.dtype: "
+            "bfloat16, or leave the key out"
+        )
+    if masked and "varlen" not in name and any(part in name for part in WITHOUT_MASK):
+        raise DirectAlignError(
+            f"model.attention: {name} cannot be used here (it takes no mask, which "
+            f"{architecture.title} needs for prompts of different lengths): leave the key out"
+        )
+
 
 def accelerate(denoiser: Any, model: config.ModelConfig) -> None:
     """Set the recipe's attention backend and compile the blocks if it says so.

@@ -52,6 +52,8 @@ class DiffusersModel:
     optional_parts: tuple[str, ...] = ()
     """Parts that model_index.json may set to null."""
     text_parts: tuple[str, ...] = ("text_encoder",)
+    masks_attention: bool = False
+    """Whether attention takes a mask where prompts of a batch differ in length."""
     unconditional: str = ""
     """The prompt of the unguided pass."""
     packing: int = 4

@@ -34,6 +34,7 @@ class QwenImage(DiffusersModel):
     """A Qwen-Image checkpoint; a prompt's prediction does not depend on the others in its batch."""
 
     title = "Qwen-Image"
+    masks_attention = True
     pipeline = "QwenImagePipeline"
     parts: Mapping[str, type | None] = {
         "tokenizer": None,

@@ -29,6 +29,7 @@ class ZImage(DiffusersModel):
     """A Z-Image checkpoint; a prompt's prediction does not depend on the others in its batch."""
 
     title = "Z-Image"
+    masks_attention = True
     pipeline = "ZImagePipeline"
     parts: Mapping[str, type | None] = {
         "tokenizer": None,

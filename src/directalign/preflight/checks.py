@@ -27,7 +27,7 @@ from ..io import hub
 from ..methods import method_class, objective
 from ..metrics import Metric
 from ..models import model_class
-from ..models.attention import check_attention, set_attention
+from ..models.attention import check_attention, check_inputs, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.quantization import check_quantization
@@ -383,6 +383,7 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
     attention, denoiser = settings.attention, model.model.denoiser
     if attention is not None:
         check_attention(denoiser, attention)
+        check_inputs(settings, model.model)
     try:
         if settings.quantization is not None:
             check_quantization(settings.quantization)
