@@ -15,7 +15,7 @@ from typing import Any
 # fmt: off
 ROLES = {
     "judge": ("Judges", "judge", "Independent of every reward, never trained on."),
-    "adherence": ("Asked and there", "adherence", "Whether the image shows what the prompt asks"
+    "adherence": ("Prompt adherence", "adherence", "Whether the image shows what the prompt asks"
                   " for, by a judge that no model was trained on."),
     "held_out": ("Held out", "held out", "Rewards that are measured and never trained on: a fall"
                  " while the trained one rises is hacking."),

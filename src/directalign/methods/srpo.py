@@ -5,7 +5,8 @@ scores under two control phrases, on a denoise and an inversion branch that end 
 level. Here: the same step for every path and prediction type. `form` chooses plain Direct-Align
 (absolute), SRPO (relative), or our anchored reward, which keeps the score of the unchanged prompt
 near its start and needs no inversion branch. `kl_beta` adds a velocity-space KL to the base model.
-The released trainer's values are the presets. Left out: nothing of the released step.
+The released trainer's values are the presets. Left out: the released second Qwen-Image injection is
+never longer than its first.
 """
 
 from __future__ import annotations
