@@ -12,7 +12,7 @@ import yaml
 
 from directalign.config import UniformNoiseLevels
 from directalign.config.load import RECIPES, RENAMED, dump_run, load_run, recipe_path
-from directalign.config.schema import recipe_schema
+from directalign.config.run import recipe_schema
 from directalign.data.prompts import read_prompts
 from directalign.types import DirectAlignError
 

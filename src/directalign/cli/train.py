@@ -69,7 +69,7 @@ def schema(
 ) -> None:
     """Print the JSON schema of a recipe, for completion and checks in editors."""
     with one_line_errors(debug):
-        from ..config.schema import recipe_schema
+        from ..config.run import recipe_schema
 
         text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
         if out is None:
