@@ -1,8 +1,5 @@
 """`directalign export` and `directalign average`, once as a process with a stand-in of the Hub."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +8,7 @@ from PIL import Image
 from typer.testing import Result
 
 from finished_runs import finished_recipe, write_finished
-from hub_stand_in import WRITER, hub_stand_in
+from hub_stand_in import WRITER, hub_stand_in, point_at
 from low_rank_updates import updates_of_shape
 
 Command = Callable[..., Result]
@@ -25,24 +22,13 @@ def run(tmp_path, monkeypatch):
     return write_finished(Path("run"), finished_recipe("sd", "someone/else"), updates, "unet")
 
 
-def test_a_run_is_exported_and_uploaded(run, tmp_path):
+def test_a_run_is_exported_and_uploaded(run, tmp_path, command, monkeypatch):
     options = ["--format", "kohya", "--dtype", "bfloat16", "--push-to-hub", "me/mine", "--private"]
     with hub_stand_in() as hub:
-        variables = {
-            "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": WRITER,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "home"),
-            "OMP_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "directalign", "export", str(run), *options],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
+        point_at(hub.url, tmp_path / "home", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        done = command("export", run, *options)
+        assert done.exit_code == 0, done.stderr
         out, repo = run / "export" / "kohya", hub.repos["me/mine"]
         assert done.stdout.split() == [str(out), f"{hub.url}/me/mine"]
         assert repo.private
