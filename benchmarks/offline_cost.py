@@ -2,7 +2,7 @@
 
     python benchmarks/offline_cost.py [--pairs 8] [--out benchmarks/results/offline_cost.json]
 
-The embedded FLUX, one denoise branch, rollouts of 25 steps (as released) and of the recipe's 8. The
+The toy FLUX, one denoise branch, rollouts of 25 steps (as released) and of the recipe's 8. The
 ratio is the result; seconds depend on the machine.
 """
 

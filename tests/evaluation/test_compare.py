@@ -221,7 +221,7 @@ def test_requests_are_refused_before_anything_is_loaded(run_folder, tmp_path, mo
     monkeypatch.setattr(candidates, "load_run_model", lambda *_: pytest.fail("loaded"))
     for change, words in (
         ({"prompts": "gone.txt"}, r"gone\.txt: no such"),
-        ({"judge": "world"}, r"--judge world: 'a .*' is no caption of the embedded world"),
+        ({"judge": "world"}, r"--judge world: 'a .*' is no caption of the toy world"),
         ({"rewards": ("a=gone/reward/folder",)}, "gone/reward/folder"),
         ({"sources": ()}, "nothing to compare"),
         ({"positive": ("a",)}, "--positive and --negative"),

@@ -97,3 +97,10 @@ def test_curves_and_headlines_compare_equal_samples(tmp_path):
         assert drifts == [0.021, 0.022, 0.023][:count] and run.num_samples == "n = 128"
         found = changes(run)[0]
         assert (found.before["value"], found.after["value"]) == headline
+
+
+def test_without_a_judge_the_number_of_samples_is_the_recipes(tmp_path):
+    (tmp_path / "run.yaml").write_text("evaluate: {num_samples: 256, num_samples_during: 64}\n")
+    record = {"event": "evaluate", "step": 0, "reward": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert read_run(tmp_path).num_samples == "n = 64"

@@ -38,7 +38,7 @@ class Frozen(Scaled):
 
     path: PathText
     """A transformers folder, a hub id, a published weight file, local or on the hub
-    (owner/name/file.pt), or an embedded world:..."""
+    (owner/name/file.pt), or world:... (the toy world)"""
     processor: PathText | None = None
     """Folder or hub id of tokenizer and image settings, for weights without them."""
     gradient_checkpointing: bool = False

@@ -201,7 +201,7 @@ def _judge(
     unknown = first_unknown_prompt(samples, all_captions()) if judge == "world" else None
     if unknown is None:
         return judge
-    problem = f"{unknown!r:.80} is no caption of the embedded world"
+    problem = f"{unknown!r:.80} is no caption of the toy world"
     if request.judge is not None:
         raise DirectAlignError(
             f"--judge world: {problem}, which is all that its judge can read; leave it out"

@@ -135,8 +135,15 @@ class RunFiles:
 
     @property
     def num_samples(self) -> str:
-        """ "n = 128", the samples of every evaluation; empty if they are not recorded."""
+        """The samples of every evaluation, as "n = 128"; empty if unknown.
+
+        Records without the toy world's judge have no count: the recipe's is taken.
+        """
         counts = {number(_nested(each, ("photo_rate", "n"))) for each in self.comparable}
+        if counts == {None}:
+            keys = ("num_samples", "num_samples_during")
+            given = [number(self.setting("evaluate", key)) for key in keys]
+            counts = {min(filter(None, given), default=None)}
         return f"n = {counts.pop():.0f}" if len(counts) == 1 and None not in counts else ""
 
     def measured_curve(self, name: str) -> list[tuple[float, float]]:

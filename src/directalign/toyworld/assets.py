@@ -197,7 +197,7 @@ def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0
     """
     if style not in STYLES:
         raise DirectAlignError(
-            f"style {style!r} is not of the embedded world: choose {', '.join(STYLES)}"
+            f"style {style!r} is not of the toy world: choose {', '.join(STYLES)}"
         )
     if count < 1:
         raise DirectAlignError(f"count {count}: ask for at least one picture")

@@ -87,7 +87,7 @@ def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
     unknown = [text for text in captions if text not in known]
     if unknown:
         raise ValueError(
-            f"not a caption of the embedded world: {unknown[0]!r}; write it like "
+            f"not a caption of the toy world: {unknown[0]!r}; write it like "
             f"{all_captions()[0]!r} (docs/toy_world.md lists the words)"
         )
     index = torch.tensor([known[text] for text in captions])
