@@ -5,27 +5,23 @@ probability q, judged and compared as real ones. A bank of renders is judged onc
 photo or not, with its own content or another caption's. Images of one prompt are correlated: a bit
 is 1 where √r·z + √(1−r)·e < Φ⁻¹(p), e of the image, z of the prompt, half of it common to both
 models; so its rate is p for any r. The difference of two models is p_b − p_a, and a pair is won,
-ties by half, in (1 + p_b − p_a) / 2 of all pairs. Votes of the arena: model i is preferred to j
-with probability 1 / (1 + exp(θ_j − θ_i)), correlated over annotators in the same way.
+ties by half, in (1 + p_b − p_a) / 2 of all pairs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from directalign.arena.records import Vote
-from directalign.arena.statistics import rank_models, win_rates
 from directalign.config import RunConfig
 from directalign.diffusion.rng import generator_for
 from directalign.evaluation.compare import SUMMARY, Request, compare
@@ -93,30 +89,6 @@ PLANTED = (
 )
 
 
-@dataclass(frozen=True)
-class Electorate:
-    """Strengths (log-odds, mean 0) of models; annotators compare every two on every item."""
-
-    name: str
-    title: str
-    strengths: tuple[float, ...]
-    items: int = 30
-    annotators: int = 3
-    likeness: float = 0.5
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return tuple(f"m{place}" for place in range(len(self.strengths)))
-
-
-UNEQUAL = (0.9, 0.3, -0.3, -0.9)
-ELECTORATES = (
-    Electorate("equal_votes", "equal models, 30 items", (0.0, 0.0, 0.0, 0.0)),
-    Electorate("unequal_votes", "unequal models, 30 items", UNEQUAL),
-    Electorate("more_votes", "unequal models, 100 items", UNEQUAL, items=100),
-)
-
-
 def measure(out: Path, quick: bool) -> list[Row]:
     """Train and compare, then simulate; quick: two arms, one seed, two updates, few simulations."""
     arms = sized([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
@@ -146,7 +118,6 @@ def simulate(out: Path, quick: bool, settings: RunConfig) -> list[Row]:
     pieces |= {f"planted-{each.name}": partial(simulated, each, bank, count) for each in PLANTED}
     grid = list(product(PROMPTS, EFFECTS))
     pieces |= {"power": lambda: [power(effect, prompts, count) for prompts, effect in grid]}
-    pieces |= {f"votes-{each.name}": partial(simulated_votes, each, count) for each in ELECTORATES}
     return [
         {"study": "coverage", **row}
         for name, make in pieces.items()
@@ -273,63 +244,6 @@ def bits(
     return drawn < limits[:, None]
 
 
-# --- votes on models of known strength ------------------------------------------------------------
-
-
-def simulated_votes(electorate: Electorate, elections: int) -> Iterator[Row]:
-    """How often intervals about the first and last model covered the truth, and tests found it."""
-    hits: Counter[str] = Counter()
-    for place in range(elections):
-        hits.update(_vote_hits(electorate, votes_of(electorate, generator_for(place))))
-    named = {"arm": electorate.name, "title": electorate.title, "seed": 0, "simulated": elections}
-    for of in OF_VOTES:
-        yield {"kind": "votes", **named, "of": of, "covered": hits[of], "split": hits["split"]}
-    equal = len(set(electorate.strengths)) == 1
-    for name in ("pair", ANY):
-        test = {"kind": "votes test", **named, "number": name, "equal": equal}
-        yield {**test, "spoke": hits[f"test {name}"]}
-
-
-def votes_of(electorate: Electorate, generator: torch.Generator) -> list[Vote]:
-    """One vote per annotator, item and pair; without ties."""
-    strengths, models, r = electorate.strengths, electorate.models, electorate.likeness
-    pairs = list(combinations(range(len(strengths)), 2))
-    chances = [preferred(strengths[i], strengths[j]) for i, j in pairs]
-    limits = torch.special.ndtri(torch.tensor(chances, dtype=torch.float64))[:, None]
-    same = normal(generator, electorate.items, len(pairs))[..., None]
-    own = normal(generator, electorate.items, len(pairs), electorate.annotators)
-    for_first = r**0.5 * same + (1 - r) ** 0.5 * own < limits
-    return [
-        Vote(f"person {person}", item, models[i], models[j], models[i if first else j])
-        for item, of_item in enumerate(for_first.tolist())
-        for (i, j), of_pair in zip(pairs, of_item, strict=True)
-        for person, first in enumerate(of_pair)
-    ]
-
-
-def preferred(one: float, other: float) -> float:
-    """Probability that a model of strength `one` is preferred to one of strength `other`."""
-    return 1 / (1 + math.exp(other - one))
-
-
-def _vote_hits(electorate: Electorate, votes: list[Vote]) -> Iterator[str]:
-    """Names of intervals with the truth and of significant tests; "split" where ties were added."""
-    first, last = electorate.models[0], electorate.models[-1]
-    one, other = electorate.strengths[0], electorate.strengths[-1]
-    ranking = rank_models(votes, electorate.models)
-    rates = win_rates(votes, electorate.models)
-    pair = next(won for won in rates if (won.a, won.b) == (first, last))
-    intervals = {
-        "strength": (ranking.interval(first), one),
-        "strength difference": (ranking.difference(first, last), other - one),
-        "win": (pair.rate, preferred(other, one)),
-    }
-    yield from (of for of, (found, truth) in intervals.items() if found.low <= truth <= found.high)
-    yield from ["test pair"] * (pair.p < SIGNIFICANT)
-    yield from [f"test {ANY}"] * any(won.p_of_all < SIGNIFICANT for won in rates)
-    yield from ["split"] * (ranking.prior_ties > 0)
-
-
 # --- tables and figures ---------------------------------------------------------------------------
 
 SHOWN = {
@@ -340,11 +254,6 @@ SHOWN = {
 }
 DUELS = [("base", arm.name) for arm in ARMS] + [("direct_align", "srpo"), ("refl", "srpo")]
 OF = {"rate": "rate", "difference": "difference of two", "win": "win rate"}
-OF_VOTES = {
-    "strength": "strength",
-    "strength difference": "difference of strengths",
-    "win": "win rate",
-}
 
 
 def share(row: Row, key: str) -> dict[str, float]:
@@ -354,7 +263,7 @@ def share(row: Row, key: str) -> dict[str, float]:
 
 def tables(rows: Rows) -> dict[str, Table]:
     titles = {"base": "base model", **rows.where(kind="wins").arms}
-    duels, intervals, powers, votes = [], [], [], []
+    duels, intervals, powers = [], [], []
     for a, b in (pair for pair in DUELS if set(pair) <= set(titles)):
         cells = [duel(rows.where(kind="wins", a=a, b=b, name=name)) for name in SHOWN]
         duels.append([f"{titles[b]} against {titles[a]}", *cells])
@@ -372,18 +281,11 @@ def tables(rows: Rows) -> dict[str, Table]:
         by_effect = {row["effect"]: row for row in curve.where(arm=arm)}
         shares = [share(by_effect[effect], "spoke")["value"] for effect in effects]
         powers.append([title, *(f"{number(100 * value, 1)} %" for value in shares)])
-    for arm, title in rows.where(kind="votes").arms.items():
-        of = {row["of"]: percent(row, "covered") for row in rows.where(kind="votes", arm=arm)}
-        tests = rows.where(kind="votes test", arm=arm)
-        spoke = {row["number"]: percent(row, "spoke") for row in tests}
-        votes.append([title, *(of[key] for key in OF_VOTES), spoke["pair"], spoke[ANY]])
     points = [f"{number(100 * effect, 0)} points" for effect in effects]
-    tested = ["significant", "any significant, corrected"]
     return {
         "win_rates": Table(["of two models", *SHOWN.values()], duels),
         "intervals": Table(["planted", "number", *OF.values()], intervals),
         "power": Table(["prompts", *points], powers),
-        "arena": Table(["planted", *OF_VOTES.values(), *tested], votes),
     }
 
 

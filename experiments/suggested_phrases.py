@@ -110,11 +110,6 @@ def named_by(phrase: str) -> str:
     return ""
 
 
-def own_words(listed: list[Row], style: str) -> list[int]:
-    """The places, from 1, of the wanted style's own two words."""
-    return sorted(row["place"] for row in listed if row["phrase"] in STYLE_WORDS[style])
-
-
 def unwanted_among_last(listed: list[Row], style: str) -> tuple[int, int]:
     """(how many of the last places the other styles' words take, how many such words there are)."""
     others = {word for other in STYLES if other != style for word in STYLE_WORDS[other]}
@@ -128,13 +123,13 @@ def tables(rows: Rows) -> dict[str, Table]:
     titles, rankings, trainings, against = runs.arms, [], [], []
     for style in rows.where(kind="ranked").arms:
         listed = sorted(rows.where(kind="ranked", arm=style), key=lambda row: row["place"])
-        places = " and ".join(map(str, own_words(listed, style)))
+        own = [row["place"] for row in listed if row["phrase"] in STYLE_WORDS[style]]
         found, there = unwanted_among_last(listed, style)
         ends = [
             ", ".join(f"{row['phrase']} ({number(row['size'], 1)})" for row in part)
             for part in (listed[:TOP], listed[: -TOP - 1 : -1])
         ]
-        rankings.append([style, places, f"{found} of {there}", *ends])
+        rankings.append([style, " and ".join(map(str, own)), f"{found} of {there}", *ends])
     columns = (*MEASURED, Column("call_equivalents", "NFE equivalents", 0, interval=False))
     for step in SHOWN_UPDATES:
         for arm, title in titles.items():

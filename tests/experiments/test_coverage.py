@@ -1,6 +1,5 @@
 """The planted truth, and simulated comparisons that give the numbers of a real one."""
 
-from itertools import combinations
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from directalign.diffusion.rng import generator_for
 from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED
 from experiments import coverage
-from experiments.coverage import KEYS, NUMBERS, Bank, Electorate, Planted, bits, lines_of, preferred
+from experiments.coverage import KEYS, NUMBERS, Bank, Planted, bits, lines_of
 
 MANY = Planted("many", "many", (0.3, 0.8), (0.9, 0.6), prompts=20_000, likeness=0.5)
 CLEAR = torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
@@ -59,16 +58,3 @@ def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank):
     assert counts[0] > 0.88 * 240 and counts[1] < 0.75 * 240
     found = [coverage.power(effect, 60, 30)["spoke"] for effect in (0.0, 0.2, 0.5)]
     assert found[0] <= 4 < found[1] < found[2] == 30
-
-
-def test_votes_fall_as_strengths_say_and_annotators_agree():
-    electorate = Electorate("e", "e", (0.8, 0.0, -0.8), items=4000, annotators=2, likeness=0.6)
-    votes = coverage.votes_of(electorate, generator_for(0))
-    assert len(votes) == 4000 * 3 * 2
-    for (i, a), (j, b) in combinations(enumerate(electorate.models), 2):
-        pair = [vote for vote in votes if {vote.left, vote.right} == {a, b}]
-        wanted = preferred(electorate.strengths[i], electorate.strengths[j])
-        assert sum(vote.winner == a for vote in pair) / len(pair) == pytest.approx(wanted, abs=0.02)
-        both = zip(pair[::2], pair[1::2], strict=True)
-        agreed = sum(one.winner == other.winner for one, other in both) / (len(pair) / 2)
-        assert agreed > wanted**2 + (1 - wanted) ** 2 + 0.1

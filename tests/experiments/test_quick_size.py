@@ -16,7 +16,7 @@ KINDS = {
     "reward_finetuning": {None, "reward"},
     "recovery": {None},
     "early_stopping": {None, "ending"},
-    "coverage": {"wins", "judge", "coverage", "test", "power", "votes", "votes test"},
+    "coverage": {"wins", "judge", "coverage", "test", "power"},
 }
 
 
