@@ -48,13 +48,14 @@ class TrainStep:
         sums, clock = _Sums(), _Clock()
         for batch in batches:
             for loss in clock.iterate("forward", self.method.losses(batch)):
-                _check_finite("loss", loss.value, loss, step)
                 with clock.phase("backward"):
                     (loss.value / len(batches)).backward()
-                    grads = [p.grad for p in self.parameters if p.grad is not None]
-                    norm = unsharded(nn.utils.get_total_norm(grads))
-                    _check_finite("gradient", norm, loss, step)
-                sums.add(loss)
+                    value = float(loss.value.detach())  # the only wait for a device per loss
+                if not math.isfinite(value):
+                    sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
+                    where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
+                    raise _not_finite(step, f"the loss is {value} ({where})")
+                sums.add(loss, value)
         with clock.phase("update"):
             norm = self._update(step)
         forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
@@ -69,23 +70,17 @@ class TrainStep:
         self.group.average_gradients(self.parameters)
         norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         if not math.isfinite(norm):
-            raise NonFiniteError(
-                f"step {step}: the norm of the gradient over all ranks is {norm}; the optimizer "
-                "was not stepped; lower train.learning_rate"
-            )
+            raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
         self.is_updating = True
         self.optimizer.step()
         return norm
 
 
-def _check_finite(what: str, value: Tensor, loss: LossTerm, step: int) -> None:
-    if not torch.isfinite(value):
-        sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", [])) or "unknown"
-        raise NonFiniteError(
-            f"step {step}: the {what} is {float(value.detach())} (branch {loss.branch}, sigma "
-            f"{sigma}); the optimizer was not stepped; lower train.learning_rate or the jump of "
-            "method.noise_levels"
-        )
+def _not_finite(step: int, what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"step {step}: {what}; the optimizer was not stepped; lower train.learning_rate or the "
+        "jump of method.noise_levels"
+    )
 
 
 class _Sums:
@@ -96,8 +91,8 @@ class _Sums:
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._histogram = SigmaHistogram()
 
-    def add(self, loss: LossTerm) -> None:
-        self._losses[loss.branch] += float(loss.value.detach())
+    def add(self, loss: LossTerm, value: float) -> None:
+        self._losses[loss.branch] += value
         for key, value in loss.metrics.items():
             self._metrics[key].append(value)
         self._histogram.add(loss)
