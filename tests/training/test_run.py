@@ -25,12 +25,14 @@ from directalign.evaluation.eval_prompts import measured_prompts
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
 from directalign.export.average import average_run
+from directalign.io.tensors import resize
 from directalign.models import load_model
 from directalign.training import checkpoint, run_folder, run_log
 from directalign.training import run as train
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted, StopRequest
+from directalign.training.run import numerics
 from directalign.types import DirectAlignError, NonFiniteError
 
 WEIGHTS = "lora.safetensors"
@@ -219,6 +221,27 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
         assert "is saved: continue with --resume" in f"{caught.value}{vars(caught.value)}"
     stubs.start(run, broken, resume=True)
     assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_deterministic_kernels_are_those_of_the_run_only(run, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    images = torch.rand(2, 3, 9, 40, requires_grad=True)
+    found = {}
+    for wanted in (False, True):
+        settings = run.train.model_copy(update={"deterministic": wanted, "tf32": True})
+        given = run.model_copy(update={"train": settings})
+        with numerics(given, torch.device("cpu")):
+            assert torch.are_deterministic_algorithms_enabled() is wanted
+            assert torch.backends.cuda.flash_sdp_enabled() is not wanted
+            assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is wanted
+            assert not torch.backends.cuda.matmul.allow_tf32  # on a CPU nothing changes
+            for mode in ("bicubic", "bilinear"):
+                resized = resize(images, (20, 14), mode)
+                gradient = torch.autograd.grad(resized.square().sum(), images)[0]
+                found.setdefault(mode, []).append((resized, gradient))
+        assert not torch.are_deterministic_algorithms_enabled()
+    for (plain, slope), (fixed, same_slope) in found.values():
+        assert (plain - fixed).abs().max() < 1e-5 and (slope - same_slope).abs().max() < 1e-4
 
 
 def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):

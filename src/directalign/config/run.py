@@ -206,6 +206,12 @@ class TrainConfig(Strict):
     """Updates between fixed-seed sample grids; 0 makes only the first and the last."""
     sample_prompts: list[str] | None = None
     """Prompts of the sample grids; none uses the first eight of the data."""
+    tf32: bool | None = None
+    """TF32 in float32 matrix products and convolutions on CUDA (adapters, rewards, VAE); none: only
+    with model.dtype bfloat16, whose own products are coarser."""
+    deterministic: bool = False
+    """Only kernels with one order of sums, and PyTorch's plain attention, so that a run on CUDA can
+    be repeated and resumed bit by bit; slower."""
 
     @model_validator(mode="after")
     def _check_accumulation(self) -> TrainConfig:
@@ -288,6 +294,11 @@ class RunConfig(Strict):
             raise ValueError(
                 "train.ema_decay: a moving average in model.trained_dtype: bfloat16 never "
                 "changes: remove it, or set trained_dtype: float32"
+            )
+        if self.train.deterministic and self.model.attention not in (None, "native"):
+            raise ValueError(
+                f"train.deterministic: model.attention {self.model.attention} has no fixed order "
+                "of sums: remove model.attention"
             )
         if self.train.parallel == "sharded" and self.model.quantization is not None:
             raise ValueError(

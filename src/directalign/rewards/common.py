@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..io.tensors import resize
 from ..types import DirectAlignError, Images
 
 Device: TypeAlias = "torch.device | str"
@@ -166,9 +166,7 @@ class Preprocessing:
         """Images (b, 3, h, w) in [0, 1] to normalised vision tower inputs (b, 3, rows, columns)."""
         size = self._resized(images.shape[-2], images.shape[-1])
         if size != tuple(images.shape[-2:]):
-            images = F.interpolate(
-                images, size, mode=self.mode, antialias=True, align_corners=False
-            )
+            images = resize(images, size, self.mode)
         (height, width), (crop_height, crop_width) = size, self.crop
         top, left = self._half(height - crop_height), self._half(width - crop_width)
         return normalised(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from rich.progress import track
 from safetensors import SafetensorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import config
 from ..config.load import dump_run
@@ -74,7 +76,8 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
             checkpoint does not fit.
         NonFiniteError, Interrupted: see `loop.train`.
     """
-    with process_group() as group, _disk_errors(out), ExitStack() as stack:
+    with process_group() as group, numerics(run, group.device), ExitStack() as stack:
+        stack.enter_context(_disk_errors(out))
         configure_logging(group.is_main)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
@@ -93,6 +96,28 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
         if group.is_main:
             write_page(out)
     return out
+
+
+@contextmanager
+def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
+    """Set TF32 (CUDA only) and deterministic kernels as the recipe says, inside."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        tf32 = run.train.tf32
+        tf32 = run.model.dtype == "bfloat16" if tf32 is None else tf32
+        matmul.allow_tf32 = convolution.allow_tf32 = tf32
+    attention = nullcontext()
+    if run.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+        torch.use_deterministic_algorithms(True)
+        attention = sdpa_kernel(SDPBackend.MATH)
+    try:
+        with attention:
+            yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before[:2]
+        torch.use_deterministic_algorithms(before[2])
 
 
 def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
