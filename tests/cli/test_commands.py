@@ -43,7 +43,7 @@ def calls(monkeypatch):
 
 def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert command("train", "world_srpo").exit_code == 0
-    ((_, run, out, _),) = calls
+    ((_, run, out, *_),) = calls
     assert (run.model.path, out) == ("world:flux", Path("runs/world_srpo"))
     wrong = command("train", "wrld_srpo")
     assert wrong.exit_code == 1 and "wrld_srpo: no such recipe" in wrong.stderr

@@ -10,6 +10,10 @@ from pydantic import Discriminator, Field, model_validator
 from .base import (
     BatchSize,
     Fraction,
+    Free,
+    Layout,
+    Measured,
+    Moved,
     NonNegative,
     NonNegativeFloat,
     Pair,
@@ -137,7 +141,7 @@ class RolloutConfig(Strict):
 class DataConfig(Strict):
     """Prompts, and real images for offline training."""
 
-    prompts: PathText | None = None
+    prompts: Annotated[PathText | None, Moved] = None
     """A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or
     hf:folder, or a list of the package: world, photographs."""
     images: PathText | None = None
@@ -149,9 +153,9 @@ class DataConfig(Strict):
     offline_steps: Positive | None = None
     """Number of first updates on the images, before updates on rollouts; none uses the images
     throughout."""
-    batch_size: BatchSize = 1
+    batch_size: Annotated[BatchSize, Layout] = 1
     """Prompts per rank and forward pass."""
-    strict: bool = False
+    strict: Annotated[bool, Free] = False
     """Refuse a set with an unreadable image instead of skipping that image with a warning."""
 
     @model_validator(mode="after")
@@ -171,7 +175,7 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """Optimizer, schedule, batches and checkpoints."""
 
-    num_steps: Positive
+    num_steps: Annotated[Positive, Free]
     """Optimizer updates."""
     learning_rate: PositiveFloat = 5e-6
     """Peak learning rate of AdamW."""
@@ -185,24 +189,24 @@ class TrainConfig(Strict):
     """Weight decay of AdamW."""
     max_grad_norm: PositiveFloat = 0.1
     """Gradients are clipped to this norm."""
-    gradient_accumulation_steps: Positive = 1
+    gradient_accumulation_steps: Annotated[Positive, Layout] = 1
     """Batches per update on each rank."""
-    global_batch_size: Positive | None = None
+    global_batch_size: Annotated[Positive | None, Layout] = None
     """Prompts per update over all ranks, instead of gradient_accumulation_steps; sets the number of
     batches per update."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or AdamW with 8-bit moments."""
-    parallel: Literal["auto", "data", "sharded"] = "auto"
+    parallel: Annotated[Literal["auto", "data", "sharded"], Layout] = "auto"
     """On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards
     when tune is full."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average (EMA) of the trained weights; when set, samples, measurements and
     exports use the average."""
-    save_every: NonNegative = 0
+    save_every: Annotated[NonNegative, Free] = 0
     """Updates between checkpoints; 0 saves only the last."""
-    keep_checkpoints: Positive = 3
+    keep_checkpoints: Annotated[Positive, Free] = 3
     """Number of newest checkpoints to keep."""
-    sample_every: NonNegative = 0
+    sample_every: Annotated[NonNegative, Free] = 0
     """Updates between fixed-seed sample grids; 0 makes only the first and the last."""
     sample_prompts: list[str] | None = None
     """Prompts of the sample grids; none uses the first eight of the data."""
@@ -228,13 +232,13 @@ class EvaluateConfig(Strict):
 
     judge: Literal["world", "none"] = "none"
     """world: the style and content classifiers of the toy world; none: rewards and drift only."""
-    every: NonNegative = 0
+    every: Annotated[NonNegative, Free] = 0
     """Updates between measurements; 0 measures only before and after the run."""
     num_samples: Positive = 256
     """Images (prompt-seed pairs) measured before and after the run."""
     num_samples_during: Positive = 64
     """Images measured during the run, the first of num_samples."""
-    batch_size: BatchSize = 32
+    batch_size: Annotated[BatchSize, Free] = 32
     """Images sampled at once."""
     rewards: dict[str, SingleRewardConfig] = {}
     """Held-out rewards by label: measured like the trained reward, and never trained on."""
@@ -253,9 +257,9 @@ class EvaluateConfig(Strict):
 class RunConfig(Strict):
     """A whole run."""
 
-    name: Text
+    name: Annotated[Text, Free]
     """Title of the run on its page."""
-    preset: PresetName | None = None
+    preset: Annotated[PresetName | None, Free] = None
     """Published values, which the keys of this recipe override."""
     seed: Seed = 0
     """Seed of every random draw."""
@@ -268,11 +272,11 @@ class RunConfig(Strict):
     """How clean images are sampled."""
     data: DataConfig
     train: TrainConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: Annotated[EvaluateConfig, Measured] = EvaluateConfig()
     """Measurements during the run."""
-    early_stopping: EarlyStoppingConfig | None = None
+    early_stopping: Annotated[EarlyStoppingConfig | None, Free] = None
     """Rules that end the run early; none trains for num_steps and exports the last weights."""
-    trackers: TrackersConfig = TrackersConfig()
+    trackers: Annotated[TrackersConfig, Free] = TrackersConfig()
     """Experiment trackers, in addition to metrics.jsonl."""
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from .. import config
+from ..config.load import changes_at_resume
 from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
@@ -56,15 +57,6 @@ OWN_SAMPLES = "rollouts"
 """Key of a method's state under which it keeps samples of its own rank."""
 GLOBAL_STREAM = 1_000_003
 """Separates these seeds from those of the noise and the noise levels."""
-MAY_DIFFER = (
-    *("train.num_steps", "train.save_every", "train.keep_checkpoints", "train.sample_every"),
-    *("evaluate.", "early_stopping", "trackers."),
-    *("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size"),
-    "train.parallel",
-)
-"""Config keys (prefixes) that a resume may change: length, logging, evaluation, batch layout."""
-NOT_COMPARED = ("evaluate.every", "evaluate.batch_size")
-"""Evaluation settings that may change even with stop rules, which compare all evaluations."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +361,7 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
             f"{path} was written by directalign {record['versions']['directalign']} in another "
             "format: continue it with that version"
         )
-    _check_config(path, record["config"], run)
+    changes_at_resume(path, record["config"], run)
     data, batch_size = record["data"], global_batch_size(run, group)
     network = "architecture", record["architecture"], architecture(state.denoiser)
     base = "base model", record.get("base") or state.base, state.base
@@ -395,32 +387,3 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
             "raise train.num_steps to continue it"
         )
     return read_state(path, state, group)
-
-
-def _check_config(path: Path, theirs: dict[str, Any], run: config.RunConfig) -> None:
-    """Refuse a checkpoint whose config differs in more than `MAY_DIFFER`."""
-    before, now = _flat(theirs), _flat(run.model_dump(mode="json"))
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-
-    def changes(names: list[str]) -> str:
-        return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in names)
-
-    if refused := [key for key in keys if not key.startswith(MAY_DIFFER)]:
-        raise DirectAlignError(
-            f"{path} is of another config: {changes(refused)}; restore these values or choose "
-            "another --out"
-        )
-    uneven = [k for k in keys if k.startswith("evaluate.") and not k.startswith(NOT_COMPARED)]
-    if uneven and run.early_stopping is not None:
-        raise DirectAlignError(
-            f"{path}: {changes(uneven)}, and early_stopping compares all evaluations with the "
-            "first; restore these values or remove early_stopping"
-        )
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        name = prefix + key
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

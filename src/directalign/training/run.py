@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.progress import track
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import config
-from ..config.load import dump_run
+from ..config.load import changes_at_resume, dump_run, load_run
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.image_metrics import diversity_pairs
 from ..evaluation.in_training import Measurer, measured_metrics
@@ -65,12 +65,13 @@ class Loaded:
     """Fingerprint of the base model's files."""
 
 
-def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
+def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str] = ()) -> Path:
     """Train `run` and write everything to `out`, which is returned.
 
     Args:
         resume: continue from the newest whole checkpoint in `out`, or start if it has none yet. A
             run that torchrun restarts after a failure resumes by itself.
+        overrides: of the recipe, already in `run`; recorded in run.yaml for a resume.
     Raises:
         DirectAlignError: `out` cannot be used, a file is missing or broken, the disk is full, a
             checkpoint does not fit.
@@ -92,7 +93,7 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
-        train_loaded(run, out, resume, group, loaded)
+        train_loaded(run, out, resume, group, loaded, overrides)
         if group.is_main:
             write_page(out)
     return out
@@ -101,7 +102,7 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
 @contextmanager
 def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
     """Set TF32 (CUDA only) and deterministic kernels as the recipe says, inside."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, convolution = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     before = matmul.allow_tf32, convolution.allow_tf32, torch.are_deterministic_algorithms_enabled()
     if device.type == "cuda":
         tf32 = run.train.tf32
@@ -184,7 +185,12 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 
 def train_loaded(
-    run: config.RunConfig, out: Path, resume: bool, group: TorchProcessGroup, loaded: Loaded
+    run: config.RunConfig,
+    out: Path,
+    resume: bool,
+    group: TorchProcessGroup,
+    loaded: Loaded,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Train in the folder `out` and write everything but the report. Raises: see `run`."""
     configure_logging(group.is_main)
@@ -206,6 +212,8 @@ def train_loaded(
     prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
     before = resume_state(rules, run, out, done) if group.is_main and resume else ResumeState()
+    if group.is_main:
+        atomic.write_text(out / "run.yaml", dump_run(run, overrides))
     log = _open_log(run, out, done, prompts, before.dropped) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, before.lost) if rules else None
     with Display(settings.num_steps, done, CONSOLE, silent=not group.is_main) as display:
@@ -225,7 +233,9 @@ def train_loaded(
 
 def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> int:
     """Restore the newest whole checkpoint into `state`; returns its finished steps, 0 if none."""
-    folder = out / "checkpoints"
+    folder, recipe = out / "checkpoints", out / "run.yaml"
+    if changes := changes_at_resume(recipe, load_run(recipe), state.run):
+        logger.info(f"{recipe}: {', '.join(changes)}")
     if group.is_main:
         for each in (out, out / "samples", folder):  # of a killed process
             atomic.sweep(each)
@@ -243,8 +253,7 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
 def _open_log(
     run: config.RunConfig, out: Path, done: int, prompts: Sequence[str], dropped: Sequence[str]
 ) -> RunLog:
-    """Write run.yaml and open the log, without records and grids beyond `done` finished steps."""
-    atomic.write_text(out / "run.yaml", dump_run(run))
+    """Open the log, without records and grids beyond `done` finished steps."""
     run_log.describe_grids(out, prompts)
     if run.evaluate.metrics:
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
