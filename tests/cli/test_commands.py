@@ -100,7 +100,11 @@ AGAIN = "directalign train recipe.yaml '--set=name=a b' --out runs/recipe --resu
         (NonFiniteError("step 3:\nsigma 0.8"), 1, "directalign: step 3: sigma 0.8"),
         (Interrupted("stopped after step 3"), 130, "directalign: stopped after step 3"),
         (KeyboardInterrupt(), 130, f"interrupted; continue with: {AGAIN}"),
-        (FULL, 1, "no space left on the disk of x.bin; free some, then continue with --resume"),
+        (
+            FULL,
+            1,
+            "no space left on the disk of x.bin; free some, then give the same command again",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 1, "x.bin: Permission den"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "out of device memory; set"),
         (TypeError("int + str"), 1, "unexpected TypeError: int + str; this is a bug in directal"),

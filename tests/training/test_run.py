@@ -169,7 +169,11 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys)
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}']
+    "line",
+    [
+        *(b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}'),
+        b'{"event": "step", "step": 1, "seconds": [], "loss": 1, "reward": 1, "grad_norm": 1}',
+    ],
 )
 def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run, line):
     out = tmp_path / "out"
@@ -181,6 +185,18 @@ def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run
     with pytest.raises(DirectAlignError, match=r"metrics\.jsonl:2: not a record"):
         stubs.start(run, out, resume=True)
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_torn_sample_grid_is_made_again_or_left_out(tmp_path, run, capsys):
+    out, names = tmp_path / "out", ("step-000003", "step-000006")
+    stubs.start(run, out)
+    whole = {name: run_log.grid_path(out, int(name[5:])).read_bytes() for name in names}
+    for name, content in whole.items():
+        (out / "samples" / f"{name}.png").write_bytes(content[: len(content) // 2])
+    stubs.start(run, out, resume=True)
+    assert "step-000003.png: damaged" in capsys.readouterr().out
+    left = {path.stem: path.read_bytes() for path in (out / "samples").glob("step-*.png")}
+    assert left["step-000006"] == whole["step-000006"] and "step-000003" not in left
 
 
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
@@ -257,7 +273,7 @@ def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
         monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", raises)
 
     fail(errno.ENOSPC)
-    message = r"no space left on the disk of .*out; free some and continue with --resume"
+    message = r"out: no space left on the disk; free some and continue with --resume"
     with pytest.raises(DirectAlignError, match=message):
         train(run, tmp_path / "out", resume=False)
     fail(errno.EIO)

@@ -14,9 +14,9 @@ from huggingface_hub.repocard import metadata_load
 
 from .. import config
 from ..config.load import load_run
+from ..evaluation.generate import trained_weights
 from ..io import hub
 from ..models import model_class
-from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
@@ -103,13 +103,10 @@ class FinishedRun:
     folder: Path
     run: config.RunConfig
     records: RunFiles
+    weights: Path
+    """`lora.safetensors`, or the folder of the trained denoiser."""
     pipeline: str
     part: str
-
-    @property
-    def weights(self) -> Path:
-        """`lora.safetensors`, or the folder of the trained denoiser."""
-        return self.folder / (LORA_FILE if self.run.model.tune == "lora" else self.part)
 
     @property
     def slug(self) -> str:
@@ -130,11 +127,5 @@ def load_run_config(folder: Path) -> config.RunConfig:
 def read_finished_run(folder: Path) -> FinishedRun:
     """Read a run's folder. Raises: DirectAlignError without a run or without final weights."""
     run = load_run_config(folder)
-    model = model_class(run.model.architecture)
-    found = FinishedRun(folder, run, read_run(folder), model.pipeline, model.part)
-    if not found.weights.exists():
-        raise DirectAlignError(
-            f"{found.weights}: no such file: the run is not finished; continue it with directalign "
-            f"train ... --resume --out {folder}"
-        )
-    return found
+    model, weights = model_class(run.model.architecture), trained_weights(run, folder)
+    return FinishedRun(folder, run, read_run(folder), weights, model.pipeline, model.part)

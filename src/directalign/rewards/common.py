@@ -7,7 +7,6 @@ like the official trainers, it keeps values that bicubic resizing carries past [
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..io import json_file
 from ..io.tensors import resize
 from ..types import DirectAlignError, Images
 
@@ -78,15 +78,9 @@ class BaseReward:
 def read_json(file: Path, key: str = "") -> dict[str, Any]:
     """The object in a checkpoint's JSON file. Raises DirectAlignError if it holds none."""
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(read, dict):
-            raise ValueError("it holds no settings by name")
-        return read
-    except (ValueError, RecursionError) as error:
-        place = f"{key}: {file}" if key else str(file)
-        raise DirectAlignError(
-            f"{place}: not readable as JSON ({error}); copy it again from the original checkpoint"
-        ) from error
+        return json_file.read_json(file, "copy it again from the original checkpoint")
+    except DirectAlignError as error:
+        raise DirectAlignError(f"{key}: {error}" if key else str(error)) from error
 
 
 def read_annotated(

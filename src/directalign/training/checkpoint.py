@@ -21,11 +21,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ from ..config.load import changes_at_resume
 from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
+from ..io.json_file import read_json
 from ..types import DirectAlignError
 from .data import global_batch_size
 from .distributed import TorchProcessGroup, class_of, empty_like_sharded
@@ -189,9 +192,25 @@ def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessG
     (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
+class _Data(BaseModel):
+    fingerprint: str
+    ranks: int
+    global_batch_size: int
+
+
+class _Record(BaseModel):
+    format: int
+    step: int
+    config: dict[str, Any]
+    architecture: str
+    base: str | None = None
+    data: _Data
+    versions: dict[str, str]
+
+
 def read_record(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `record.json`."""
-    return json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    """The checkpoint's `record.json`. Raises: DirectAlignError for content of another shape."""
+    return read_json(folder / "record.json", f"remove {folder}", _Record)
 
 
 def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int:
@@ -255,7 +274,10 @@ def _restore_optimizer(folder: Path, state: TrainState) -> None:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:  # torch advises to run what it holds
+        raise ValueError(f"{file.name} holds other things than numbers and texts") from error
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -337,7 +359,7 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
     damaged: list[str] = []
     names = group.gather_texts("\n".join(path.name for path in all_of(folder)))[0].split()
     for candidate in [folder / name for name in reversed(names)]:
-        damage = group.first_text(atomic.damage(candidate, group.rank, group.size) or "")
+        damage = group.first_text(_damage(candidate, group) or "")
         if not damage:
             if damaged:
                 logger.warning(f"damaged checkpoint: {'; '.join(damaged)}; using {candidate}")
@@ -348,6 +370,17 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
             f"no checkpoint can be used: {'; '.join(damaged)}; start again in another --out"
         )
     return None
+
+
+def _damage(folder: Path, group: TorchProcessGroup) -> str | None:
+    """As `atomic.damage`, of this rank's share of the files and of the record."""
+    found = atomic.damage(folder, group.rank, group.size)
+    if found is None:
+        try:
+            read_record(folder)
+        except DirectAlignError as error:
+            return str(error).split(";")[0].removeprefix(f"{folder}/")
+    return found
 
 
 def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
@@ -386,4 +419,13 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
             f"{path} is at step {record['step']}, past train.num_steps {run.train.num_steps}; "
             "raise train.num_steps to continue it"
         )
-    return read_state(path, state, group)
+    try:
+        return read_state(path, state, group)
+    except DirectAlignError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), ''):.200}"
+        raise DirectAlignError(
+            f"{path}: not a checkpoint of this run ({reason}); remove this folder, and --resume "
+            "continues from the one before it"
+        ) from error

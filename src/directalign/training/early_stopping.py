@@ -176,7 +176,7 @@ def value(record: Record, name: str) -> float:
     """A metric of a record (of a rate its value); nan if it is missing or not finite."""
     found = record.get(name)
     found = found.get("value") if isinstance(found, Mapping) else found
-    return math.nan if found is None else float(found)
+    return float(found) if isinstance(found, (int, float)) else math.nan
 
 
 def standard_error(a: Evaluation, b: Evaluation, name: str) -> float:

@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from rich.progress import track
-from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import config
@@ -38,7 +37,6 @@ from ..report import write_page
 from ..rewards import load_reward
 from ..rewards.black_box import synchronized_call
 from ..toyworld.judges import load_judge
-from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
 from .data import TrainData, open_data
@@ -78,7 +76,9 @@ def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str]
         NonFiniteError, Interrupted: see `loop.train`.
     """
     with process_group() as group, numerics(run, group.device), ExitStack() as stack:
-        stack.enter_context(_disk_errors(out))
+        stack.enter_context(
+            atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
+        )
         configure_logging(group.is_main)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
@@ -171,19 +171,6 @@ def precompute_embeddings(
     logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")
 
 
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk into one DirectAlignError, whichever library raises it."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not atomic.is_disk_full(error):
-            raise
-        raise DirectAlignError(
-            f"no space left on the disk of {out}; free some and continue with --resume --out {out}"
-        ) from error
-
-
 def train_loaded(
     run: config.RunConfig,
     out: Path,
@@ -263,8 +250,9 @@ def _open_log(
     log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = checkpoint.step_of(file.with_suffix(""))
-        if done and step <= done:
-            log.grid(step, run_log.load_grid(file), is_replay=True)
+        grid = run_log.load_grid(file) if done and step <= done else None
+        if grid is not None:
+            log.grid(step, grid, is_replay=True)
         else:
             file.unlink()
     return log
@@ -304,12 +292,14 @@ def _save_weights(context: TrainContext) -> None:
         partial.mkdir()
     distributed.save(context.model, partial, context.group)
     if context.group.is_main:
+        atomic.flush_tree(partial)
         for each in partial.iterdir():
             target = context.out / each.name
             if target.is_dir():
                 shutil.rmtree(target)
             each.replace(target)
         partial.rmdir()
+        atomic.flush(context.out)
 
 
 def _evaluate_exported(context: TrainContext, step: int) -> None:
