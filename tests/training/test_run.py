@@ -208,7 +208,8 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError, OSError, KeyboardInterrupt, GeneratorExit, torch.OutOfMemoryError]
+    "error",
+    [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, torch.OutOfMemoryError],
 )
 @pytest.mark.parametrize("where", ["loss", "update", "evaluation"])
 def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, where):
@@ -221,6 +222,7 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
     def fail_at(place: str, call: int) -> None:
         calls[place] = calls.get(place, 0) + 1
         if place == where and calls[place] == call:
+            torch.set_grad_enabled(False)  # as a user's code may
             raise error("an error")
 
     def update(*args: Any) -> Any:
@@ -230,6 +232,7 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
 
     def evaluate(*args: Any) -> Any:
         fail_at("evaluation", 3)
+        torch.set_grad_enabled(False)
         return measure(*args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", update)
@@ -238,6 +241,7 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
         stubs.start(run, broken, on_step=lambda step: fail_at("loss", 4))
     saved = [path.name for path in checkpoint.all_of(broken / "checkpoints")]
     assert saved == {"loss": ["step-000003"], "update": [], "evaluation": ["step-000004"]}[where]
+    assert torch.is_grad_enabled()
     if saved:
         assert "is saved: continue with --resume" in f"{caught.value}{vars(caught.value)}"
     stubs.start(run, broken, resume=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from .. import config
 from ..evaluation.generate import generate
 from ..interfaces import Model
@@ -99,8 +101,9 @@ def train(context: TrainContext, done: int) -> int:
     """
     num_steps = context.run.train.num_steps
     with StopRequest() as stop:
-        evaluate_if_due(context, done)
-        apply_stop_rules(context, done)
+        with checkpoint_on_error(context, done):
+            evaluate_if_due(context, done)
+            apply_stop_rules(context, done)
         while done < num_steps and not context.is_over:
             start = time.perf_counter()
             with checkpoint_on_error(context, done):
@@ -207,7 +210,8 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
     """
     method_state = dict(context.state.method.state_dict())
     try:
-        yield
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # also if a user's code turns it off
+            yield
     except Interrupted:
         raise
     except NonFiniteError as error:
