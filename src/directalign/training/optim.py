@@ -103,12 +103,14 @@ class EMA:
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Inside, the parameters hold the averaged weights; restored afterwards, even on error."""
-        self.model.store(self.parameters.values())
+        own = [_local(p.detach()) for p in self.parameters.values()]  # plain tensors, if sharded
+        kept = [weight.to("cpu", copy=True) for weight in own]
         self.model.copy_to(self.parameters.values())
         try:
             yield
         finally:
-            self.model.restore(self.parameters.values())
+            for weight, before in zip(own, kept, strict=True):
+                weight.copy_(before)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights by name, by reference; sharded as the parameters are."""
