@@ -27,31 +27,9 @@ from .run import RunConfig
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
 
-RENAMED = {
-    "model.family": "architecture",
-    "reward.project": "project_out",
-    "reward.balance": "gradient_normalization: true",
-    "reward.disagreement": "std_penalty",
-    "reward.members.words": "control_phrases",
-    "reward.members.reward.project": "project_out",
-    "method.words": "control_phrases",
-    "method.moves": "noise_levels",
-    "method.trust": "kl_beta (a number)",
-    "method.kl_weight": "kl_beta",
-    "rollout.num_sampling_steps": "num_inference_steps",
-    "train.clip_norm": "max_grad_norm",
-    "train.accumulation": "gradient_accumulation_steps",
-    "train.checkpoint_every": "save_every",
-    "evaluate.num_pairs": "num_samples",
-    "evaluate.pairs_during": "num_samples_during",
-    "evaluate.off_topic": "control_prompts",
-    "stop": "early_stopping",
-    "early_stopping.drift": "max_degradation",
-    "early_stopping.drift_patience": "degradation_patience",
-    "early_stopping.judge": "metric_for_best",
-    "early_stopping.judge_patience": "patience",
-    "track": "trackers",
-}
+RENAMED: dict[str, str] = parse_yaml(
+    (Path(__file__).parent / "renamed.yaml").read_text(encoding="utf-8"), "renamed.yaml", "broken"
+)
 """Keys of earlier versions and their present names; lists count as sections."""
 
 

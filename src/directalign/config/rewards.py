@@ -68,20 +68,18 @@ class SiglipConfig(Projected):
     name: Literal["siglip"] = "siglip"
 
 
-class ImageRewardConfig(Scaled):
+class ImageRewardConfig(Frozen):
     """ImageReward (arXiv 2304.05977): a BLIP with cross-attention between image and prompt."""
 
     name: Literal["image_reward"] = "image_reward"
     path: PathText
     """ImageReward.pt, local or on the hub (zai-org/ImageReward/ImageReward.pt), with
     med_config.json in the same folder."""
-    processor: PathText = "google-bert/bert-base-uncased"
+    processor: PathText = "google-bert/bert-base-uncased"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder or hub id of the BERT tokenizer."""
-    gradient_checkpointing: Annotated[bool, Free] = False
-    """Recompute activations of the reward in the backward pass."""
 
 
-class AestheticConfig(Scaled):
+class AestheticConfig(Frozen):
     """A head on the image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5);
     ignores the prompt."""
 
@@ -94,8 +92,6 @@ class AestheticConfig(Scaled):
     on."""
     processor: PathText | None = None
     """Folder or hub id of the image settings, for a backbone without them."""
-    gradient_checkpointing: Annotated[bool, Free] = False
-    """Recompute activations of the reward in the backward pass."""
 
 
 class MpsConfig(Frozen):

@@ -1,13 +1,14 @@
 """A finished run, and the model that it was trained from: public name and license.
 
-The license is read from the README beside the weights, else from the list of well-known models
-below, and is otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
+The license is read from the README beside the weights, else from the list in published.yaml, and is
+otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub.repocard import metadata_load
@@ -44,43 +45,23 @@ class BaseModelInfo:
     license: License | None
 
 
-def _other(name: str, repo: str) -> License:
-    return License("other", name, f"https://huggingface.co/{repo}/blob/main/LICENSE.md")
-
-
-APACHE, OPENRAIL_M = License("apache-2.0"), License("creativeml-openrail-m")
-FLUX_DEV = _other("flux-1-dev-non-commercial-license", "black-forest-labs/FLUX.1-dev")
-STABILITY = _other("stabilityai-ai-community", "stabilityai/stable-diffusion-3.5-large")
-KNOWN: dict[str, License] = {
-    "black-forest-labs/FLUX.1-dev": FLUX_DEV,
-    "black-forest-labs/FLUX.1-Krea-dev": FLUX_DEV,
-    "black-forest-labs/FLUX.1-schnell": APACHE,
-    "black-forest-labs/FLUX.2-klein-4B": APACHE,
-    "black-forest-labs/FLUX.2-klein-base-4B": APACHE,
-    "stabilityai/stable-diffusion-3-medium-diffusers": STABILITY,
-    "stabilityai/stable-diffusion-3.5-medium": STABILITY,
-    "stabilityai/stable-diffusion-3.5-large": STABILITY,
-    "stabilityai/stable-diffusion-3.5-large-turbo": STABILITY,
-    "stabilityai/stable-diffusion-xl-base-1.0": License("openrail++"),
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
-    "runwayml/stable-diffusion-v1-5": OPENRAIL_M,
-    "Qwen/Qwen-Image": APACHE,
-    "Tongyi-MAI/Z-Image": APACHE,
-    "Tongyi-MAI/Z-Image-Turbo": APACHE,
-}
-"""Licenses of well-known models, used if there is no README with one."""
+PUBLISHED: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
+)
+"""Layer names of other formats, names of models in metadata, licenses."""
 
 
 def base_model_info(model: config.ModelConfig) -> BaseModelInfo:
     """Name and license of a recipe's `model.path`, without loading it."""
     if model.path.startswith("world:"):
-        return BaseModelInfo(f"{model.path} (embedded in directalign)", None, APACHE)
+        return BaseModelInfo(f"{model.path} (embedded in directalign)", None, License("apache-2.0"))
     path, hub_id = Path(model.path).expanduser(), model.path
     if path.exists():  # diffusers records the id of a model that it downloaded
         index = path / "model_index.json"
         hub_id = str(read_json(index).get("_name_or_path", "")) if index.is_file() else ""
     known = hub_id if hub.HUB_ID.fullmatch(hub_id) else None
-    license = _readme_license(path / "README.md") or KNOWN.get(known or "")
+    listed = PUBLISHED["licenses"].get(known)
+    license = _readme_license(path / "README.md") or (License(*listed) if listed else None)
     return BaseModelInfo(known or path.name, known, license)
 
 
