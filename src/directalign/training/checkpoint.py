@@ -3,7 +3,7 @@
 record.json    step, resolved config, architecture, schedule, data position, ranks, versions
 *.safetensors  weights.NAME, ema.NAME, and the optimizer's tensors: exp_avg.NAME, ...
 optimizer.pt   the optimizer's counts and rates
-rank-R.pt      random states and the method's state of rank R
+rank-R.pt      the method's state of rank R
 
 The newest `train.keep_checkpoints` remain. A damaged checkpoint is reported and the one before it
 used. One of another config, architecture, data set or global batch is refused. The number of
@@ -130,32 +130,11 @@ def seed_all(seed: int) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """`seed_all` for step `step` (0 is the first), equally on all ranks."""
+    """`seed_all` for what follows `step` finished steps, equally on all ranks.
+
+    Called before each step and each evaluation, so that a checkpoint needs no random states.
+    """
     seed_all(generator_for(seed, GLOBAL_STREAM, step, 0).initial_seed())
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all generators as lists, numbers and byte tensors."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    numpy = [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)]
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": numpy,
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `random_state` returned."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def architecture(denoiser: nn.Module) -> str:
@@ -168,8 +147,7 @@ def architecture(denoiser: nn.Module) -> str:
 
 def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -> None:
     """Write this rank's share of the state after `step` steps; rank 0 writes what is common."""
-    own = {"random": random_state(), "method": dict(state.method.state_dict())}
-    torch.save(own, folder / f"rank-{group.rank}.pt")
+    torch.save({"method": dict(state.method.state_dict())}, folder / f"rank-{group.rank}.pt")
     moments, rest = _optimizer_state(state)
     average = {AVERAGE: state.average.tensors()} if state.average is not None else {}
     write_tensors(folder, {WEIGHTS: state.parameters, **average, **moments}, group)
@@ -223,7 +201,6 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
         state.average.model.optimization_step = record["step"]
     _restore_optimizer(folder, state)
     state.method.load_state_dict(own["method"])
-    restore_random_state(own["random"])
     return int(record["step"])
 
 

@@ -186,12 +186,18 @@ def _evaluate(context: TrainContext, done: int) -> None:
     num_samples = settings.num_samples
     if done not in (0, context.run.train.num_steps):
         num_samples = min(settings.num_samples_during, num_samples)
-    measured = synchronized_call(lambda: context.evaluator.measure(num_samples), context.group)
+    measured = measure(context, done, num_samples)
     if context.log is not None:
         record = {"event": "evaluate", "step": done, **measured}
         context.log.write(record)
         verdict = context.stopping.verdict() if context.stopping is not None else None
         context.display.evaluation(record, verdict.last.used if verdict is not None else {})
+
+
+def measure(context: TrainContext, step: int, num_samples: int) -> dict[str, Any]:
+    """Evaluate the present weights, those of `step`; fails on all ranks alike."""
+    checkpoint.seed_step(context.run.seed, step)
+    return synchronized_call(lambda: context.evaluator.measure(num_samples), context.group)
 
 
 def apply_stop_rules(context: TrainContext, done: int) -> None:

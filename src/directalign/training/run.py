@@ -35,7 +35,6 @@ from ..models.checkpoint_source import fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
-from ..rewards.black_box import synchronized_call
 from ..toyworld.judges import load_judge
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
@@ -311,9 +310,7 @@ def _evaluate_exported(context: TrainContext, step: int) -> None:
         whole = [r for r in found if r["event"] == "kept" or "during" in r or small]
         measured = whole[-1] if whole else None
     if context.group.any(log is not None and measured is None):
-        measured = synchronized_call(
-            lambda: context.evaluator.measure(settings.num_samples), context.group
-        )
+        measured = loop.measure(context, step, settings.num_samples)
     if log is not None and measured is not None:
         unused = ("event", "step", "during", "each")
         numbers = {name: value for name, value in measured.items() if name not in unused}
