@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,25 +44,33 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.nfe.take()
-        sums, clock = _Sums(), _Clock()
+        sums, seconds = _Sums(), dict.fromkeys(("forward", "backward", "update"), 0.0)
+        start = time.perf_counter()
+
+        def lap(phase: str) -> None:
+            nonlocal start
+            before, start = start, time.perf_counter()
+            seconds[phase] += start - before
+
         for batch in batches:
-            for loss in clock.iterate("forward", self.method.losses(batch)):
-                with clock.phase("backward"):
-                    (loss.value / len(batches)).backward()
-                    value = float(loss.value.detach())  # the only wait for a device per loss
+            for loss in self.method.losses(batch):
+                lap("forward")
+                (loss.value / len(batches)).backward()
+                value = float(loss.value.detach())  # the only wait for a device per loss
+                lap("backward")
                 if not math.isfinite(value):
                     sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
                     where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
                     raise _not_finite(step, f"the loss is {value} ({where})")
                 sums.add(loss, value)
-        with clock.phase("update"):
-            norm = self._update(step)
+        norm = self._update(step)
+        lap("update")
         forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
         return {
             **sums.record(len(batches), self.group),
             "grad_norm": norm,
             "nfe": {"forward": forward, "backward": backward},
-            "phases": dict(clock.seconds),
+            "phases": seconds,
         }
 
     def _update(self, step: int) -> float:
@@ -141,28 +148,6 @@ class SigmaHistogram:
                 means = {key: float(values[place] / count[place]) for key, values in sums.items()}
                 found[branch].append({"n": int(count[place]), **means})
         return found
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-    def iterate(self, name: str, losses: Iterator[LossTerm]) -> Iterator[LossTerm]:
-        """The same losses; counts the time to compute each."""
-        while True:
-            with self.phase(name):
-                loss = next(losses, None)
-            if loss is None:
-                return
-            yield loss
 
 
 class NFECounter:
