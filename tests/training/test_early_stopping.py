@@ -102,7 +102,7 @@ def test_a_fall_of_the_score_within_its_noise_is_none():
 
     assert verdict(rules(score_patience=2), records(0.79)).stop is None
     stop = verdict(rules(score_patience=2), records(0.75)).stop
-    assert stop is not None and stop.reason == "score_peak"
+    assert stop is not None and stop[0] == "score_peak"
 
 
 # --- the best weights -----------------------------------------------------------------------------

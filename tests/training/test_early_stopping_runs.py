@@ -147,11 +147,7 @@ def test_a_killed_run_stops_at_the_same_step(tmp_path):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [
-        (RUN_MODULE, "_evaluate_exported"),
-        (early_stopping, "save_best"),
-        (early_stopping, "drop_best"),
-    ],
+    [(RUN_MODULE, "_evaluate_exported"), (early_stopping, "save_best")],
     ids=lambda given: getattr(given, "__name__", given),
 )
 def test_an_interrupt_anywhere_changes_nothing(whole, tmp_path, monkeypatch, owner, name, after):

@@ -40,7 +40,7 @@ from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
 from .data import TrainData, open_data
 from .distributed import TorchProcessGroup, process_group
-from .early_stopping import NOTHING, EarlyStopping, ResumeState, resume_state
+from .early_stopping import NOTHING, EarlyStopping, resume_state
 from .loop import Evaluator, TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
 from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
@@ -197,11 +197,13 @@ def train_loaded(
     )
     prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
-    before = resume_state(rules, run, out, done) if group.is_main and resume else ResumeState()
+    lost, dropped = frozenset[int](), early_stopping.END_EVENTS
+    if group.is_main and resume:
+        lost, dropped = resume_state(rules, run, out, done)
     if group.is_main:
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
-    log = _open_log(run, out, done, prompts, before.dropped) if group.is_main else None
-    stopping = EarlyStopping(rules, out, group, state, log, before.lost) if rules else None
+    log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
+    stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
     with Display(settings.num_steps, done, CONSOLE, silent=not group.is_main) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
