@@ -81,15 +81,6 @@ class Recovered:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Raw scores of a reward model for one batch; those that the form of the reward uses."""
-
-    pos: PerSample | None = None
-    neg: PerSample | None = None
-    plain: PerSample | None = None
-
-
-@dataclass(frozen=True)
 class Batch:
     """The data of one rank for one forward pass of an optimizer step.
 

@@ -101,9 +101,6 @@ def fuse(parts: Mapping[int, LowRank], shares: tuple[int, ...]) -> LowRank:
     return LowRank(torch.cat([each.down for each in present]), up)
 
 
-# --- layer names ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TargetLayer:
     """Layer of another format: position `part` in a layer `name` that stacks rows by `shares`.
@@ -162,9 +159,6 @@ def sdxl_names(layer: str, layers_per_block: int = LAYERS_PER_BLOCK) -> TargetLa
         "mid_block": "middle_block.1",
     }
     return TargetLayer(f"{heads[kind]}.{inside}")
-
-
-# --- formats --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -260,9 +254,6 @@ def convert(
     for (name, shares), parts in groups.items():
         tensors |= keys.tensors(name, parts[0] if len(shares) == 1 else fuse(parts, shares))
     return tensors
-
-
-# --- metadata -------------------------------------------------------------------------------------
 
 
 def file_metadata(

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -42,20 +42,12 @@ class Interrupted(DirectAlignError):
     """A signal stopped the run after a complete step; `--resume` continues it."""
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """What the loop needs of `evaluation.in_training.Measurer`."""
-
-    def prepare(self) -> None:
-        """Called once, before the base model's weights change."""
-        ...
-
-    def measure(self, num_samples: int) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class TrainContext:
-    """What the loop uses. `log` is None on ranks other than 0."""
+    """What the loop uses.
+
+    `evaluator`: an `evaluation.in_training.Measurer`. `log` is None on ranks other than 0.
+    """
 
     run: config.RunConfig
     out: Path
@@ -65,7 +57,7 @@ class TrainContext:
     data: TrainData
     model: Model
     sample_prompts: Sequence[str]
-    evaluator: Evaluator
+    evaluator: Any
     log: RunLog | None
     display: Display
     stopping: EarlyStopping | None = None

@@ -41,7 +41,7 @@ from .checkpoint import TrainState
 from .data import TrainData, open_data
 from .distributed import TorchProcessGroup, process_group
 from .early_stopping import NOTHING, EarlyStopping, resume_state
-from .loop import Evaluator, TrainContext, checkpoint_on_error
+from .loop import TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
 from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
@@ -56,7 +56,7 @@ class Loaded:
 
     model: Model
     method: Method
-    evaluator: Evaluator
+    evaluator: Any
     data: TrainData
     base: str | None = None
     """Fingerprint of the base model's files."""

@@ -44,7 +44,8 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.nfe.take()
-        sums, seconds = _Sums(), dict.fromkeys(("forward", "backward", "update"), 0.0)
+        sums = _Sums()
+        seconds: dict[str, float] = dict.fromkeys(("forward", "backward", "update"), 0.0)
         start = time.perf_counter()
 
         def lap(phase: str) -> None:
