@@ -6,12 +6,7 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -469,55 +464,3 @@ def test_a_run_with_freed_encoders_ends_with_the_same_weights(tmp_path, monkeypa
         for key, tensor in weights["keep"].items():
             assert (weights[mode][key] - tensor).abs().max() <= 1e-6
     assert list((tmp_path / "cache" / "embeddings").rglob("*.safetensors"))
-
-
-@contextmanager
-def reward_server(last: int = 10**9) -> Iterator[str]:
-    """The address of a reward that depends on the pixels; after `last` requests it only refuses."""
-    served: list[int] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            images = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["images"]
-            served.append(len(images))
-            body = json.dumps({"scores": [zlib.crc32(each.encode()) / 2**32 for each in images]})
-            self.send_response(200 if len(served) <= last else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/score"
-        server.shutdown()
-
-
-@pytest.mark.parametrize("lost_at", [0, 2])
-def test_a_reward_server_may_move_between_two_calls(tmp_path, lost_at):
-    """With other settings of how it is asked; requests are one per rollout and measurement."""
-    run = tiny_recipe(tmp_path)
-
-    def asking(url: str, **settings: Any) -> config.RunConfig:
-        given = run.model_dump(mode="json")
-        given["reward"] = {"name": "remote", "url": url, **settings}
-        given["method"] = {"name": "flow_grpo", "form": "absolute", "group_size": 2}
-        given["rollout"]["num_inference_steps"] = 3
-        given["train"] |= {"num_steps": 3, "gradient_accumulation_steps": 1}
-        return config.RunConfig.model_validate(given)
-
-    with reward_server() as url:
-        train(asking(url), tmp_path / "whole", resume=False)
-    with reward_server(last=2 + lost_at) as url, pytest.raises(DirectAlignError, match="HTTP 404"):
-        train(asking(url), tmp_path / "moved", resume=False)
-    with reward_server() as url:
-        moved = asking(url, batch_size=1, timeout=9.0, retries=1)
-        train(moved, tmp_path / "moved", resume=True)
-        with pytest.raises(DirectAlignError, match=r"reward\.scale was 1\.0 and is 2\.0; restore"):
-            train(asking(url, scale=2.0), tmp_path / "moved", resume=True)
-    assert records(tmp_path / "moved") == records(tmp_path / "whole")
-    assert (tmp_path / "moved" / WEIGHTS).read_bytes() == (
-        tmp_path / "whole" / WEIGHTS
-    ).read_bytes()
-    assert url in (tmp_path / "moved" / "run.yaml").read_text()
