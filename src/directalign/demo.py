@@ -13,6 +13,7 @@ from typing import Any
 
 from .config import RunConfig
 from .config.load import dump_run, load_run
+from .io.atomic import write_text
 from .report import write_page
 from .report.read import RunFiles, read_run
 from .report.runs_page import matched
@@ -32,7 +33,7 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
     for name, settings in _runs(overrides).items():
         _train(settings, out / name)
     summary = summarise({name: read_run(out / name) for name in _runs(overrides)})
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return write_page(out)
 
 

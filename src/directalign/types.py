@@ -1,4 +1,4 @@
-"""Data passed between the parts of a training: frozen dataclasses; array types; errors.
+"""Data passed between the parts of a training: frozen dataclasses; array types.
 
 Conventions of the package: `sigma` is the coefficient of the noise (0 clean, 1 pure noise), `alpha`
 that of the signal; latents are unpacked (b, c, h, w); images are float32 (b, 3, H, W) in [0, 1].
@@ -13,26 +13,16 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import SAVED as SAVED
+from .errors import DirectAlignError as DirectAlignError
+from .errors import NonFiniteError as NonFiniteError
+
 Latents = Float[Tensor, "b c h w"]
 Images = Float[Tensor, "b 3 H W"]
 PerSample = Float[Tensor, " b"]
 
 PathName = Literal["flow", "vp"]
 PredictionName = Literal["velocity", "epsilon", "v"]
-
-
-class DirectAlignError(ValueError):
-    """A mistake that the user can correct: one line with the file or key, its value, and the
-    remedy.
-    """
-
-
-SAVED = "saved_as"
-"""Attribute of an exception of any class: where the run that it ended can be continued."""
-
-
-class NonFiniteError(DirectAlignError):
-    """A loss, gradient or weight is not finite; the optimizer step is skipped."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +78,6 @@ class Recovered:
     x0: Latents
     gain: PerSample
     residual: Latents
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Raw scores of a reward model for one batch; those that the form of the reward uses."""
-
-    pos: PerSample | None = None
-    neg: PerSample | None = None
-    plain: PerSample | None = None
 
 
 @dataclass(frozen=True)

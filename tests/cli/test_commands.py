@@ -43,7 +43,7 @@ def calls(monkeypatch):
 
 def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert command("train", "world_srpo").exit_code == 0
-    ((_, run, out, _),) = calls
+    ((_, run, out, *_),) = calls
     assert (run.model.path, out) == ("world:flux", Path("runs/world_srpo"))
     wrong = command("train", "wrld_srpo")
     assert wrong.exit_code == 1 and "wrld_srpo: no such recipe" in wrong.stderr
@@ -100,7 +100,11 @@ AGAIN = "directalign train recipe.yaml '--set=name=a b' --out runs/recipe --resu
         (NonFiniteError("step 3:\nsigma 0.8"), 1, "directalign: step 3: sigma 0.8"),
         (Interrupted("stopped after step 3"), 130, "directalign: stopped after step 3"),
         (KeyboardInterrupt(), 130, f"interrupted; continue with: {AGAIN}"),
-        (FULL, 1, "no space left on the disk of x.bin; free some, then continue with --resume"),
+        (
+            FULL,
+            1,
+            "no space left on the disk of x.bin; free some, then give the same command again",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 1, "x.bin: Permission den"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "out of device memory; set"),
         (TypeError("int + str"), 1, "unexpected TypeError: int + str; this is a bug in directal"),

@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from directalign.config import UniformNoiseLevels
-from directalign.config.load import RECIPES, RENAMED, dump_run, load_run, recipe_path
+from directalign.config import EvaluateConfig, GridNoiseLevels, UniformNoiseLevels
+from directalign.config.load import (
+    RECIPES,
+    RENAMED,
+    changes_at_resume,
+    dump_run,
+    load_run,
+    recipe_path,
+    resumed_overrides,
+)
 from directalign.config.run import recipe_schema
 from directalign.data.prompts import read_prompts
 from directalign.types import DirectAlignError
@@ -75,6 +83,51 @@ def test_empty_and_null_remove_a_section(recipe):
         run = load_run(recipe, [override])
         assert (list(run.evaluate.rewards), run.evaluate.every) == (left, 3), override
     assert load_run(recipe, ["evaluate=null"]).evaluate.every == 0
+
+
+@pytest.mark.parametrize("preset", [[], ["preset=official_flux"]])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.learning_rate", 5e-6),
+        ("method.noise_levels.first", 5),
+        ("method.noise_levels", GridNoiseLevels()),
+        ("evaluate.rewards", {}),
+        ("evaluate.rewards.a", None),
+        ("evaluate", EvaluateConfig()),
+        ("train.no_such_key.below", None),
+        ("early_stopping", None),
+    ],
+)
+def test_null_removes_a_key_that_cannot_be_null(recipe, preset, key, value):
+    held_out = "evaluate: {rewards: {a: {name: pixels, statistic: redness}}}\n"
+    recipe.write_text(RECIPE + held_out)
+    if "no_such" in key:
+        assert "unknown key" in complaint(recipe, *preset, f"{key}=null")
+        return
+    found: Any = load_run(recipe, [*preset, f"{key}=null"])
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else getattr(found, name)
+    assert found == value
+
+
+def test_a_resume_keeps_the_overrides_of_the_earlier_call(recipe, tmp_path, monkeypatch):
+    given = ["train.num_steps=7", "data.batch_size=2", 'name="a # b"', "evaluate.every=3"]
+    (tmp_path / "run.yaml").write_text(dump_run(load_run(recipe, given), given))
+    assert load_run(tmp_path / "run.yaml") == load_run(recipe, given)
+    assert resumed_overrides(tmp_path, []) == given
+    again = resumed_overrides(tmp_path, ["train.num_steps=9"])
+    assert again == [*given[1:], "train.num_steps=9"]
+    assert changes_at_resume(
+        tmp_path, load_run(recipe, given), load_run(recipe, [*again, "train.save_every=2"])
+    ) == ["train.num_steps was 7 and is 9", "train.save_every was 0 and is 2"]
+    with pytest.raises(DirectAlignError, match=r"another config: train\.betas was"):
+        changes_at_resume(
+            tmp_path, load_run(recipe, given), load_run(recipe, [*again, "train.betas=[0, 0.9]"])
+        )
+    monkeypatch.setenv("WORLD_SIZE", "2")  # batch sizes are those of one number of processes
+    assert resumed_overrides(tmp_path, []) == [given[0], *given[2:]]
+    assert resumed_overrides(tmp_path / "none", ["name=b"]) == ["name=b"]
 
 
 @pytest.mark.parametrize(

@@ -121,20 +121,6 @@ def test_gain_is_finite_next_to_pure_noise(native):
         assert gain(*native, torch.ones(1, dtype=torch.float64), near_one).isfinite().all()
 
 
-@pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")])
-def test_a_branch_with_mirrored_residual_has_the_same_loss(native, latents):
-    """Swap the levels and turn the residual by the ratio of the gains: the same image, and with
-    `direction` the opposite pull."""
-    x0, noise, pred = latents
-    down = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
-    turned = expand_like(down.gain / gain(*native, SIGMA_LOW, SIGMA_HIGH), x0) * down.residual
-    up = recovered(
-        *native, x0, noise, target(*native, x0, noise, SIGMA_LOW) - turned, SIGMA_LOW, SIGMA_HIGH
-    )
-    assert_close(up.x0, down.x0)
-    assert_close(direction(up.gain), -direction(down.gain))
-
-
 def test_residual_form_survives_bfloat16_where_subtraction_does_not(latents):
     x0, noise, _ = latents
     level, landing = (torch.full((3,), sigma, dtype=torch.float64) for sigma in (0.96, 0.95))

@@ -1,6 +1,9 @@
 """Refusals of an export, its completeness, and its model card."""
 
+import errno
 import json
+import os
+import shutil
 from typing import Any
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from directalign import export
@@ -36,8 +40,13 @@ def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path):
     with pytest.raises(DirectAlignError, match="holds no run"):
         export_run(tmp_path, "kohya")
     unfinished = write_finished(tmp_path / "run", finished_recipe("flux", "a/b"))
-    with pytest.raises(DirectAlignError, match=r"lora\.safetensors: .* the run is not finished"):
+    message = r"lora\.safetensors: .* the run is not finished; continue .* --resume --out .*run$"
+    with pytest.raises(DirectAlignError, match=message):
         export_run(unfinished, "kohya")
+    (unfinished / "checkpoints" / "step-000004").mkdir(parents=True)
+    with pytest.raises(DirectAlignError, match=r"step-000004: directalign average .*--last 1"):
+        sample_images(unfinished, ["a"], [0], tmp_path / "images")
+    assert not (tmp_path / "images").exists()
 
 
 KOHYA_MERGED = {"form": "kohya", "merge": True}
@@ -71,13 +80,45 @@ def test_an_existing_export_is_not_overwritten_and_a_failed_one_leaves_no_files(
     with pytest.raises(DirectAlignError, match="exists already; name another folder"):
         export_run(run, "comfyui")
 
-    def fail(*_: object) -> None:
-        raise OSError("disk")
+    def fail(error: Exception) -> None:
+        def raises(*_: object) -> None:
+            raise error
 
-    monkeypatch.setattr(export, "write_card", fail)
+        monkeypatch.setattr(export, "write_card", raises)
+
+    fail(OSError("disk"))
     with pytest.raises(OSError, match="disk"):
         export_run(run, "kohya", tmp_path / "out" / "a")
-    assert list((tmp_path / "out").iterdir()) == []
+    fail(SafetensorError("I/O error: No space left on device (os error 28)"))
+    with pytest.raises(DirectAlignError, match=r"out/a: no space left on the disk; free some, th"):
+        export_run(run, "kohya", tmp_path / "out" / "a")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_rights_of_new_files(run, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        out = export_run(run, "diffusers")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o666 & ~mask}
+
+
+def test_a_full_disk_leaves_the_file_of_before(tmp_path):
+    file = tmp_path / "a.png"
+    atomic.write_text(file, "before")
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        with (
+            pytest.raises(DirectAlignError, match=r"a\.png: no space"),
+            atomic.new_file(file) as part,
+        ):
+            part.write_bytes(b"half")
+            raise OSError(code, os.strerror(code))
+    with pytest.raises(KeyError), atomic.new_file(file) as part:
+        part.write_bytes(b"half")
+        raise KeyError
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["before"]
 
 
 def test_of_two_exports_at_once_one_is_whole_and_one_refused(run, tmp_path, monkeypatch):
@@ -186,6 +227,26 @@ def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run):
     with Image.open(out / "before_after.png") as grid:
         assert grid.size == (64, 112)
         assert grid.getpixel((30, 40)) == (0, 0, 255) and grid.getpixel((30, 100)) == (255, 0, 0)
+
+
+def test_the_code_of_the_card_opens_a_base_in_a_single_file(tiny_flux, tmp_path):
+    """With the components that the loader takes; paths stand for folders of this machine."""
+    file = tmp_path / "base.safetensors"
+    shutil.copy(tiny_flux / "transformer" / "diffusion_pytorch_model.safetensors", file)
+    recipe = finished_recipe("flux", file, components=str(tiny_flux))
+    run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
+    out = export_run(run, "diffusers")
+    code = (out / "README.md").read_text().split("```python\n")[1].split("image = ")[0]
+    assert str(tmp_path) not in code
+    for path in (file, tiny_flux):
+        assert f"<path of {path.name}>" in code
+        code = code.replace(f"<path of {path.name}>", str(path))
+    found: dict[str, Any] = {}
+    exec(code.replace("FOLDER = '.'", f"FOLDER = {str(out)!r}"), found)
+    weights, stored = found["pipe"].transformer.state_dict(), load_file(file)
+    layer = next(iter(LAYER))
+    assert torch.equal(weights[f"{layer}.base_layer.weight"], stored[f"{layer}.weight"].bfloat16())
+    assert any("lora" in name for name in weights)
 
 
 def test_the_card_names_missing_records_and_an_unknown_license(tmp_path):

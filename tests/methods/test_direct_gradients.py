@@ -3,14 +3,12 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from directalign import config
 from directalign.config.load import load_run
@@ -123,28 +121,6 @@ def test_the_trained_steps_are_uniform_over_the_last_ones(name, field, count):
     assert drawn_alike(first, dict.fromkeys(range(4 - count, 4), 1.0))
 
 
-def test_recomputing_stores_only_the_input_of_a_step():
-    def stored(name: str, depth: int) -> int:
-        """How many numbers the graph of a loss stores."""
-        made, batch = beginning_at(name, 4 - depth, ToyFamily())
-        sizes: list[int] = []
-
-        def pack(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.numel())
-            return tensor
-
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            next(made.losses(batch))
-        return sum(sizes)
-
-    recomputed, unrolled = (
-        {after - before for before, after in pairwise(stored(name, depth) for depth in range(1, 5))}
-        for name in ("alignprop", "draft")
-    )
-    assert recomputed == {2 * 4 * 4 * 4 + 1 + 1 + 2}  # x_t, two levels, and whose gradient is cut
-    assert min(unrolled) > 2 * (2 * 4 * 4 * 4 + 2 + 2)
-
-
 # --- DRaFT-LV -------------------------------------------------------------------------------------
 
 
@@ -170,24 +146,6 @@ def test_renoised_copies_denoise_the_sample_from_the_last_level(path, prediction
         loss = by_hand.absolute_loss(family, walk(family, x_t, [sigma, 0.0]))
         torch.testing.assert_close(found[index], by_hand.gradient(family, loss), **EXACT)
     assert not torch.allclose(found[1], found[2])
-
-
-def test_a_copy_has_the_expectation_of_the_last_step_over_all_noise():
-    """By Gauss-Hermite quadrature over the four channels: the toy network acts pixel by pixel."""
-    family, batch = ToyFamily(), Batch(0, PROMPTS)
-    family.to_rgb = family.to_rgb / 5  # images stay clear of the clamp: quadrature converges fast
-    draws = 400 * torch.stack(by_hand.gradients(make("draft", family, lv_samples=400), batch)[1:])
-    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
-    grid = torch.tensor(list(product(nodes.tolist(), repeat=4))).double()  # (nodes, 4)
-    weight = torch.tensor(list(product(weights.tolist(), repeat=4))).double().prod(1)
-    x0, sigma = by_hand.states(family, batch)[-1].flatten(2), levels(family)[-2]
-    x_t = (1 - sigma) * x0[..., None] + sigma * grid.T[None, :, None]  # (2, 4, pixels, nodes)
-    x0_hat = walk(family, x_t, [sigma, 0.0])
-    mean_x0_hat = (x0_hat * weight / weight.sum()).sum(-1, keepdim=True)  # the reward is linear
-    expected = by_hand.gradient(family, by_hand.absolute_loss(family, mean_x0_hat))
-    error = draws.std(0) / len(draws) ** 0.5
-    assert ((draws.mean(0) - expected).abs() < 4 * error + 1e-9).all()
-    assert (error < 0.2 * expected.abs().max()).all()
 
 
 # --- chains whose inputs are detached -------------------------------------------------------------
@@ -234,18 +192,6 @@ def test_loss_and_gradient_are_those_of_the_form_along_the_chain(
     torch.testing.assert_close(loss.value, -expected, **EXACT)
     ours, theirs = (by_hand.gradient(family, each) for each in (loss.value, -expected))
     torch.testing.assert_close(ours, theirs, **EXACT)
-
-
-@on_every_path
-def test_one_sampling_step_has_the_gradient_of_the_whole_loss(path, prediction):
-    family = ToyFamily(path, prediction)
-    drtune = make("drtune", family, rollout=steps(1), trained_steps=1, early_stop=1)
-    noise, sigmas = by_hand.batch_noise(BATCHES[0]), levels(family, 1)
-    expected = by_hand.numerical_gradient(
-        family, lambda: by_hand.absolute_loss(family, walk(family, noise, sigmas))
-    )
-    found = by_hand.gradients(drtune, BATCHES[0])[0]
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_the_hinge_stops_at_its_margin():
@@ -333,26 +279,6 @@ def test_a_few_steps_count_for_all_by_their_length(path, prediction, rescale):
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-@on_every_path
-@pytest.mark.parametrize("trained_steps", [1, 2, 3])
-def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(
-    path, prediction, trained_steps, monkeypatch
-):
-    """Without rescaling; with it, equally long steps (a flow) give the whole on average."""
-    family = ToyFamily(path, prediction)
-    whole = cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0))
-    for rescale, factor in {0.0: trained_steps / 4, 1.0: 1.0}.items():
-        settings = {"trained_steps": trained_steps, "late_bias": 0.0, "rescale": rescale}
-        flowbp, found = make("flowbp", family, **settings), list[Tensor]()
-        for drawn in combinations(range(4), trained_steps):
-            monkeypatch.setattr(
-                flowbp, "steps", lambda batch, drawn=drawn: torch.tensor([drawn] * 2)
-            )
-            found += by_hand.gradients(flowbp, BATCHES[0])
-        if rescale == 0 or path == "flow":
-            torch.testing.assert_close(torch.stack(found).mean(0), factor * whole, **EXACT)
-
-
 def test_flowbp_draws_different_steps_and_late_ones_more_often():
     batches = [Batch(step, PROMPTS) for step in range(1500)]
     late = make("flowbp", trained_steps=1, late_bias=2.0)
@@ -408,16 +334,6 @@ def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(
 
     expected = by_hand.numerical_gradient(family, surrogate)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
-
-
-@on_every_path
-def test_on_two_steps_with_the_nested_term_the_gradient_is_the_plain_one(path, prediction):
-    family = ToyFamily(path, prediction)
-    made = make("leapalign", family, None, steps(2), **LEAPS | {"nested_scale": 1.0})
-    (found,) = by_hand.gradients(made, BATCHES[0])  # its only pair
-    x0 = walk(family, by_hand.batch_noise(BATCHES[0]), levels(family, 2))
-    expected = by_hand.gradient(family, by_hand.absolute_loss(family, x0))
-    torch.testing.assert_close(found, expected, **EXACT)
 
 
 @on_every_path

@@ -9,6 +9,7 @@ from torch import nn
 
 from directalign.config import ModelConfig
 from directalign.models import load_model
+from directalign.models.lora import ReferenceModel
 from directalign.types import DirectAlignError
 from tiny import SIZE
 
@@ -54,6 +55,25 @@ def test_compiled_blocks_give_the_same_answer_and_gradient(tiny_flux, monkeypatc
     blocks = compiled.denoiser.transformer_blocks
     assert all(block._compiled_call_impl is not None for block in blocks)
     assert_same(answer(compiled), answer(load(tiny_flux)))
+
+
+def test_compiled_blocks_stay_compiled_with_several_sizes_and_the_base_model(
+    tiny_flux, monkeypatch
+):
+    whole = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: whole(module, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    model = load(tiny_flux, compile=True, tune="lora", lora={"rank": 2})
+    base = ReferenceModel(model.denoiser)
+    for height, width in ((16, 32), (32, 16), (32, 48), (64, 64)):
+        noise, sigma = torch.randn(2, *model.latent_shape(height, width)), torch.tensor([0.5, 0.5])
+        for b in (1, 2):
+            cond = model.encode_prompt(["a red star"] * b).guided(3.5, 1.0)
+            with torch.no_grad():
+                before = model.predict(noise[:b], sigma[:b], cond)
+                with base.active():
+                    torch.testing.assert_close(model.predict(noise[:b], sigma[:b], cond), before)
+            model.predict(noise[:b], sigma[:b], cond).sum().backward()
 
 
 REFUSED = {

@@ -126,7 +126,7 @@ def test_the_check_can_leave_weights_out(copy):
     with pytest.raises(DirectAlignError, match=r"transformer: no \.safetensors file of weights"):
         components.check_parts(source, "FluxPipeline", wanted)
     (copy / "vae/config.json").write_text(json.dumps([]))
-    with pytest.raises(DirectAlignError, match=r"vae/config\.json: holds a list"):
+    with pytest.raises(DirectAlignError, match=r"vae/config\.json: not readable as JSON"):
         components.check_parts(source, "FluxPipeline", wanted, weights=False)
 
 
@@ -149,7 +149,13 @@ SCHEDULER = "scheduler/scheduler_config.json"
 DAMAGE = {
     r"model_index\.json: no such file": lambda d: (d / "model_index.json").unlink(),
     r"model_index\.json: not readable as JSON": lambda d: tear(d / "model_index.json", 9),
-    r"model_index\.json: holds a list": lambda d: (d / "model_index.json").write_text("[]"),
+    r"model_index\.json: not readable .*an object": lambda d: (
+        tear(d / "model_index.json", 0) or (d / "model_index.json").write_text("[]")
+    ),
+    r"model_index\.json: not readable .*\(vae:": lambda d: edit(d / "model_index.json", vae=[1]),
+    r"index\.json: not readable .*\(weight_map:": lambda d: (
+        d / "vae/x.safetensors.index.json"
+    ).write_text('{"weight_map": ["b.safetensors"]}'),
     "FluxTransformer2DModel is needed": lambda d: edit(
         d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
     ),

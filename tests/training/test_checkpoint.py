@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +97,55 @@ def test_kinds_of_damage(out):
     assert atomic.damage(folder) == "manifest.json is missing"
 
 
+def tampered(path: Path, name: str, content: bytes) -> None:
+    """Another content of one file, with a manifest that fits it."""
+    (path / name).write_bytes(content)
+    (path / "manifest.json").unlink()
+    shutil.move(path, atomic.partial_of(path))
+    atomic.publish(path, atomic.checksums(atomic.partial_of(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(
+            ("manifest.json", content)
+            for content in (b"[]", b"{}", b'{"files": []}', b"1", b"\xff")
+        ),
+        ("manifest.json", b'{"files": {"record.json": 3}}'),
+        *(("record.json", content) for content in (b"[]", b"{}", b"null", b"[" * 9000)),
+        ("record.json", b'{"step": "6"}'),
+    ],
+)
+def test_json_of_another_shape_is_damage(out, name, content, capsys):
+    path, wanted = out / "checkpoints" / "step-000006", (out / WEIGHTS).read_bytes()
+    if name == "manifest.json":
+        (path / name).write_bytes(content)
+    else:
+        tampered(path, name, content)
+    resume(out)
+    output = capsys.readouterr().out
+    assert f"step-000006 ({name}" in output and "using" in output
+    assert (out / WEIGHTS).read_bytes() == wanted
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rank-0.pt"])
+@pytest.mark.parametrize(
+    "content", [pickle.dumps(Path("x")), pickle.dumps({}), b"", b"abc", "dict", "list"]
+)
+def test_a_state_of_other_objects_is_one_line_with_its_remedy(out, name, content, tmp_path):
+    if isinstance(content, str):
+        torch.save({"dict": {"a": 1}, "list": [3]}[content], tmp_path / "state")
+        content = (tmp_path / "state").read_bytes()
+    path = out / "checkpoints" / "step-000006"
+    tampered(path, name, content)
+    with pytest.raises(DirectAlignError, match="remove this folder, and --resume") as caught:
+        resume(out)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+    shutil.rmtree(path)
+    resume(out)
+
+
 def test_when_all_are_damaged_it_is_an_error(out):
     for path in checkpoint.all_of(out / "checkpoints"):
         (path / "weights.safetensors").unlink()
@@ -138,10 +188,7 @@ def test_another_architecture_data_set_or_format_is_refused(out, change, message
     path = out / "checkpoints" / "step-000006"
     record = checkpoint.read_record(path)
     record |= {"data": {**record["data"], **change}} if "fingerprint" in change else change
-    (path / "record.json").write_text(json.dumps(record))
-    (path / "manifest.json").unlink()
-    shutil.move(path, atomic.partial_of(path))
-    atomic.publish(path, atomic.checksums(atomic.partial_of(path)))
+    tampered(path, "record.json", json.dumps(record).encode())
     with pytest.raises(DirectAlignError, match=message):
         resume(out)
 

@@ -12,13 +12,12 @@ import torch
 import train_stubs as stubs
 from launching import records
 from safetensors.torch import load_file
-from train_stubs import StubModel, nan_at, steps, stop_at
+from train_stubs import StubModel, nan_at, steps
 
 from directalign import config
 from directalign.io import atomic
 from directalign.training import checkpoint, early_stopping, run_log
 from directalign.training.distributed import TorchProcessGroup
-from directalign.training.loop import Interrupted
 from directalign.types import DirectAlignError, NonFiniteError
 
 RUN_MODULE = sys.modules["directalign.training.run"]
@@ -128,16 +127,6 @@ def test_the_base_model_is_exported_if_nothing_was_better(tmp_path, capsys):
 # --- interrupted runs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [0, 5])
-def test_a_signal_changes_nothing(tmp_path, stop):
-    run = make_run(tmp_path, ema_decay=0.5)
-    start(run, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        start(run, tmp_path / "broken", on_step=stop_at(stop))
-    start(run, tmp_path / "broken", resume=True)
-    assert results(tmp_path / "broken") == results(tmp_path / "whole")
-
-
 def test_a_killed_run_stops_at_the_same_step(tmp_path):
     run = make_run(tmp_path, save_every=2, tune="lora")
     for out in launching.kill_and_resume(lambda out, go: start(run, out, go, 0.4), tmp_path, 2):
@@ -147,11 +136,7 @@ def test_a_killed_run_stops_at_the_same_step(tmp_path):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [
-        (RUN_MODULE, "_evaluate_exported"),
-        (early_stopping, "save_best"),
-        (early_stopping, "drop_best"),
-    ],
+    [(RUN_MODULE, "_evaluate_exported"), (early_stopping, "save_best")],
     ids=lambda given: getattr(given, "__name__", given),
 )
 def test_an_interrupt_anywhere_changes_nothing(whole, tmp_path, monkeypatch, owner, name, after):

@@ -62,18 +62,12 @@ def test_grids_have_rows_of_four_filled_with_white(tmp_path):
     assert (stored - grid).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_random_states_of_every_kind_are_restored(tmp_path):
+def test_random_draws_of_every_kind_depend_on_seed_and_step_only():
     def draw() -> tuple[float, float, float, float]:
         return random.random(), random.gauss(0, 1), float(np.random.randn()), float(torch.rand(()))
 
-    checkpoint.seed_all(5)
-    draw()
-    torch.save(checkpoint.random_state(), tmp_path / "state.pt")
-    wanted = draw()
-    seeds = []
+    drawn = []
     for seed, step in ((1, 2), (1, 3), (2, 2), (1, 2)):
         checkpoint.seed_step(seed, step)
-        seeds.append(float(torch.rand(())))
-    assert seeds[0] == seeds[3] and len(set(seeds)) == 3
-    checkpoint.restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert draw() == wanted
+        drawn.append(draw())
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3

@@ -123,7 +123,7 @@ def test_a_resumed_mixture_ends_with_the_same_bits(mixed, tmp_path):
     file, whole = mixed
     arguments = train(file, tmp_path / "out")
     assert command(*arguments, "--set", "train.num_steps=2").exit_code == 0
-    assert command(*arguments, "--resume").exit_code == 0
+    assert command(*arguments, "--resume", "--set", "train.num_steps=4").exit_code == 0
     assert weights(tmp_path / "out") == weights(whole)
     assert records(tmp_path / "out", "step") == records(whole, "step")
 
@@ -178,7 +178,11 @@ class Server:
             http_server.shutdown()
 
     def reward(self) -> dict[str, Any]:
-        return {"name": "remote", "url": f"http://127.0.0.1:{self.port}/score", "retries": 1}
+        return {"name": "remote", "url": self.url, "retries": 1}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/score"
 
 
 @pytest.mark.parametrize(("mixture", "answered"), [(True, 18)])
@@ -231,3 +235,24 @@ def test_all_ranks_stop_when_the_server_of_one_fails(folder, tmp_path, answered)
         whole = train(file, tmp_path / "whole", "--set=data.batch_size=1")
         assert two(whole, log) == [0, 0], log.read_text()
     assert weights(out) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("answered", [2, 3])
+def test_a_server_may_move_and_be_asked_otherwise(folder, tmp_path, answered):
+    """Between two calls, before and after the first checkpoint; what changes the score may not."""
+    server, out, whole = Server(), tmp_path / "out", tmp_path / "whole"
+    with server.up():
+        method = {**GRPO, "form": "absolute", "control_phrases": {}}
+        file = recipe(folder, tmp_path / "remote.yaml", server.reward(), method, num_steps=3)
+        assert command(*train(file, whole)).exit_code == 0
+        server.left = answered
+        assert "no answer" in command(*train(file, out)).stderr
+    server.left, server.port = 10**9, 0
+    with server.up():
+        moved = [f"--set=reward.{each}" for each in (f"url={server.url}", "batch_size=1")]
+        other = command(*train(file, out, "--resume", *moved, "--set=reward.scale=2"))
+        assert "reward.scale was 1.0 and is 2.0; restore" in other.stderr
+        moved.append("--set=reward.timeout=9")
+        assert command(*train(file, out, "--resume", *moved)).exit_code == 0
+    assert weights(out) == weights(whole) and records(out) == records(whole)
+    assert server.url in (out / "run.yaml").read_text()

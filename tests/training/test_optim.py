@@ -93,19 +93,6 @@ def test_swapping_the_average_in_is_undone_even_by_an_error():
     assert weight.tolist() == [5.0, 5.0]
 
 
-def test_a_restored_average_goes_on_as_the_first():
-    weight = nn.Parameter(torch.ones(1))
-    first = EMA({"w": weight}, decay=0.9)
-    first.update()
-    second = EMA({"w": weight}, decay=0.9)
-    second.tensors()["w"].copy_(first.tensors()["w"])
-    second.model.optimization_step = 1
-    weight.data.fill_(3.0)
-    first.update()
-    second.update()
-    assert torch.equal(first.tensors()["w"], second.tensors()["w"])
-
-
 CPU = torch.device("cpu")
 RATE = 5e-6
 SETTINGS = {"lr": RATE, "betas": (0.9, 0.999), "weight_decay": 0.0}

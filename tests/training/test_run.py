@@ -25,12 +25,14 @@ from directalign.evaluation.eval_prompts import measured_prompts
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
 from directalign.export.average import average_run
+from directalign.io.tensors import resize
 from directalign.models import load_model
 from directalign.training import checkpoint, run_folder, run_log
 from directalign.training import run as train
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted, StopRequest
+from directalign.training.run import numerics
 from directalign.types import DirectAlignError, NonFiniteError
 
 WEIGHTS = "lora.safetensors"
@@ -162,7 +164,11 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys)
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}']
+    "line",
+    [
+        *(b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}'),
+        b'{"event": "step", "step": 1, "seconds": [], "loss": 1, "reward": 1, "grad_norm": 1}',
+    ],
 )
 def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run, line):
     out = tmp_path / "out"
@@ -176,6 +182,18 @@ def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
+def test_a_torn_sample_grid_is_made_again_or_left_out(tmp_path, run, capsys):
+    out, names = tmp_path / "out", ("step-000003", "step-000006")
+    stubs.start(run, out)
+    whole = {name: run_log.grid_path(out, int(name[5:])).read_bytes() for name in names}
+    for name, content in whole.items():
+        (out / "samples" / f"{name}.png").write_bytes(content[: len(content) // 2])
+    stubs.start(run, out, resume=True)
+    assert "step-000003.png: damaged" in capsys.readouterr().out
+    left = {path.stem: path.read_bytes() for path in (out / "samples").glob("step-*.png")}
+    assert left["step-000006"] == whole["step-000006"] and "step-000003" not in left
+
+
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
     loss = r"step 4: the loss is nan \(branch inversion, sigma 0\.\d{4}, 0\.\d{4}\)"
     with pytest.raises(NonFiniteError, match=rf"{loss}.*last checkpoint is .*step-000002"):
@@ -185,7 +203,8 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError, OSError, KeyboardInterrupt, GeneratorExit, torch.OutOfMemoryError]
+    "error",
+    [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, torch.OutOfMemoryError],
 )
 @pytest.mark.parametrize("where", ["loss", "update", "evaluation"])
 def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, where):
@@ -198,6 +217,7 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
     def fail_at(place: str, call: int) -> None:
         calls[place] = calls.get(place, 0) + 1
         if place == where and calls[place] == call:
+            torch.set_grad_enabled(False)  # as a user's code may
             raise error("an error")
 
     def update(*args: Any) -> Any:
@@ -207,6 +227,7 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
 
     def evaluate(*args: Any) -> Any:
         fail_at("evaluation", 3)
+        torch.set_grad_enabled(False)
         return measure(*args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", update)
@@ -215,10 +236,32 @@ def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, wh
         stubs.start(run, broken, on_step=lambda step: fail_at("loss", 4))
     saved = [path.name for path in checkpoint.all_of(broken / "checkpoints")]
     assert saved == {"loss": ["step-000003"], "update": [], "evaluation": ["step-000004"]}[where]
+    assert torch.is_grad_enabled()
     if saved:
         assert "is saved: continue with --resume" in f"{caught.value}{vars(caught.value)}"
     stubs.start(run, broken, resume=True)
     assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_deterministic_kernels_are_those_of_the_run_only(run, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    images = torch.rand(2, 3, 9, 40, requires_grad=True)
+    found = {}
+    for wanted in (False, True):
+        settings = run.train.model_copy(update={"deterministic": wanted, "tf32": True})
+        given = run.model_copy(update={"train": settings})
+        with numerics(given, torch.device("cpu")):
+            assert torch.are_deterministic_algorithms_enabled() is wanted
+            assert torch.backends.cuda.flash_sdp_enabled() is not wanted
+            assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is wanted
+            assert not torch.backends.cuda.matmul.allow_tf32  # on a CPU nothing changes
+            for mode in ("bicubic", "bilinear"):
+                resized = resize(images, (20, 14), mode)
+                gradient = torch.autograd.grad(resized.square().sum(), images)[0]
+                found.setdefault(mode, []).append((resized, gradient))
+        assert not torch.are_deterministic_algorithms_enabled()
+    for (plain, slope), (fixed, same_slope) in found.values():
+        assert (plain - fixed).abs().max() < 1e-5 and (slope - same_slope).abs().max() < 1e-4
 
 
 def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
@@ -229,7 +272,7 @@ def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
         monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", raises)
 
     fail(errno.ENOSPC)
-    message = r"no space left on the disk of .*out; free some and continue with --resume"
+    message = r"out: no space left on the disk; free some and continue with --resume"
     with pytest.raises(DirectAlignError, match=message):
         train(run, tmp_path / "out", resume=False)
     fail(errno.EIO)

@@ -15,12 +15,15 @@ from torch.distributed.tensor import DTensor
 import tiny
 from directalign import config
 from directalign.interfaces import Model
+from directalign.methods.alignprop import AlignProp
 from directalign.models import load_model
 from directalign.models.lora import ReferenceModel
+from directalign.rewards import load_reward
 from directalign.training import checkpoint, distributed
 from directalign.training.checkpoint import TrainState
 from directalign.training.distributed import TorchProcessGroup, process_group
 from directalign.training.optim import EMA, adamw, trained_parameters
+from directalign.types import Batch
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,7 @@ def on_each_rank(path: Path, folder: Path) -> None:
         parameters = list(narrow.denoiser.parameters())
         grads = [p.grad for p in parameters if p.grad is not None]
         assert {tensor.dtype for tensor in [*parameters, *grads]} == {torch.float32}
+        found["chained"] = chained(run, sharded(run))
         torch.save(found | collectives(group), folder / f"rank-{group.rank}.pt")
 
 
@@ -128,6 +132,17 @@ def full_model(
         if isinstance(p, DTensor) and p.shape[0] % 2 == 0
     ]
     return {**found, "architecture": checkpoint.architecture(model.denoiser), "share": max(shares)}
+
+
+def chained(run: config.RunConfig, model: Model) -> dict[str, Tensor]:
+    """The gradient through AlignProp's recomputed steps: the network runs in the backward pass."""
+    settings = config.AlignPropConfig(max_grad_steps=2)
+    rollout = config.RolloutConfig(num_inference_steps=2, embedded_guidance=2.0)
+    method = AlignProp(model, load_reward(run.reward, "cpu"), settings, rollout)
+    batch = Batch(0, ("a red star", "a blue star", "a photo"), image_size=(32, 32))
+    next(method.losses(batch)).value.backward()
+    parameters = trained_parameters(model.denoiser).items()
+    return {name: distributed.unsharded(p.grad) for name, p in parameters if p.grad is not None}
 
 
 def collectives(group: TorchProcessGroup) -> dict[str, Any]:
@@ -162,6 +177,15 @@ def test_predictions_are_those_of_a_whole_network(model, results):
         assert (found["narrow"] - narrow).norm() < 0.02 * narrow.norm()
         assert found["share"] == 0.5
         assert found["architecture"] == checkpoint.architecture(whole.denoiser)
+
+
+def test_a_chain_of_recomputed_steps_has_the_gradient_of_a_whole_network(model, results):
+    whole = chained(recipe(model), load_model(recipe(model).model, "cpu"))
+    assert max(float(each.abs().max()) for each in whole.values()) > 1e-4
+    for found in results:
+        assert found["chained"].keys() == whole.keys()
+        for name, gradient in whole.items():
+            assert torch.allclose(found["chained"][name], gradient, atol=1e-6), name
 
 
 def test_weights_are_swapped_in_and_out(results):

@@ -114,7 +114,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
         value = Explosive.apply(weight * 2).sum()
         yield LossTerm(value, "inversion", {}, {"sigma": [0.75, 0.8]})
 
-    message = r"step 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\)"
+    message = "step 2: the norm of the gradient over all ranks is (inf|nan); the optimizer was not"
     with pytest.raises(NonFiniteError, match=message):
         step_of(StubMethod(losses), weight, optimizer=optimizer)(2, [batch(1)])
     after = optimizer.state_dict()["state"][0]

@@ -106,7 +106,8 @@ def test_one_process_continues_two_and_two_continue_one(whole, tmp_path):
     assert one_process(train(recipe, tmp_path / "a", "--resume"), log) == 0, log.read_text()
     short = train(recipe, tmp_path / "b", "--set=train.num_steps=2")
     assert one_process(short, log) == 0, log.read_text()
-    assert torchrun(train(recipe, tmp_path / "b", HALF, "--resume"), log) == 0, log.read_text()
+    longer = "--set=train.num_steps=5", HALF, "--resume"  # 2 of the call before, else
+    assert torchrun(train(recipe, tmp_path / "b", *longer), log) == 0, log.read_text()
     assert distance(tmp_path / "a", wanted) < 1e-5 and distance(tmp_path / "b", wanted) < 1e-5
     assert alike(records(tmp_path / "a"), records(wanted))
 

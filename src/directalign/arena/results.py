@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..io.atomic import write_text
 from ..stats import Interval, Ranking
 from . import statistics
 from .records import LEVELS, Rating, Vote, latest
@@ -488,5 +489,5 @@ def write_results(database: Path, out: Path) -> list[Path]:
     store.close()
     out.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
-        (out / name).write_text(text, encoding="utf-8", newline="")
+        write_text(out / name, text)
     return [out / name for name in contents]

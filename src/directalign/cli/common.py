@@ -49,13 +49,14 @@ def _end(message: str, code: int, cause: BaseException) -> None:
 
 
 def _message(error: Exception) -> str:
+    from ..io.atomic import AGAIN, is_disk_full
     from ..types import DirectAlignError
 
     if isinstance(error, DirectAlignError):
         return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        disk = f" of {error.filename}" if error.filename else ""
-        return f"no space left on the disk{disk}; free some, then continue with --resume"
+    if is_disk_full(error):
+        file = getattr(error, "filename", None)
+        return f"no space left on the disk{f' of {file}' if file else ''}; {AGAIN}"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename)[:60]}...: longer than any path; give the path of a file"
     if isinstance(error, OSError) and error.filename:

@@ -28,7 +28,8 @@ def train(
     overrides: Overrides = [],
     out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
-        bool, flag("--resume", "Continue from the newest checkpoint in the folder.")
+        bool,
+        flag("--resume", "Continue from the newest checkpoint, with the --set values of before."),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -37,8 +38,10 @@ def train(
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
-        from ..config.load import load_run
+        from ..config.load import load_run, resumed_overrides
 
+        if resume:
+            overrides = resumed_overrides(out, overrides)
         run = load_run(recipe, overrides)
         from ..preflight import plan  # slow imports: diffusers
         from ..training import run as run_training
@@ -47,7 +50,7 @@ def train(
         is_main = os.environ.get("RANK", "0") == "0"
         for warning in warnings if is_main else ():
             typer.echo(f"warning: {warning}", err=True)
-        finished = run_training(run, out, resume)
+        finished = run_training(run, out, resume, overrides)
         if is_main:
             typer.echo(finished)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -44,6 +44,18 @@ PathText = Annotated[str, AfterValidator(_fits_a_file_system)]
 """A path, or a name in its place: a hub id, world:..., hf:..."""
 
 
+RESUME = "resume"
+"""Attribute of a key in the JSON schema: whether a resumed run may have another value there and
+below; without it the value must stay."""
+FIXED, FREE, MOVED = "must stay", "may change", "may change; the contents must stay"
+LAYOUT = "may change; the prompts per update over all processes must stay"
+MEASURED = "may change without early_stopping, which compares all evaluations"
+Free, Moved, Layout, Measured = (
+    Field(json_schema_extra={RESUME: rule}) for rule in (FREE, MOVED, LAYOUT, MEASURED)
+)
+"""For `Annotated` keys; of a section, for all its keys."""
+
+
 class Strict(BaseModel):
     """Base of all sections: no unknown keys, no conversion of text to numbers, immutable.
 
@@ -53,6 +65,25 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def differences(
+    before: Any, now: Any, key: str = "", rule: str = FIXED
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """(dotted key, rule of resume, value before, value now) of every value that differs."""
+    if isinstance(before, Strict) and type(before) is type(now):
+        for name, field in type(now).model_fields.items():
+            values, extra = (getattr(before, name), getattr(now, name)), field.json_schema_extra
+            own = str(extra[RESUME]) if isinstance(extra, dict) else rule
+            yield from differences(*values, f"{key}.{name}".lstrip("."), own)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, values in enumerate(zip(before, now, strict=True)):
+            yield from differences(*values, f"{key}.{index}", rule)
+    elif isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys((*before, *now)):
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}", rule)
+    elif before != now:
+        yield key, rule, before, now
 
 
 def named_sections(base: type[Strict], objects: Iterable[Any]) -> list[Any]:

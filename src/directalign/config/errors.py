@@ -35,7 +35,7 @@ def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) ->
         overrides: dotted keys from the command line; a mistake under one names it, not the file.
     """
     mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    path, section, field = _locate(mistakes[0]["loc"])
+    path, section, field = locate(mistakes[0]["loc"])
     problem = _problem(mistakes[0], path, section, field)
     more = f" ({len(mistakes) - 1} more after this one)" if len(mistakes) > 1 else ""
     return f"{_source(path, file, overrides)}: {problem}{more}"
@@ -82,7 +82,7 @@ def _problem(
     return f"got {_short(given)}, and it {rule}{remedy}{meaning}"
 
 
-def _locate(loc: Sequence[str | int]) -> tuple[str, Section | None, FieldInfo | None]:
+def locate(loc: Sequence[str | int]) -> tuple[str, Section | None, FieldInfo | None]:
     """Dotted path of a pydantic location, the section of its last key, and its field if it
     exists."""
     path: list[str] = []
@@ -135,7 +135,7 @@ def _nearest_key(path: str, section: Section | None) -> str:
         return f"did you mean {close[0]!r}?"
     elsewhere = [
         key
-        for key in _all_keys(RunConfig)
+        for key, _ in all_keys(RunConfig)
         if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)
     ]
     if path in elsewhere:
@@ -147,11 +147,12 @@ def _nearest_key(path: str, section: Section | None) -> str:
     return f"keys of {parent or 'a recipe'}: {', '.join(known)}"
 
 
-def _all_keys(section: Section, prefix: str = "") -> Iterator[str]:
+def all_keys(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, field) of every key in a section and below; names in lists are left out."""
     for name, field in section.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field
         for each in _sections(field.annotation):
-            yield from _all_keys(each, f"{prefix}{name}.")
+            yield from all_keys(each, f"{prefix}{name}.")
 
 
 def _did_you_mean(given: Any, known: Sequence[str]) -> str:

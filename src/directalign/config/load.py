@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 from ..io.text import checked_unicode, read_text
 from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from ..types import DirectAlignError
-from .errors import explain
+from .base import FIXED, LAYOUT, MEASURED, RESUME, differences
+from .errors import all_keys, explain, locate
 from .presets import merged
 from .run import RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
 
-RENAMED = {
-    "model.family": "architecture",
-    "reward.project": "project_out",
-    "reward.balance": "gradient_normalization: true",
-    "reward.disagreement": "std_penalty",
-    "reward.members.words": "control_phrases",
-    "reward.members.reward.project": "project_out",
-    "method.words": "control_phrases",
-    "method.moves": "noise_levels",
-    "method.trust": "kl_beta (a number)",
-    "method.kl_weight": "kl_beta",
-    "rollout.num_sampling_steps": "num_inference_steps",
-    "train.clip_norm": "max_grad_norm",
-    "train.accumulation": "gradient_accumulation_steps",
-    "train.checkpoint_every": "save_every",
-    "evaluate.num_pairs": "num_samples",
-    "evaluate.pairs_during": "num_samples_during",
-    "evaluate.off_topic": "control_prompts",
-    "stop": "early_stopping",
-    "early_stopping.drift": "max_degradation",
-    "early_stopping.drift_patience": "degradation_patience",
-    "early_stopping.judge": "metric_for_best",
-    "early_stopping.judge_patience": "patience",
-    "track": "trackers",
-}
+RENAMED: dict[str, str] = parse_yaml(
+    (Path(__file__).parent / "renamed.yaml").read_text(encoding="utf-8"), "renamed.yaml", "broken"
+)
 """Keys of earlier versions and their present names; lists count as sections."""
 
 
@@ -95,27 +75,95 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         for key, value in given.items():
             override = _nested(key, value)
             _check_keys(override, f"--set {key}")
-            if value == {} or (value is None and "preset" not in settings):
-                removed = _remove_section(settings, key)
-                override = {} if removed and value is None else override
+            if value == {}:
+                _remove(settings, key)
             settings = merged(settings, override)
-        # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.
-        text = json.dumps(settings)
+        return _validated(settings, {key for key, value in given.items() if value is None})
+    except ValidationError as error:
+        raise DirectAlignError(explain(error, str(path), list(given))) from error
     except DirectAlignError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
         raise DirectAlignError(
             f"{path}: contains something other than text, numbers, lists and sections ({error})"
         ) from error
+
+
+def _validated(settings: dict[str, Any], nulls: set[str]) -> RunConfig:
+    """The run; of the keys that an override set to null, those that cannot be null are removed."""
+    # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.
+    text = json.dumps(settings)
     try:
         return RunConfig.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise DirectAlignError(explain(error, str(path), list(given))) from error
+        refused = nulls & {locate(each["loc"])[0] for each in error.errors()}
+        if not refused:
+            raise
+        for key in refused:
+            _remove(settings, key)
+        return _validated(settings, nulls - refused)
 
 
-def dump_run(run: RunConfig) -> str:
-    """The resolved run as YAML with every field; `load_run` reads it back to an equal run."""
-    return dump_yaml(run.model_dump(mode="json"))
+def dump_run(run: RunConfig, overrides: Sequence[str] = ()) -> str:
+    """The resolved run as YAML with every field; `load_run` reads it back to an equal run.
+
+    `overrides` are recorded in comments, for a resume: see `resumed_overrides`.
+    """
+    lines = [f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}"] if overrides else []
+    lines += [_OVERRIDE + json.dumps(each) for each in overrides]
+    return "".join(f"{line}\n" for line in lines) + dump_yaml(run.model_dump(mode="json"))
+
+
+_OVERRIDE, _PROCESSES = "# --set ", "# processes: "
+
+
+def resumed_overrides(out: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a resumed run: those recorded in its `run.yaml`, then new ones.
+
+    A key that is given anew counts as now. Batch sizes fit a number of processes: with another one
+    the recipe's apply again.
+    """
+    file = out / "run.yaml"
+    lines = read_text(file, "recipe").split("\n") if file.is_file() else []
+    here = f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}"
+    dropped = {each.partition("=")[0] for each in overrides}
+    if here not in lines:
+        layout = {RESUME: LAYOUT}
+        dropped |= {key for key, field in all_keys(RunConfig) if field.json_schema_extra == layout}
+    found = [json.loads(line[len(_OVERRIDE) :]) for line in lines if line.startswith(_OVERRIDE)]
+    return [*(each for each in found if each.partition("=")[0] not in dropped), *overrides]
+
+
+def changes_at_resume(
+    where: Path, recorded: Mapping[str, Any] | RunConfig, run: RunConfig
+) -> list[str]:
+    """What differs from the recorded run, as "KEY was A and is B".
+
+    Raises: DirectAlignError, naming the keys, if one of them must stay.
+    """
+    try:
+        before = RunConfig.model_validate(recorded)
+    except ValidationError as error:
+        raise DirectAlignError(
+            f"{where}: not a run of this version ({explain(error, 'config')}); continue it with "
+            "the version of directalign that began it"
+        ) from error
+    found = [
+        (rule, f"{key} was {was!r:.100} and is {now!r:.100}")
+        for key, rule, was, now in differences(before, run)
+    ]
+    if refused := [text for rule, text in found if rule == FIXED]:
+        raise DirectAlignError(
+            f"{where} is of another config: {', '.join(refused)}; restore these values or choose "
+            "another --out"
+        )
+    measured = [text for rule, text in found if rule == MEASURED]
+    if measured and run.early_stopping is not None:
+        raise DirectAlignError(
+            f"{where}: {', '.join(measured)}, and early_stopping compares all evaluations with the "
+            "first; restore these values or remove early_stopping"
+        )
+    return [text for _, text in found]
 
 
 def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:
@@ -167,14 +215,13 @@ def _split_override(override: str) -> tuple[str, Any]:
     return key, parse_yaml(text, f"--set {override}", "the value is not YAML")
 
 
-def _remove_section(settings: dict[str, Any], key: str) -> bool:
-    """Remove the section of a dotted key, so that {} and null leave nothing of it; True if any."""
+def _remove(settings: Any, key: str) -> None:
+    """Remove a dotted key, if it is there."""
     *above, last = key.split(".")
     for name in above:
-        settings = settings.get(name, {})
-        if not isinstance(settings, dict):
-            return False
-    return isinstance(settings.get(last), dict) and settings.pop(last) is not None
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    if isinstance(settings, dict):
+        settings.pop(last, None)
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

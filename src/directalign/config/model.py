@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .base import DtypeName, PathText, Positive, Strict
+from .base import DtypeName, Free, PathText, Positive, Strict
 
 
 class LoRAConfig(Strict):
@@ -47,7 +47,7 @@ class ModelConfig(Strict):
     which uses stochastic rounding."""
     quantization: Literal["8bit", "4bit"] | None = None
     """Store the denoiser's frozen weights in 8 or 4 bits; only with tune: lora."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Free] = False
     """Recompute activations of the denoiser and the VAE decoder in the backward pass."""
     compile: bool = False
     """Compile the denoiser's repeated blocks (torch.compile): the first updates are slow, the

@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, model_validator
 from .base import (
     BatchSize,
     DtypeName,
+    Free,
     NonNegative,
     NonNegativeFloat,
     PathText,
@@ -41,7 +42,7 @@ class Frozen(Scaled):
     (owner/name/file.pt), or world:... (the toy world)"""
     processor: PathText | None = None
     """Folder or hub id of tokenizer and image settings, for weights without them."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Free] = False
     """Recompute activations of the reward in the backward pass."""
 
 
@@ -67,20 +68,18 @@ class SiglipConfig(Projected):
     name: Literal["siglip"] = "siglip"
 
 
-class ImageRewardConfig(Scaled):
+class ImageRewardConfig(Frozen):
     """ImageReward (arXiv 2304.05977): a BLIP with cross-attention between image and prompt."""
 
     name: Literal["image_reward"] = "image_reward"
     path: PathText
     """ImageReward.pt, local or on the hub (zai-org/ImageReward/ImageReward.pt), with
     med_config.json in the same folder."""
-    processor: PathText = "google-bert/bert-base-uncased"
+    processor: PathText = "google-bert/bert-base-uncased"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder or hub id of the BERT tokenizer."""
-    gradient_checkpointing: bool = False
-    """Recompute activations of the reward in the backward pass."""
 
 
-class AestheticConfig(Scaled):
+class AestheticConfig(Frozen):
     """A head on the image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5);
     ignores the prompt."""
 
@@ -93,8 +92,6 @@ class AestheticConfig(Scaled):
     on."""
     processor: PathText | None = None
     """Folder or hub id of the image settings, for a backbone without them."""
-    gradient_checkpointing: bool = False
-    """Recompute activations of the reward in the backward pass."""
 
 
 class MpsConfig(Frozen):
@@ -166,13 +163,13 @@ class HttpConfig(Scaled):
     """A reward served over HTTP, a black box."""
 
     name: Literal["remote"] = "remote"
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Annotated[str, Field(pattern=r"^https?://"), Free]
     """Address for images and prompts (POST), e.g. http://localhost:8000/score."""
-    batch_size: BatchSize = 16
+    batch_size: Annotated[BatchSize, Free] = 16
     """Images per request."""
-    timeout: PositiveFloat = 60.0
+    timeout: Annotated[PositiveFloat, Free] = 60.0
     """Seconds until a request counts as failed."""
-    retries: NonNegative = 3
+    retries: Annotated[NonNegative, Free] = 3
     """Further attempts after a failed request, each after twice the previous wait."""
 
 

@@ -3,6 +3,7 @@ overrides."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, model_validator
@@ -10,6 +11,10 @@ from pydantic import Discriminator, Field, model_validator
 from .base import (
     BatchSize,
     Fraction,
+    Free,
+    Layout,
+    Measured,
+    Moved,
     NonNegative,
     NonNegativeFloat,
     Pair,
@@ -137,7 +142,7 @@ class RolloutConfig(Strict):
 class DataConfig(Strict):
     """Prompts, and real images for offline training."""
 
-    prompts: PathText | None = None
+    prompts: Annotated[PathText | None, Moved] = None
     """A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or
     hf:folder, or a list of the package: world, photographs."""
     images: PathText | None = None
@@ -149,9 +154,9 @@ class DataConfig(Strict):
     offline_steps: Positive | None = None
     """Number of first updates on the images, before updates on rollouts; none uses the images
     throughout."""
-    batch_size: BatchSize = 1
+    batch_size: Annotated[BatchSize, Layout] = 1
     """Prompts per rank and forward pass."""
-    strict: bool = False
+    strict: Annotated[bool, Free] = False
     """Refuse a set with an unreadable image instead of skipping that image with a warning."""
 
     @model_validator(mode="after")
@@ -171,7 +176,7 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """Optimizer, schedule, batches and checkpoints."""
 
-    num_steps: Positive
+    num_steps: Annotated[Positive, Free]
     """Optimizer updates."""
     learning_rate: PositiveFloat = 5e-6
     """Peak learning rate of AdamW."""
@@ -185,27 +190,33 @@ class TrainConfig(Strict):
     """Weight decay of AdamW."""
     max_grad_norm: PositiveFloat = 0.1
     """Gradients are clipped to this norm."""
-    gradient_accumulation_steps: Positive = 1
+    gradient_accumulation_steps: Annotated[Positive, Layout] = 1
     """Batches per update on each rank."""
-    global_batch_size: Positive | None = None
+    global_batch_size: Annotated[Positive | None, Layout] = None
     """Prompts per update over all ranks, instead of gradient_accumulation_steps; sets the number of
     batches per update."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or AdamW with 8-bit moments."""
-    parallel: Literal["auto", "data", "sharded"] = "auto"
+    parallel: Annotated[Literal["auto", "data", "sharded"], Layout] = "auto"
     """On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards
     when tune is full."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average (EMA) of the trained weights; when set, samples, measurements and
     exports use the average."""
-    save_every: NonNegative = 0
+    save_every: Annotated[NonNegative, Free] = 0
     """Updates between checkpoints; 0 saves only the last."""
-    keep_checkpoints: Positive = 3
+    keep_checkpoints: Annotated[Positive, Free] = 3
     """Number of newest checkpoints to keep."""
-    sample_every: NonNegative = 0
+    sample_every: Annotated[NonNegative, Free] = 0
     """Updates between fixed-seed sample grids; 0 makes only the first and the last."""
     sample_prompts: list[str] | None = None
     """Prompts of the sample grids; none uses the first eight of the data."""
+    tf32: bool | None = None
+    """TF32 in float32 matrix products and convolutions on CUDA (adapters, rewards, VAE); none: only
+    with model.dtype bfloat16, whose own products are coarser."""
+    deterministic: bool = False
+    """Only kernels with one order of sums, and PyTorch's plain attention, so that a run on CUDA can
+    be repeated and resumed bit by bit; slower."""
 
     @model_validator(mode="after")
     def _check_accumulation(self) -> TrainConfig:
@@ -222,13 +233,13 @@ class EvaluateConfig(Strict):
 
     judge: Literal["world", "none"] = "none"
     """world: the style and content classifiers of the toy world; none: rewards and drift only."""
-    every: NonNegative = 0
+    every: Annotated[NonNegative, Free] = 0
     """Updates between measurements; 0 measures only before and after the run."""
     num_samples: Positive = 256
     """Images (prompt-seed pairs) measured before and after the run."""
     num_samples_during: Positive = 64
     """Images measured during the run, the first of num_samples."""
-    batch_size: BatchSize = 32
+    batch_size: Annotated[BatchSize, Free] = 32
     """Images sampled at once."""
     rewards: dict[str, SingleRewardConfig] = {}
     """Held-out rewards by label: measured like the trained reward, and never trained on."""
@@ -247,9 +258,9 @@ class EvaluateConfig(Strict):
 class RunConfig(Strict):
     """A whole run."""
 
-    name: Text
+    name: Annotated[Text, Free]
     """Title of the run on its page."""
-    preset: PresetName | None = None
+    preset: Annotated[PresetName | None, Free] = None
     """Published values, which the keys of this recipe override."""
     seed: Seed = 0
     """Seed of every random draw."""
@@ -262,11 +273,11 @@ class RunConfig(Strict):
     """How clean images are sampled."""
     data: DataConfig
     train: TrainConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: Annotated[EvaluateConfig, Measured] = EvaluateConfig()
     """Measurements during the run."""
-    early_stopping: EarlyStoppingConfig | None = None
+    early_stopping: Annotated[EarlyStoppingConfig | None, Free] = None
     """Rules that end the run early; none trains for num_steps and exports the last weights."""
-    trackers: TrackersConfig = TrackersConfig()
+    trackers: Annotated[TrackersConfig, Free] = TrackersConfig()
     """Experiment trackers, in addition to metrics.jsonl."""
 
     @model_validator(mode="after")
@@ -288,6 +299,11 @@ class RunConfig(Strict):
             raise ValueError(
                 "train.ema_decay: a moving average in model.trained_dtype: bfloat16 never "
                 "changes: remove it, or set trained_dtype: float32"
+            )
+        if self.train.deterministic and self.model.attention not in (None, "native"):
+            raise ValueError(
+                f"train.deterministic: model.attention {self.model.attention} has no fixed order "
+                "of sums: remove model.attention"
             )
         if self.train.parallel == "sharded" and self.model.quantization is not None:
             raise ValueError(
@@ -319,20 +335,8 @@ class RunConfig(Strict):
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, in which a preset may replace the method section."""
-    schema = _one_line_descriptions(RunConfig.model_json_schema())
+    text = json.dumps(RunConfig.model_json_schema())
+    schema = json.loads(text.replace("\\n", " "))  # descriptions of several lines
     schema["required"].remove("method")
     schema["anyOf"] = [{"required": ["method"]}, {"required": ["preset"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _one_line_descriptions(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_one_line_descriptions(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: " ".join(value.split())
-        if key == "description" and isinstance(value, str)
-        else _one_line_descriptions(value)
-        for key, value in schema.items()
-    }

@@ -111,15 +111,23 @@ class DDPMTable:
             )
 
     def sigma_of(self, timestep: Tensor) -> Float64[Tensor, " b"]:
-        """Noise level of (fractional) timesteps (b,)."""
-        timestep = timestep.cpu().double().clamp(0, len(self.sigmas) - 1)
-        below = timestep.floor().long().clamp(max=len(self.sigmas) - 2)
-        return torch.lerp(self.sigmas[below], self.sigmas[below + 1], timestep - below)
+        """Noise level of (fractional) timesteps (b,), on their device."""
+        sigmas = self._on(timestep.device)
+        timestep = timestep.double().clamp(0, len(sigmas) - 1)
+        below = timestep.floor().long().clamp(max=len(sigmas) - 2)
+        return torch.lerp(sigmas[below], sigmas[below + 1], timestep - below)
 
     def timestep_of(self, sigma: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
-        """Fractional timestep of noise levels (b,)."""
-        sigma = sigma.cpu().double().clamp(self.sigmas[0], self.sigmas[-1])
-        below = torch.searchsorted(self.sigmas, sigma, right=True) - 1
-        below = below.clamp(max=len(self.sigmas) - 2)
-        low, high = self.sigmas[below], self.sigmas[below + 1]
+        """Fractional timestep of noise levels (b,), on their device."""
+        sigmas = self._on(sigma.device)
+        sigma = sigma.double().clamp(sigmas[0], sigmas[-1])
+        below = torch.searchsorted(sigmas, sigma, right=True) - 1
+        below = below.clamp(max=len(sigmas) - 2)
+        low, high = sigmas[below], sigmas[below + 1]
         return below + (sigma - low) / (high - low)
+
+    def _on(self, device: torch.device) -> Float64[Tensor, " timesteps"]:
+        """The table, copied to a device once: a lookup there never waits for the device."""
+        if self.sigmas.device != device:
+            self.sigmas = self.sigmas.to(device)
+        return self.sigmas

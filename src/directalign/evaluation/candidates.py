@@ -21,13 +21,10 @@ from PIL import Image
 from .. import config
 from ..config.base import MAX_SEED
 from ..data.image_io import Unreadable, read_pixels
-from ..io.jsonl import disk_full_error
 from ..io.text import checked_prompt, json_rows
-from ..models import model_class
-from ..models.lora import LORA_FILE
 from ..types import DirectAlignError, Images
 from .eval_prompts import EvalSample, Pairs, samples_of
-from .generate import RECORD, generate, load_run_model, run_of, save_png
+from .generate import RECORD, generate, load_run_model, run_of, save_png, trained_weights
 
 logger = logging.getLogger(__name__)
 Kind = Literal["base", "run", "model", "images"]
@@ -102,13 +99,7 @@ def _open(label: str | None, source: str) -> Candidate:
     run, trained = run_of(folder)
     if trained is None:
         return Candidate("", label or folder.name, "model", source, run)
-    is_lora = run.model.tune == "lora"
-    weights = trained / (LORA_FILE if is_lora else model_class(run.model.architecture).part)
-    if not weights.exists():
-        raise DirectAlignError(
-            f"{weights}: no such file, the run is not finished; "
-            f"continue it with directalign train ... --resume --out {source}"
-        )
+    trained_weights(run, trained)
     return Candidate("", label or run.name, "run", source, run, trained)
 
 
@@ -347,11 +338,7 @@ def _copy(candidate: Candidate, source: Path, file: Path) -> None:
 
 
 def _write(image: torch.Tensor, file: Path) -> None:
-    """Write under a temporary name first, so that an existing file is always complete."""
-    partial = file.with_name(f".{file.stem}.part.png")
-    with disk_full_error(file):
-        save_png(image, partial)
-        partial.replace(file)
+    save_png(image, file)
 
 
 def _check_size(first: Candidate, other: Candidate, index: int, out: Path) -> None:

@@ -21,8 +21,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from .. import config
-from ..io.atomic import write_text
-from ..io.jsonl import disk_full_error
+from ..io.atomic import disk_errors, write_text
 from ..metrics import SCORE, SGP
 from ..report import write_page
 from ..report.page import flat
@@ -148,9 +147,8 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
         about = {name: each for group in groups for name, each in group.metrics.items()}
         summary = summarise([each.key for each in candidates], rows, about)
         text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with disk_full_error(out):
-            write_text(out / SUMMARY, text)
-            write_page(out)
+        write_text(out / SUMMARY, text)
+        write_page(out)
     return out
 
 
@@ -320,15 +318,14 @@ def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, An
             f"--out {out} holds {', '.join(taken)} and no {COMPARISON}; name another folder"
         )
     try:
-        with disk_full_error(out):
+        with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise DirectAlignError(
             f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to"
         ) from error
     whole = {**record, "identity": identity}
-    with disk_full_error(file):
-        write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
 def exclusive(out: Path) -> AbstractContextManager[Any]:

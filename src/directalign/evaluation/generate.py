@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from .. import config
 from ..config.load import load_run
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
+from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
 from ..io.tensors import require_finite, to_pixels
 from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import check_base, open_source
-from ..models.lora import ReferenceModel, has_adapters
+from ..models.lora import LORA_FILE, ReferenceModel, has_adapters
 from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images
@@ -122,7 +123,7 @@ def _scheduler(model: Model, shift: float | None) -> dict[str, Any]:
 def _code(call: dict[str, Any], part: str, run: config.RunConfig) -> str:
     scheduler, changes = call["scheduler"]["class"], call["scheduler"]["changes"]
     arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
-    classes, opened = _opened(call["pipeline"], run.model)
+    classes, opened = opening_code(call["pipeline"], run.model)
     lines = [
         "import torch",
         f"from diffusers import {', '.join([*classes, scheduler])}",
@@ -142,18 +143,23 @@ def _code(call: dict[str, Any], part: str, run: config.RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _opened(pipeline: str, model: config.ModelConfig) -> tuple[list[str], str]:
-    """The classes and the expression that open the base model, with parts of a single file."""
+def opening_code(
+    pipeline: str, model: config.ModelConfig, shown: Callable[[str], str] | None = None
+) -> tuple[list[str], str]:
+    """The classes and the expression that open the base model, with parts of a single file.
+
+    `shown` replaces paths; None takes those on this machine.
+    """
+    shown = shown or (lambda path: str(assets.resolve(path)))
     dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
     version = {"revision": model.revision, "variant": model.variant}
     chosen = _keywords({name: value for name, value in version.items() if value is not None})
     if model.components is None:
-        path = str(assets.resolve(model.path))
-        return [pipeline], f"{pipeline}.from_pretrained({path!r}{chosen}{dtype})"
-    file, folder = str(Path(model.path).expanduser()), str(assets.resolve(model.components))
-    held = single_file.contents(Path(file))
-    load = f"from_single_file({file!r}, config={folder!r}"
-    if "text_encoder" in held.parts:
+        return [pipeline], f"{pipeline}.from_pretrained({shown(model.path)!r}{chosen}{dtype})"
+    file, folder = Path(model.path).expanduser(), shown(model.components)
+    load = f"from_single_file({shown(str(file))!r}, config={folder!r}"
+    held = single_file.contents(file) if file.is_file() else None
+    if held is None or "text_encoder" in held.parts:
         return [pipeline], f"{pipeline}.{load}{dtype})"
     kinds = dict.fromkeys(held.parts, held.layout.class_name)
     kinds |= {part: "AutoencoderKL" for part in held.parts if part == "vae"}
@@ -202,7 +208,7 @@ def sample_images(
         files.append(file)
         row = {"file": file.name, "prompt": prompt, "seed": seed, "diffusers": calls[index]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    (out / RECORD).write_text("".join(lines), encoding="utf-8")
+    write_text(out / RECORD, "".join(lines))
     return files
 
 
@@ -258,9 +264,29 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
     return config.RunConfig.model_validate(recipe), None
 
 
+def trained_weights(run: config.RunConfig, folder: Path) -> Path:
+    """`lora.safetensors` of the run in `folder`, or the folder of its trained denoiser.
+
+    Raises: DirectAlignError for a run that is not finished.
+    """
+    is_lora, part = run.model.tune == "lora", model_class(run.model.architecture).part
+    weights = folder / (LORA_FILE if is_lora else part)
+    if not weights.exists():
+        saved = sorted((folder / "checkpoints").glob("step-*"))
+        remedy = f"continue it with directalign train RECIPE --resume --out {folder}"
+        if saved:
+            remedy += (
+                f", or take its last checkpoint, {saved[-1].name}: directalign average {folder} "
+                "--last 1 --out NEW"
+            )
+        raise DirectAlignError(f"{weights}: no such file, the run is not finished; {remedy}")
+    return weights
+
+
 def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's model on the best device, with the weights in `trained` or the base model's."""
     if trained is not None:
+        trained_weights(run, trained)
         check_base(run.model, trained)
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:
@@ -269,5 +295,6 @@ def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
 
 
 def save_png(image: Float[Tensor, "3 H W"], file: Path) -> None:
-    """An image in [0, 1] as 8-bit PNG, rounded as diffusers rounds."""
-    Image.fromarray(to_pixels(image, str(file))).save(file)
+    """An image in [0, 1] as 8-bit PNG, rounded as diffusers rounds; complete or not at all."""
+    with new_file(file) as partial:
+        Image.fromarray(to_pixels(image, str(file))).save(partial, format="PNG")

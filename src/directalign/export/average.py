@@ -74,9 +74,6 @@ def reduce_rank(update: LowRank, rank: int) -> tuple[LowRank, float]:
     return nearest, float(values[rank:].norm()) / norm if norm else 0.0
 
 
-# --- checkpoints ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class CheckpointSelection:
     """Checkpoints of one run, oldest first; `group`: their weights, or the moving average."""
@@ -85,10 +82,6 @@ class CheckpointSelection:
     folders: tuple[Path, ...]
     group: str
     architecture: str
-
-    @property
-    def steps(self) -> list[int]:
-        return [checkpoint.step_of(folder) for folder in self.folders]
 
 
 def select_checkpoints(
@@ -103,12 +96,12 @@ def select_checkpoints(
             f"{' and '.join(map(str, architectures.values()))} are of different architectures; "
             "average checkpoints of one run"
         )
-    if ema and run.train.ema_decay is None:
+    has_average = run.train.ema_decay is not None
+    if ema and not has_average:
         raise DirectAlignError(
             f"--ema: {folder} has no moving average (train.ema_decay); omit --ema"
         )
-    has_average = ema is not False and run.train.ema_decay is not None
-    group = AVERAGE if has_average else WEIGHTS
+    group = AVERAGE if has_average and ema is not False else WEIGHTS
     return CheckpointSelection(run, folders, group, next(iter(architectures)))
 
 
@@ -167,9 +160,6 @@ def read_group(folder: Path, group: str, names: Sequence[str] | None = None) -> 
     return found
 
 
-# --- average --------------------------------------------------------------------------------------
-
-
 def average_run(
     folder: Path,
     out: Path,
@@ -201,13 +191,14 @@ def average_run(
     with atomic.new_folder(out) as target:
         run, lora = write(selection, base_share, rank, target)
         base = f", {base_share:g} of the base model" if base_share else ""
-        name = f"{run.name}, mean of steps {', '.join(map(str, selection.steps))}{base}"
+        steps = [checkpoint.step_of(each) for each in selection.folders]
+        name = f"{run.name}, mean of steps {', '.join(map(str, steps))}{base}"
         record = {
             "name": name,
             "seed": run.seed,
             "averaged": {
                 "run": str(folder),
-                "steps": selection.steps,
+                "steps": steps,
                 "weights": selection.group,
                 "base_share": base_share,
                 "lora": lora,

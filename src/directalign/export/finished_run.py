@@ -1,22 +1,23 @@
 """A finished run, and the model that it was trained from: public name and license.
 
-The license is read from the README beside the weights, else from the list of well-known models
-below, and is otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
+The license is read from the README beside the weights, else from the list in published.yaml, and is
+otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub.repocard import metadata_load
 
 from .. import config
 from ..config.load import load_run
+from ..evaluation.generate import trained_weights
 from ..io import hub
 from ..models import model_class
-from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
@@ -44,43 +45,23 @@ class BaseModelInfo:
     license: License | None
 
 
-def _other(name: str, repo: str) -> License:
-    return License("other", name, f"https://huggingface.co/{repo}/blob/main/LICENSE.md")
-
-
-APACHE, OPENRAIL_M = License("apache-2.0"), License("creativeml-openrail-m")
-FLUX_DEV = _other("flux-1-dev-non-commercial-license", "black-forest-labs/FLUX.1-dev")
-STABILITY = _other("stabilityai-ai-community", "stabilityai/stable-diffusion-3.5-large")
-KNOWN: dict[str, License] = {
-    "black-forest-labs/FLUX.1-dev": FLUX_DEV,
-    "black-forest-labs/FLUX.1-Krea-dev": FLUX_DEV,
-    "black-forest-labs/FLUX.1-schnell": APACHE,
-    "black-forest-labs/FLUX.2-klein-4B": APACHE,
-    "black-forest-labs/FLUX.2-klein-base-4B": APACHE,
-    "stabilityai/stable-diffusion-3-medium-diffusers": STABILITY,
-    "stabilityai/stable-diffusion-3.5-medium": STABILITY,
-    "stabilityai/stable-diffusion-3.5-large": STABILITY,
-    "stabilityai/stable-diffusion-3.5-large-turbo": STABILITY,
-    "stabilityai/stable-diffusion-xl-base-1.0": License("openrail++"),
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
-    "runwayml/stable-diffusion-v1-5": OPENRAIL_M,
-    "Qwen/Qwen-Image": APACHE,
-    "Tongyi-MAI/Z-Image": APACHE,
-    "Tongyi-MAI/Z-Image-Turbo": APACHE,
-}
-"""Licenses of well-known models, used if there is no README with one."""
+PUBLISHED: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
+)
+"""Layer names of other formats, names of models in metadata, licenses."""
 
 
 def base_model_info(model: config.ModelConfig) -> BaseModelInfo:
     """Name and license of a recipe's `model.path`, without loading it."""
     if model.path.startswith("world:"):
-        return BaseModelInfo(f"{model.path} (embedded in directalign)", None, APACHE)
+        return BaseModelInfo(f"{model.path} (embedded in directalign)", None, License("apache-2.0"))
     path, hub_id = Path(model.path).expanduser(), model.path
     if path.exists():  # diffusers records the id of a model that it downloaded
         index = path / "model_index.json"
         hub_id = str(read_json(index).get("_name_or_path", "")) if index.is_file() else ""
     known = hub_id if hub.HUB_ID.fullmatch(hub_id) else None
-    license = _readme_license(path / "README.md") or KNOWN.get(known or "")
+    listed = PUBLISHED["licenses"].get(known)
+    license = _readme_license(path / "README.md") or (License(*listed) if listed else None)
     return BaseModelInfo(known or path.name, known, license)
 
 
@@ -103,13 +84,10 @@ class FinishedRun:
     folder: Path
     run: config.RunConfig
     records: RunFiles
+    weights: Path
+    """`lora.safetensors`, or the folder of the trained denoiser."""
     pipeline: str
     part: str
-
-    @property
-    def weights(self) -> Path:
-        """`lora.safetensors`, or the folder of the trained denoiser."""
-        return self.folder / (LORA_FILE if self.run.model.tune == "lora" else self.part)
 
     @property
     def slug(self) -> str:
@@ -130,11 +108,5 @@ def load_run_config(folder: Path) -> config.RunConfig:
 def read_finished_run(folder: Path) -> FinishedRun:
     """Read a run's folder. Raises: DirectAlignError without a run or without final weights."""
     run = load_run_config(folder)
-    model = model_class(run.model.architecture)
-    found = FinishedRun(folder, run, read_run(folder), model.pipeline, model.part)
-    if not found.weights.exists():
-        raise DirectAlignError(
-            f"{found.weights}: no such file: the run is not finished; continue it with directalign "
-            f"train ... --resume --out {folder}"
-        )
-    return found
+    model, weights = model_class(run.model.architecture), trained_weights(run, folder)
+    return FinishedRun(folder, run, read_run(folder), weights, model.pipeline, model.part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -24,7 +24,7 @@ from .. import __version__
 from ..io.tensors import check_weights
 from ..models.weight_files import check_safetensors
 from ..types import DirectAlignError
-from .finished_run import BaseModelInfo, FinishedRun
+from .finished_run import PUBLISHED, BaseModelInfo, FinishedRun
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 LoraFormat = Literal["diffusers", "comfyui", "kohya"]
@@ -101,9 +101,6 @@ def fuse(parts: Mapping[int, LowRank], shares: tuple[int, ...]) -> LowRank:
     return LowRank(torch.cat([each.down for each in present]), up)
 
 
-# --- layer names ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TargetLayer:
     """Layer of another format: position `part` in a layer `name` that stacks rows by `shares`.
@@ -119,104 +116,25 @@ class TargetLayer:
 
 LayerNames = Callable[[str], TargetLayer | None]
 """Layer in diffusers -> layer in another format, None if it has no name there."""
-Blocks = Mapping[str, tuple[str, Mapping[str, TargetLayer]]]
-"""List of blocks in diffusers -> its name in the other format, and the layers inside a block."""
-
-
-def _fused(
-    name: str, layers: Sequence[str], shares: tuple[int, ...] = (1, 1, 1), height: int | None = None
-) -> dict[str, TargetLayer]:
-    return {layer: TargetLayer(name, part, shares, height) for part, layer in enumerate(layers)}
-
-
-def _renamed(names: Mapping[str, str]) -> dict[str, TargetLayer]:
-    return {layer: TargetLayer(name) for layer, name in names.items()}
-
-
-QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
-ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-JOINT_ATTENTION = {
-    **_fused("img_attn.qkv", QKV),
-    **_fused("txt_attn.qkv", ADDED_QKV),
-    **_renamed({"attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj"}),
-}
-FLUX_DOUBLE = JOINT_ATTENTION | _renamed(
-    {
-        "ff.net.0.proj": "img_mlp.0",
-        "ff.net.2": "img_mlp.2",
-        "ff_context.net.0.proj": "txt_mlp.0",
-        "ff_context.net.2": "txt_mlp.2",
-        "norm1.linear": "img_mod.lin",
-        "norm1_context.linear": "txt_mod.lin",
-    }
-)
-FLUX_SINGLE = _fused("linear1", (*QKV, "proj_mlp"), (1, 1, 1, 4), height=3072) | _renamed(
-    {"proj_out": "linear2", "norm.linear": "modulation.lin"}
-)
-FLUX: Blocks = {
-    "transformer_blocks": ("double_blocks", FLUX_DOUBLE),
-    "single_transformer_blocks": ("single_blocks", FLUX_SINGLE),
-}
-
-FLUX2_DOUBLE = JOINT_ATTENTION | _renamed(
-    {
-        "ff.linear_in": "img_mlp.0",
-        "ff.linear_out": "img_mlp.2",
-        "ff_context.linear_in": "txt_mlp.0",
-        "ff_context.linear_out": "txt_mlp.2",
-    }
-)
-FLUX2_SINGLE = _renamed({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"})
-FLUX2: Blocks = {
-    "transformer_blocks": ("double_blocks", FLUX2_DOUBLE),
-    "single_transformer_blocks": ("single_blocks", FLUX2_SINGLE),
-}
-
-SD3_JOINT = {
-    **_fused("x_block.attn.qkv", QKV),
-    **_fused("context_block.attn.qkv", ADDED_QKV),
-    **_fused("x_block.attn2.qkv", ("attn2.to_q", "attn2.to_k", "attn2.to_v")),
-    **_renamed(
-        {
-            "attn.to_out.0": "x_block.attn.proj",
-            "attn.to_add_out": "context_block.attn.proj",
-            "attn2.to_out.0": "x_block.attn2.proj",
-            "ff.net.0.proj": "x_block.mlp.fc1",
-            "ff.net.2": "x_block.mlp.fc2",
-            "ff_context.net.0.proj": "context_block.mlp.fc1",
-            "ff_context.net.2": "context_block.mlp.fc2",
-        }
-    ),
-}
-SD3: Blocks = {"transformer_blocks": ("joint_blocks", SD3_JOINT)}
-
-Z_IMAGE_LAYER = {
-    **_fused("attention.qkv", ("attention.to_q", "attention.to_k", "attention.to_v")),
-    **_renamed(
-        {
-            "attention.to_out.0": "attention.out",
-            **{f"feed_forward.w{n}": f"feed_forward.w{n}" for n in (1, 2, 3)},
-        }
-    ),
-}
-Z_IMAGE: Blocks = {
-    name: (name, Z_IMAGE_LAYER) for name in ("layers", "noise_refiner", "context_refiner")
-}
 
 LAYERS_PER_BLOCK = 2
 """Of SDXL's UNet, unless its config has another number; blocks are counted with it."""
 
 
-def by_block(blocks: Blocks) -> LayerNames:
-    """Names from a table of blocks."""
+def by_block(architecture: str) -> LayerNames:
+    """Names from the table of an architecture in published.yaml."""
+    table: dict[str, TargetLayer] = {}
+    for name, given in PUBLISHED["layers"][architecture].items():
+        entry = given if isinstance(given, dict) else {"layers": given}
+        layers = [given] if isinstance(given, str) else entry["layers"]
+        shares = tuple(entry.get("shares", (1,) * len(layers)))
+        for part, layer in enumerate(layers):
+            table[layer] = TargetLayer(name, part, shares, entry.get("height"))
 
     def find(layer: str) -> TargetLayer | None:
         match = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer)
-        if match is None or match[1] not in blocks:
-            return None
-        name, layers = blocks[match[1]]
-        inside = layers.get(match[3])
-        return inside and replace(inside, name=f"{name}.{match[2]}.{inside.name}")
+        found = table.get(f"{match[1]}.*.{match[3]}") if match else None
+        return found and match and replace(found, name=found.name.replace("*", match[2]))
 
     return find
 
@@ -241,9 +159,6 @@ def sdxl_names(layer: str, layers_per_block: int = LAYERS_PER_BLOCK) -> TargetLa
         "mid_block": "middle_block.1",
     }
     return TargetLayer(f"{heads[kind]}.{inside}")
-
-
-# --- formats --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -276,17 +191,17 @@ UNET_ATTENTION = same_names(r"(down_blocks|up_blocks)\.\d+\.attentions\.|mid_blo
 QWEN_BLOCKS = same_names(r"transformer_blocks\.\d+\.")
 Z_IMAGE_LAYERS = same_names(r"(layers|noise_refiner|context_refiner)\.\d+\.")
 KOHYA = {
-    "flux": _kohya(by_block(FLUX)),
-    "flux2_klein": _kohya(by_block(FLUX2)),
-    "sd3": _kohya(by_block(SD3)),
+    "flux": _kohya(by_block("flux")),
+    "flux2_klein": _kohya(by_block("flux2_klein")),
+    "sd3": _kohya(by_block("sd3")),
     "sd": _kohya(UNET_ATTENTION),
     "sdxl": _kohya(sdxl_names),
     "qwen_image": _kohya(QWEN_BLOCKS),
-    "z_image": _kohya(by_block(Z_IMAGE)),
+    "z_image": _kohya(by_block("z_image")),
 }
 COMFYUI = {
     "flux": replace(KOHYA["flux"], prefix="diffusion_model.", flat=False),
-    "flux2_klein": KeyFormat(by_block(FLUX2), "diffusion_model."),
+    "flux2_klein": KeyFormat(by_block("flux2_klein"), "diffusion_model."),
     "sd3": KeyFormat(ANY, "transformer."),
     "sd": KOHYA["sd"],
     "sdxl": KOHYA["sdxl"],
@@ -341,30 +256,6 @@ def convert(
     return tensors
 
 
-# --- metadata -------------------------------------------------------------------------------------
-
-MODELSPEC_NAMES = {
-    "flux": "flux-1",
-    "flux2_klein": "flux-2-klein",
-    "sd3": "stable-diffusion-3",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "qwen_image": "Qwen-Image",
-    "z_image": "Z-Image",
-}
-SD_BY_WIDTH = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2-512"}
-"""SD 1.x and 2.x by the width of their text features."""
-IMPLEMENTATIONS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "sd-scripts"}
-KOHYA_VERSIONS = {
-    "flux-1": "flux1",
-    "flux-1-dev": "flux1",
-    "stable-diffusion-3": "sd3",
-    "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
-    "stable-diffusion-v1": "sd_v1",
-    "stable-diffusion-v2-512": "sd_v2",
-}
-KOHYA_MODULES = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3"}
-
-
 def file_metadata(
     finished: FinishedRun, base: BaseModelInfo, form: LoraFormat, updates: Mapping[str, LowRank]
 ) -> dict[str, str]:
@@ -375,7 +266,7 @@ def file_metadata(
     modelspec = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/lora",
-        "implementation": IMPLEMENTATIONS[form],
+        "implementation": PUBLISHED["implementation"][form],
         "title": run.name,
         "resolution": f"{size[0]}x{size[1]}" if all(size) else None,
         "description": f"LoRA for {base.name}, aligned to a reward model with directalign "
@@ -403,20 +294,21 @@ def modelspec_name(model: str, base: BaseModelInfo, updates: Mapping[str, LowRan
     """Name of an architecture in the model specification."""
     if model == "sd":
         text = [each.down.shape[1] for name, each in updates.items() if name.endswith("attn2.to_k")]
-        return SD_BY_WIDTH.get(min(text, default=0), "stable-diffusion")
+        return PUBLISHED["modelspec"]["sd"].get(min(text, default=0), "stable-diffusion")
     if base.hub_id == "black-forest-labs/FLUX.1-dev":
         return "flux-1-dev"
-    return MODELSPEC_NAMES.get(model, model)
+    return PUBLISHED["modelspec"].get(model, model)
 
 
 def _kohya_metadata(
     finished: FinishedRun, base: BaseModelInfo, architecture: str
 ) -> dict[str, str]:
     """The metadata of sd-scripts that applies to our LoRAs."""
-    run, train, version = finished.run, finished.run.train, KOHYA_VERSIONS.get(architecture)
+    run, train = finished.run, finished.run.train
+    version = PUBLISHED["kohya_version"].get(architecture)
     values = {
         "v2": architecture.startswith("stable-diffusion-v2"),
-        "network_module": KOHYA_MODULES.get(run.model.architecture, "networks.lora"),
+        "network_module": PUBLISHED["kohya_module"].get(run.model.architecture, "networks.lora"),
         "network_dim": run.model.lora.rank,
         "network_alpha": run.model.lora.rank,
         "output_name": run.name,

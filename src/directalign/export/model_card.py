@@ -5,6 +5,8 @@ The text is in templates/model_card.md.j2.
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image, ImageDraw, ImageFont
 
+from ..evaluation.generate import opening_code
+from ..io import hub
 from ..report.format import number
 from ..report.read import RunFiles, metric_of
 from ..report.run_page import reward_of
 from .finished_run import BaseModelInfo, FinishedRun
 
+logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 GRID = "before_after.png"
 LOCAL = "<local>"
@@ -47,6 +52,11 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
     versions = summary.get("versions") or {}
     libraries = ("directalign", "torch", "diffusers", "peft")
     file = "" if form == "folder" else next(target.glob("*.safetensors")).name
+    classes, opened = opening_code(
+        finished.pipeline,
+        run.model.model_copy(update={"dtype": "bfloat16"}),
+        partial(_shown, base=base, path=run.model.path),
+    )
     has_web_ui = form == "kohya" or (form == "comfyui" and architecture != "flux")
     card = ModelCard.from_template(
         card_data(finished, base, form),
@@ -56,6 +66,8 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         form=form,
         architecture=architecture,
         pipeline=finished.pipeline,
+        classes=", ".join([finished.pipeline] if form == "folder" else classes),
+        opened=opened,
         kind=kind,
         reward=reward_of(recipe["reward"]),
         grid=GRID if grid is not None else None,
@@ -70,6 +82,14 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000),
     )
     (target / "README.md").write_text(card.content.rstrip() + "\n", encoding="utf-8")
+
+
+def _shown(path_or_id: str, base: BaseModelInfo, path: str) -> str:
+    """A path as others can read it: the hub id, or the last part of a local one."""
+    if path_or_id == path and base.hub_id:
+        return base.hub_id
+    name = base.name if path_or_id == path else Path(path_or_id).name
+    return path_or_id if hub.HUB_ID.fullmatch(path_or_id) else f"<path of {name}>"
 
 
 def card_data(finished: FinishedRun, base: BaseModelInfo, form: str) -> ModelCardData:
@@ -119,9 +139,13 @@ def before_and_after(records: RunFiles) -> Image.Image | None:
         return None
     images = []
     for step, file in (records.samples[0], records.samples[-1]):
-        with Image.open(file) as opened:
-            title = "before" if step == 0 else f"after {step} updates"
-            images.append((title, opened.convert("RGB")))
+        try:
+            with Image.open(file, formats=["PNG"]) as opened:
+                title = "before" if step == 0 else f"after {step} updates"
+                images.append((title, opened.convert("RGB")))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's
+            logger.warning(f"{file}: damaged ({error}), and the card has no images")
+            return None
     width = max(image.width for _, image in images)
     height = sum(image.height + MARGIN for _, image in images)
     whole, top = Image.new("RGB", (width, height), "white"), 0

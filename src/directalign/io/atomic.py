@@ -13,11 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..types import DirectAlignError
+from pydantic import BaseModel
+
+from ..errors import DirectAlignError
+from .json_file import read_json
 
 try:
     import fcntl
@@ -26,6 +29,7 @@ except ImportError:
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+AGAIN = "free some, then give the same command again (train: with --resume)"
 
 
 def partial_of(target: Path) -> Path:
@@ -39,27 +43,61 @@ def own_partial_of(target: Path) -> Path:
 
 
 @contextmanager
+def disk_errors(path: Path, remedy: str = AGAIN) -> Iterator[None]:
+    """Turn a full disk into one DirectAlignError, whichever library raises it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DirectAlignError) or not is_disk_full(error):
+            raise
+        raise DirectAlignError(f"{path}: no space left on the disk; {remedy}") from error
+
+
+@contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """Where to write what becomes `file` on success; after an error nothing of it is left."""
+    partial = own_partial_of(file)
+    try:
+        with disk_errors(file):
+            yield partial
+            _respect_umask(partial)
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out`: renamed to `out` on success, removed after an error.
 
-    What a killed process left there is removed.
+    What a killed process left there is removed. Everything is on the disk before the renaming.
 
-    Raises: DirectAlignError if `out` exists, now or at the end, or another process is writing it.
+    Raises: DirectAlignError if `out` exists, now or at the end, another process is writing it, or
+    the disk is full.
     """
     partial = partial_of(out)
     busy = f"--out {out}: another process is writing it; wait for it, or name another folder"
-    partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial, busy):
-        try:
-            require_new(out)
-            for leftover in partial.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield partial
-            require_new(out)
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
+    made = [parent for parent in out.parents if not parent.exists()]
+    try:
+        with disk_errors(out):
+            partial.mkdir(parents=True, exist_ok=True)
+            with _locked(partial, busy):
+                try:
+                    require_new(out)
+                    for leftover in partial.iterdir():
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                    yield partial
+                    flush_tree(partial)
+                    require_new(out)
+                    partial.rename(out)
+                except BaseException:
+                    shutil.rmtree(partial)
+                    raise
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):  # another process may have put something there
+                parent.rmdir()
+        raise
 
 
 @contextmanager
@@ -102,13 +140,20 @@ def publish(target: Path, files: Mapping[str, Any]) -> None:
     """
     partial = partial_of(target)
     (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-    for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
+    flush_tree(partial)
     if target.exists():
         shutil.rmtree(target)
     partial.replace(target)
-    _flush(target.parent)
+    flush(target.parent)
+
+
+class _Entry(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    files: dict[str, _Entry]
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -116,11 +161,11 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
     Checks every `parts`-th file from `part` on.
     """
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
+    if not (folder / MANIFEST).exists():
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
+    try:
+        files = read_json(folder / MANIFEST, "", _Manifest)["files"]
+    except DirectAlignError:
         return f"{MANIFEST} is not readable"
     for name, expected in list(files.items())[part::parts]:
         file = folder / name
@@ -134,15 +179,19 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a single file, complete or not at all."""
-    partial = own_partial_of(file)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    """Write a single file, complete or not at all.
+
+    Raises: DirectAlignError if the disk is full.
+    """
+    with new_file(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed for lack of space; torch and safetensors wrap the system's error."""
-    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+    codes = errno.ENOSPC, errno.EDQUOT
+    texts = (os.strerror(code) for code in codes)
+    return getattr(error, "errno", None) in codes or any(text in str(error) for text in texts)
 
 
 def sweep(folder: Path) -> None:
@@ -159,7 +208,23 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush_tree(folder: Path) -> None:
+    """fsync a folder and everything in it; all files get the usual rights."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _respect_umask(path)
+        flush(path)
+    flush(folder)
+
+
+def _respect_umask(file: Path) -> None:
+    """The rights of a new file: safetensors takes those of a private temporary file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
+def flush(path: Path) -> None:
     """fsync a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

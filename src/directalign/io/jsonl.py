@@ -7,16 +7,15 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..types import DirectAlignError
+from .atomic import disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -54,25 +53,11 @@ class JsonlStore:
         new = {key: row for key, row in new.items() if key not in self.rows}
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in new.values())
         text = "".join(f"{line}\n" for line in lines)
-        with disk_full_error(self.file), self.file.open("ab") as file:
+        with disk_errors(self.file), self.file.open("ab") as file:
             file.write(text.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         self.rows |= new
-
-
-@contextmanager
-def disk_full_error(path: Path) -> Iterator[None]:
-    """Turn a full disk into a DirectAlignError with the remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DirectAlignError(
-                f"{path}: no space left on the disk; free some, then give the same command: "
-                "it continues where it stopped"
-            ) from error
-        raise
 
 
 def _complete_lines(file: Path) -> list[bytes]:

@@ -1,11 +1,14 @@
-"""Checks of tensors: weights that were read, and images that become 8-bit pixels."""
+"""Checks of weights that were read; images: resized, and turned into 8-bit pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -32,6 +35,24 @@ def check_weights(tensors: Mapping[str, Tensor], file: Path | str) -> None:
                 f"{file}: {name} has values that are not finite (NaN or infinite): copy the file "
                 "again, or restore it from before it was damaged"
             )
+
+
+def resize(
+    images: Float[Tensor, "b c H W"], size: tuple[int, int], mode: str
+) -> Float[Tensor, "b c rows columns"]:
+    """Images in another size, antialiased; `mode` as in torch's `interpolate`.
+
+    CUDA sums its gradient in any order. Where deterministic algorithms are asked for, it is the
+    product with two matrices: equal up to rounding.
+    """
+    options: dict[str, Any] = {"mode": mode, "antialias": True, "align_corners": False}
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.interpolate(images, size, **options)
+    rows, columns = (
+        F.interpolate(torch.eye(before)[None, None], (before, after), **options)[0, 0].to(images)
+        for before, after in zip(images.shape[-2:], size, strict=True)
+    )
+    return rows.T @ images @ columns
 
 
 def to_pixels(image: Float[Tensor, "3 H W"], name: str = "image") -> UInt8[np.ndarray, "H W 3"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import config
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.mixture import MixReward
-from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample, Scores
+from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
 
 DECAY = 0.95
@@ -115,17 +115,9 @@ class RewardObjective:
 
         With n times as many images as prompts, each prompt belongs to n consecutive images.
         """
-        scores = self.scores(map_images(images, self.settings.image_mapping), batch)
-        reward = self._reward(scores, batch.step, k_pos, k_neg)
-        named = {"reward": reward, "score_pos": scores.pos, "score_neg": scores.neg}
-        named["score_plain"] = scores.plain
-        means = {name: float(v.detach().mean()) for name, v in named.items() if v is not None}
-        return ObjectiveOutput(reward, means)
-
-    def scores(self, images: Images, batch: Batch) -> Scores:
-        """The raw scores that the form needs, for images in [0, 1]."""
-        phrases, model, form = self.settings.control_phrases, self.reward_model, self.settings.form
-        features = model.encode(images)
+        settings, model = self.settings, self.reward_model
+        phrases, form = settings.control_phrases, settings.form
+        features = model.encode(map_images(images, settings.image_mapping))
         repeats = len(images) // len(batch.prompts)
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
 
@@ -134,29 +126,32 @@ class RewardObjective:
             texts = ([f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected)
             return torch.stack([model.score(features, each) for each in texts]).mean(0)
 
-        if form == "absolute" and not (phrases.positive and model.reads_prompt):
-            return Scores(plain=model.score(features, prompts))
-        pos = score(phrases.positive)
-        if form == "absolute":
-            return Scores(pos)
-        neg = score(phrases.negative)
-        plain = model.score(features, prompts) if form == "anchored" else None
-        return Scores(pos, neg, plain)
+        scores: dict[str, PerSample] = {}
+        if form != "absolute" or (phrases.positive and model.reads_prompt):
+            scores["score_pos"] = score(phrases.positive)
+        if form != "absolute":
+            scores["score_neg"] = score(phrases.negative)
+        if form == "anchored" or not scores:
+            scores["score_plain"] = model.score(features, prompts)
+        reward = self._reward(scores, batch.step, k_pos, k_neg)
+        named = {"reward": reward, **scores}
+        means = {name: float(value.detach().mean()) for name, value in named.items()}
+        return ObjectiveOutput(reward, means)
 
     def _reward(
-        self, scores: Scores, step: int, k_pos: PerSample | float, k_neg: PerSample | float
+        self,
+        scores: Mapping[str, PerSample],
+        step: int,
+        k_pos: PerSample | float,
+        k_neg: PerSample | float,
     ) -> PerSample:
-        pos, neg, plain = scores.pos, scores.neg, scores.plain
         if self.settings.form == "absolute":
-            score = plain if pos is None else pos
-            assert score is not None
-            return score
-        assert pos is not None and neg is not None
+            return next(iter(scores.values()))
+        pos, neg = scores["score_pos"], scores["score_neg"]
         if self.settings.form == "relative":
             return objective_math.relative_reward(pos, neg, k_pos, k_neg)
-        assert plain is not None
+        plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
         self.reference.update(plain, step, self.group)
-        tolerance = self.settings.anchor.tolerance
         return objective_math.anchored_reward(pos, neg, plain, self.reference.value, tolerance)
 
     def state_dict(self) -> dict[str, Any]:

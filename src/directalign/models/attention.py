@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch._dynamo
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from .. import config
@@ -20,6 +22,10 @@ HALF_ONLY = ("flash", "cudnn", "npu", "aiter")
 """Backends with one of these in their name take bfloat16 or float16, no float32."""
 WITHOUT_MASK = ("flash", "aiter", "xla")
 """Backends with one of these in their name take no mask, unless of variable lengths."""
+
+
+RECOMPILE_LIMIT = 128
+"""Variants of a block beyond which torch runs it uncompiled; its default of 8 is too few."""
 
 
 def check_inputs(model: config.ModelConfig, architecture: Any) -> None:
@@ -48,6 +54,8 @@ def accelerate(denoiser: Any, model: config.ModelConfig) -> None:
         check_attention(denoiser, model.attention)
         set_attention(denoiser, model.attention)
     if model.compile:
+        # a variant of a block for each size, with and without gradient, adapters and base model
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         denoiser.compile_repeated_blocks()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..io.atomic import new_file
 from ..toyworld.assets import cache_root
 from ..types import Conditioning, DirectAlignError
 
@@ -97,14 +97,10 @@ class EmbeddingCache:
         """Write the prompt's tensors atomically; other processes may write the same file."""
         path = self.path_of(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            about = {"prompt": prompt, "fingerprint": self.fingerprint, "digest": _digest(held)}
+        about = {"prompt": prompt, "fingerprint": self.fingerprint, "digest": _digest(held)}
+        with new_file(path) as partial:
             save_file(held, partial, metadata=about)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def check_room(self, prompt: str, count: int) -> None:
         """Raise DirectAlignError if `count` files of `prompt`'s size do not fit on the disk."""

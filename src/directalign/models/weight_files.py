@@ -7,14 +7,15 @@ tensor is in which shard).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 
+from ..io import json_file
 from ..types import DirectAlignError
 
 DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
@@ -24,23 +25,21 @@ STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files in diffusers and transformers."""
 
 
+Part = Annotated[list[str | None], Field(min_length=2, max_length=2)]
+"""Library and class of a part in a model_index.json; null without it."""
+INDEX = dict[str, Part | str | float | bool | dict[str, Any] | None]
+
+
+class WeightMap(BaseModel):
+    """Which tensor is in which shard."""
+
+    weight_map: dict[str, str]
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DirectAlignError for a missing or malformed file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DirectAlignError(
-            f"{file}: no such file: give a complete diffusers folder in model.path"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DirectAlignError(
-            f"{file}: not readable as JSON ({error}): copy the folder again"
-        ) from None
-    if not isinstance(content, dict):
-        raise DirectAlignError(
-            f"{file}: holds a {type(content).__name__}, not an object: copy the folder again"
-        )
-    return content
+    shape = INDEX if file.name == "model_index.json" else dict[str, Any]
+    return json_file.read_json(file, "give a complete diffusers folder, or copy it again", shape)
 
 
 def variant_of(name: str) -> str | None:
@@ -93,7 +92,7 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
     files = [folder / name for name in names]
     indices = folder.glob("*.safetensors.index*.json")
     maps = [
-        read_json(index).get("weight_map", {})
+        json_file.read_json(index, "copy the folder again", WeightMap)["weight_map"]
         for index in indices
         if variant_of(index.name) == variant
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..io.atomic import write_text
 from . import comparison_page, run_page, runs_page
 from .page import NAME
 from .read import is_comparison, is_run, read_run, run_folders, with_distinct_names
@@ -35,5 +36,5 @@ def write_page(folder: Path) -> Path:
             )
         html = runs_page.html(folder, with_distinct_names(runs))
     file = folder / NAME
-    file.write_text(html, encoding="utf-8")
+    write_text(file, html)
     return file

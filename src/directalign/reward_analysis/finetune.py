@@ -25,7 +25,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 
 from .. import __version__, config
 from ..interfaces import Reward
+from ..io.atomic import new_folder
 from ..rewards import load_named_reward, reward_settings
 from ..rewards.clip import ClipReward
 from ..rewards.qwen_vl import SETTINGS, VlmReward
@@ -146,14 +146,10 @@ def finetune_to_folder(
         **{name: value for name, value in vars(result).items() if name != "reward"},
         "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as partial:
-        folder = Path(partial) / out.name
-        folder.mkdir()
+    with new_folder(out) as folder:
         save_reward(result.reward, folder)
         text = json.dumps(record, indent=1, allow_nan=False)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-        folder.rename(out)
     return record
 
 

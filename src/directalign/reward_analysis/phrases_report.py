@@ -19,6 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from ..io.atomic import write_text
 from ..io.tensors import to_pixels
 from ..methods.objective_math import from_absolute_relative
 from ..report.images import data_uri
@@ -53,10 +54,10 @@ def write_report(found: PhraseReport, examples: Examples, source: ReportSource, 
         **to_json(found),
     }
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    (out / DATA).write_text(text + "\n", encoding="utf-8")
+    write_text(out / DATA, text + "\n")
     for form, section in recipes(found.suggestion).items():
-        (out / f"{form}.yaml").write_text(as_yaml(section), encoding="utf-8")
-    (out / PAGE).write_text(_page(found, examples, data), encoding="utf-8")
+        write_text(out / f"{form}.yaml", as_yaml(section))
+    write_text(out / PAGE, _page(found, examples, data))
     return out / PAGE
 
 

@@ -7,7 +7,6 @@ like the official trainers, it keeps values that bicubic resizing carries past [
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..io import json_file
+from ..io.tensors import resize
 from ..types import DirectAlignError, Images
 
 Device: TypeAlias = "torch.device | str"
@@ -78,15 +78,9 @@ class BaseReward:
 def read_json(file: Path, key: str = "") -> dict[str, Any]:
     """The object in a checkpoint's JSON file. Raises DirectAlignError if it holds none."""
     try:
-        read = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(read, dict):
-            raise ValueError("it holds no settings by name")
-        return read
-    except (ValueError, RecursionError) as error:
-        place = f"{key}: {file}" if key else str(file)
-        raise DirectAlignError(
-            f"{place}: not readable as JSON ({error}); copy it again from the original checkpoint"
-        ) from error
+        return json_file.read_json(file, "copy it again from the original checkpoint")
+    except DirectAlignError as error:
+        raise DirectAlignError(f"{key}: {error}" if key else str(error)) from error
 
 
 def read_annotated(
@@ -166,9 +160,7 @@ class Preprocessing:
         """Images (b, 3, h, w) in [0, 1] to normalised vision tower inputs (b, 3, rows, columns)."""
         size = self._resized(images.shape[-2], images.shape[-1])
         if size != tuple(images.shape[-2:]):
-            images = F.interpolate(
-                images, size, mode=self.mode, antialias=True, align_corners=False
-            )
+            images = resize(images, size, self.mode)
         (height, width), (crop_height, crop_width) = size, self.crop
         top, left = self._half(height - crop_height), self._half(width - crop_width)
         return normalised(

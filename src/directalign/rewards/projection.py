@@ -20,6 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..io.atomic import new_file
 from ..types import DirectAlignError
 from .common import read_annotated
 
@@ -107,11 +108,10 @@ def write_directions(file: Path, directions: Directions) -> Path:
     """Write `directions` as float32 safetensors; returns `file`. Creates its folder."""
     assert is_orthonormal(directions.rows), directions.rows @ directions.rows.T
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {"directions": directions.rows.float().cpu().contiguous()},
-        file,
-        metadata={**directions.made, "fingerprint": directions.fingerprint},
-    )
+    rows = {"directions": directions.rows.float().cpu().contiguous()}
+    with new_file(file) as partial:
+        about = {**directions.made, "fingerprint": directions.fingerprint}
+        save_file(rows, partial, metadata=about)
     return file
 
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from jinja2 import TemplateError
 from torch import Tensor
@@ -43,6 +42,7 @@ from transformers import (
 
 from .. import config
 from ..io import hub
+from ..io.tensors import resize
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
 from .common import CLIP_MEAN, CLIP_STD, BaseReward, Device, normalised, read_json, recompute
@@ -539,7 +539,4 @@ class VlmPixels:
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
     if tuple(images.shape[-2:]) == (height, width):
         return images
-    resized = F.interpolate(
-        images, (height, width), mode="bicubic", antialias=True, align_corners=False
-    )
-    return resized.clamp(-HALF_LEVEL, 1 + HALF_LEVEL)
+    return resize(images, (height, width), "bicubic").clamp(-HALF_LEVEL, 1 + HALF_LEVEL)

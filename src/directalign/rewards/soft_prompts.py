@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..io.atomic import new_file
 from ..types import DirectAlignError
 from .common import read_annotated
 
@@ -77,11 +78,9 @@ def write_tokens(file: Path, made: ControlTokens) -> None:
     """Save as safetensors; creates the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {name: str(getattr(made, name)) for name in FACTS}
-    save_file(
-        {"tokens": made.tokens.detach().float().cpu().contiguous()},
-        file,
-        metadata={"format": "pt", **facts},
-    )
+    tokens = {"tokens": made.tokens.detach().float().cpu().contiguous()}
+    with new_file(file) as partial:
+        save_file(tokens, partial, metadata={"format": "pt", **facts})
 
 
 def read_tokens(file: Path, key: str) -> ControlTokens:

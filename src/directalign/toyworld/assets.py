@@ -179,6 +179,7 @@ def _copy_part(source: Path, target: Path) -> None:
             stored = load_file(path).items()
             wide = {key: each.float() if each.is_floating_point() else each for key, each in stored}
             save_file(wide, target / path.name, metadata={"format": "pt"})
+            shutil.copymode(path, target / path.name)
         else:
             shutil.copy(path, target / path.name)
     config = target / "config.json"

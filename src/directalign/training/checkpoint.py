@@ -3,7 +3,7 @@
 record.json    step, resolved config, architecture, schedule, data position, ranks, versions
 *.safetensors  weights.NAME, ema.NAME, and the optimizer's tensors: exp_avg.NAME, ...
 optimizer.pt   the optimizer's counts and rates
-rank-R.pt      random states and the method's state of rank R
+rank-R.pt      the method's state of rank R
 
 The newest `train.keep_checkpoints` remain. A damaged checkpoint is reported and the one before it
 used. One of another config, architecture, data set or global batch is refused. The number of
@@ -21,11 +21,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,9 +40,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from .. import config
+from ..config.load import changes_at_resume
 from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
+from ..io.json_file import read_json
 from ..types import DirectAlignError
 from .data import global_batch_size
 from .distributed import TorchProcessGroup, class_of, empty_like_sharded
@@ -56,15 +60,6 @@ OWN_SAMPLES = "rollouts"
 """Key of a method's state under which it keeps samples of its own rank."""
 GLOBAL_STREAM = 1_000_003
 """Separates these seeds from those of the noise and the noise levels."""
-MAY_DIFFER = (
-    *("train.num_steps", "train.save_every", "train.keep_checkpoints", "train.sample_every"),
-    *("evaluate.", "early_stopping", "trackers."),
-    *("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size"),
-    "train.parallel",
-)
-"""Config keys (prefixes) that a resume may change: length, logging, evaluation, batch layout."""
-NOT_COMPARED = ("evaluate.every", "evaluate.batch_size")
-"""Evaluation settings that may change even with stop rules, which compare all evaluations."""
 
 
 @dataclass(frozen=True)
@@ -135,32 +130,11 @@ def seed_all(seed: int) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """`seed_all` for step `step` (0 is the first), equally on all ranks."""
+    """`seed_all` for what follows `step` finished steps, equally on all ranks.
+
+    Called before each step and each evaluation, so that a checkpoint needs no random states.
+    """
     seed_all(generator_for(seed, GLOBAL_STREAM, step, 0).initial_seed())
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all generators as lists, numbers and byte tensors."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    numpy = [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)]
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": numpy,
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `random_state` returned."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def architecture(denoiser: nn.Module) -> str:
@@ -173,8 +147,7 @@ def architecture(denoiser: nn.Module) -> str:
 
 def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -> None:
     """Write this rank's share of the state after `step` steps; rank 0 writes what is common."""
-    own = {"random": random_state(), "method": dict(state.method.state_dict())}
-    torch.save(own, folder / f"rank-{group.rank}.pt")
+    torch.save({"method": dict(state.method.state_dict())}, folder / f"rank-{group.rank}.pt")
     moments, rest = _optimizer_state(state)
     average = {AVERAGE: state.average.tensors()} if state.average is not None else {}
     write_tensors(folder, {WEIGHTS: state.parameters, **average, **moments}, group)
@@ -197,9 +170,25 @@ def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessG
     (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
+class _Data(BaseModel):
+    fingerprint: str
+    ranks: int
+    global_batch_size: int
+
+
+class _Record(BaseModel):
+    format: int
+    step: int
+    config: dict[str, Any]
+    architecture: str
+    base: str | None = None
+    data: _Data
+    versions: dict[str, str]
+
+
 def read_record(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `record.json`."""
-    return json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    """The checkpoint's `record.json`. Raises: DirectAlignError for content of another shape."""
+    return read_json(folder / "record.json", f"remove {folder}", _Record)
 
 
 def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int:
@@ -212,7 +201,6 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
         state.average.model.optimization_step = record["step"]
     _restore_optimizer(folder, state)
     state.method.load_state_dict(own["method"])
-    restore_random_state(own["random"])
     return int(record["step"])
 
 
@@ -263,7 +251,10 @@ def _restore_optimizer(folder: Path, state: TrainState) -> None:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:  # torch advises to run what it holds
+        raise ValueError(f"{file.name} holds other things than numbers and texts") from error
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -345,7 +336,7 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
     damaged: list[str] = []
     names = group.gather_texts("\n".join(path.name for path in all_of(folder)))[0].split()
     for candidate in [folder / name for name in reversed(names)]:
-        damage = group.first_text(atomic.damage(candidate, group.rank, group.size) or "")
+        damage = group.first_text(_damage(candidate, group) or "")
         if not damage:
             if damaged:
                 logger.warning(f"damaged checkpoint: {'; '.join(damaged)}; using {candidate}")
@@ -356,6 +347,17 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
             f"no checkpoint can be used: {'; '.join(damaged)}; start again in another --out"
         )
     return None
+
+
+def _damage(folder: Path, group: TorchProcessGroup) -> str | None:
+    """As `atomic.damage`, of this rank's share of the files and of the record."""
+    found = atomic.damage(folder, group.rank, group.size)
+    if found is None:
+        try:
+            read_record(folder)
+        except DirectAlignError as error:
+            return str(error).split(";")[0].removeprefix(f"{folder}/")
+    return found
 
 
 def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
@@ -369,7 +371,7 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
             f"{path} was written by directalign {record['versions']['directalign']} in another "
             "format: continue it with that version"
         )
-    _check_config(path, record["config"], run)
+    changes_at_resume(path, record["config"], run)
     data, batch_size = record["data"], global_batch_size(run, group)
     network = "architecture", record["architecture"], architecture(state.denoiser)
     base = "base model", record.get("base") or state.base, state.base
@@ -394,33 +396,13 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
             f"{path} is at step {record['step']}, past train.num_steps {run.train.num_steps}; "
             "raise train.num_steps to continue it"
         )
-    return read_state(path, state, group)
-
-
-def _check_config(path: Path, theirs: dict[str, Any], run: config.RunConfig) -> None:
-    """Refuse a checkpoint whose config differs in more than `MAY_DIFFER`."""
-    before, now = _flat(theirs), _flat(run.model_dump(mode="json"))
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-
-    def changes(names: list[str]) -> str:
-        return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in names)
-
-    if refused := [key for key in keys if not key.startswith(MAY_DIFFER)]:
+    try:
+        return read_state(path, state, group)
+    except DirectAlignError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), ''):.200}"
         raise DirectAlignError(
-            f"{path} is of another config: {changes(refused)}; restore these values or choose "
-            "another --out"
-        )
-    uneven = [k for k in keys if k.startswith("evaluate.") and not k.startswith(NOT_COMPARED)]
-    if uneven and run.early_stopping is not None:
-        raise DirectAlignError(
-            f"{path}: {changes(uneven)}, and early_stopping compares all evaluations with the "
-            "first; restore these values or remove early_stopping"
-        )
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        name = prefix + key
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+            f"{path}: not a checkpoint of this run ({reason}); remove this folder, and --resume "
+            "continues from the one before it"
+        ) from error

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -81,20 +81,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class StopReason:
-    """Why a rule ended the run."""
-
-    reason: Literal["drift", "patience", "score_peak"]
-    message: str
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """The best evaluation so far (None: no saved weights qualify) and why the run stops."""
+    """The best evaluation so far (None: no saved weights qualify) and why the run stops.
+
+    `stop`: reason (drift, patience or score_peak) and message.
+    """
 
     best: Evaluation | None
     last: Evaluation
-    stop: StopReason | None
+    stop: tuple[str, str] | None
 
     def ends(self, done: int, run: config.RunConfig) -> bool:
         """Whether a rule ends the run before its last step, with weights to export."""
@@ -136,7 +131,14 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
             reason = f"{name} of the base model is not finite"
             raise DirectAlignError(f"early_stopping: {reason}; name another metric")
     seen = [_evaluation(rules, record, base) for record in found]
-    return seen if rules.settings.score_patience is None else _mark_falls(rules, seen)
+    if rules.settings.score_patience is None:
+        return seen
+    marked, peak = list[Evaluation](), seen[0]  # the highest score before each evaluation
+    for each in seen:
+        tolerance = CLEARLY * standard_error(each, peak, rules.score)
+        marked.append(replace(each, fallen=not peak.score - each.score <= tolerance))
+        peak = each if each.score > peak.score else peak
+    return marked
 
 
 def _evaluation(rules: Rules, record: Record, base: Record) -> Evaluation:
@@ -145,16 +147,6 @@ def _evaluation(rules: Rules, record: Record, base: Record) -> Evaluation:
     metric = metric if math.isfinite(metric) else -math.inf
     each = record.get("each") or {}
     return Evaluation(record["step"], metric, value(now, rules.score), used, each)
-
-
-def _mark_falls(rules: Rules, seen: Sequence[Evaluation]) -> list[Evaluation]:
-    """Set `fallen` by comparison with the highest score before each evaluation."""
-    marked, peak = list[Evaluation](), seen[0]
-    for each in seen:
-        tolerance = CLEARLY * standard_error(each, peak, rules.score)
-        marked.append(replace(each, fallen=not peak.score - each.score <= tolerance))
-        peak = each if each.score > peak.score else peak
-    return marked
 
 
 def used_shares(rules: Rules, now: Record, base: Record) -> dict[str, float]:
@@ -176,7 +168,7 @@ def value(record: Record, name: str) -> float:
     """A metric of a record (of a rate its value); nan if it is missing or not finite."""
     found = record.get(name)
     found = found.get("value") if isinstance(found, Mapping) else found
-    return math.nan if found is None else float(found)
+    return float(found) if isinstance(found, (int, float)) else math.nan
 
 
 def standard_error(a: Evaluation, b: Evaluation, name: str) -> float:
@@ -214,7 +206,7 @@ def _supersedes(rules: Rules, new: Evaluation, old: Evaluation, peak: Evaluation
     return new.degradation < old.degradation and new.metric >= peak.metric - tolerance
 
 
-def _over_budget(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
+def _over_budget(rules: Rules, seen: Sequence[Evaluation]) -> tuple[str, str] | None:
     patience = rules.settings.degradation_patience
     latest = seen[-patience:]
     if len(latest) < patience or any(each.degradation <= 1 for each in latest):
@@ -225,10 +217,10 @@ def _over_budget(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
     change = f"is worse by {used[worst] * allowed:.4g}, {allowed:g} is allowed"
     change = "is not finite" if math.isinf(used[worst]) else change
     times = f", over budget at {patience} evaluations in a row" if patience > 1 else ""
-    return StopReason("drift", f"max_degradation exceeded: {worst} {change}{times}")
+    return ("drift", f"max_degradation exceeded: {worst} {change}{times}")
 
 
-def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
+def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> tuple[str, str] | None:
     patience = rules.settings.patience
     if patience is None:
         return None
@@ -238,16 +230,16 @@ def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | No
     if since < patience:
         return None
     text = f"{rules.metric} has not improved for {since} evaluations; best within the budget: "
-    return StopReason("patience", f"{text}{peak.metric:.4g} at step {peak.step}")
+    return ("patience", f"{text}{peak.metric:.4g} at step {peak.step}")
 
 
-def _past_peak(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
+def _past_peak(rules: Rules, seen: Sequence[Evaluation]) -> tuple[str, str] | None:
     patience = rules.settings.score_patience
     if patience is None or len(seen) < patience or not all(e.fallen for e in seen[-patience:]):
         return None
     peak = max((e for e in seen if math.isfinite(e.score)), key=lambda each: each.score)
     fall = f"{rules.score} fell from {peak.score:.4g} at step {peak.step} to {seen[-1].score:.4g}"
-    return StopReason("score_peak", f"{fall}, {patience} evaluations in a row below its peak")
+    return ("score_peak", f"{fall}, {patience} evaluations in a row below its peak")
 
 
 def best_path(out: Path, step: int) -> Path:
@@ -300,12 +292,6 @@ def sweep_best(out: Path, done: int) -> set[int]:
     return set(best_steps(out))
 
 
-def drop_best(out: Path, needed: Collection[int]) -> None:
-    """Remove the best weights of all steps but those `needed`."""
-    for step in set(best_steps(out)) - set(needed):
-        shutil.rmtree(best_path(out, step))
-
-
 @dataclass
 class EarlyStopping:
     """Applies the rules during a run; `log` is None on ranks other than 0."""
@@ -333,7 +319,8 @@ class EarlyStopping:
         if self.group.any(best == done and not best_path(self.out, done).exists()):
             save_best(self.out, self.state.parameters, done, self.group)
         if best is not None:
-            drop_best(self.out, {best, *self._best_at_checkpoints()})
+            for step in set(best_steps(self.out)) - {best, *self._best_at_checkpoints()}:
+                shutil.rmtree(best_path(self.out, step))
         self.is_over = self.group.any(found is not None and found.ends(done, self.state.run))
 
     def _best_at_checkpoints(self) -> set[int]:
@@ -341,7 +328,8 @@ class EarlyStopping:
         assert self.log is not None
         steps = set()
         for path in checkpoint.all_of(self.out / "checkpoints"):
-            earlier = _records_until(self.log.records, checkpoint.step_of(path))
+            step = checkpoint.step_of(path)
+            earlier = [record for record in self.log.records if record["step"] <= step]
             best = verdict(self.rules, earlier, self.lost).best if earlier else None
             steps |= {best.step} if best is not None else set()
         return steps
@@ -358,30 +346,23 @@ class EarlyStopping:
 def stop_record(found: Verdict, done: int) -> dict[str, Any]:
     """The record of a run that a rule ends after `done` steps."""
     assert found.stop is not None and found.best is not None
-    reason = {"reason": found.stop.reason, "says": found.stop.message}
-    return {"event": "stop", "step": done, **reason, "kept": found.best.step}
+    reason, message = found.stop
+    values = {"reason": reason, "says": message, "kept": found.best.step}
+    return {"event": "stop", "step": done, **values}
 
 
-@dataclass(frozen=True)
-class ResumeState:
-    """What a resumed run takes over.
+def resume_state(
+    rules: Rules | None, run: config.RunConfig, out: Path, done: int
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """(lost, dropped) of a run after `done` steps, under the rules of now.
 
     `lost`: evaluated steps without weights, if the best is among them; `dropped`: end events of an
     earlier process that no longer hold.
     """
-
-    lost: frozenset[int] = frozenset()
-    dropped: tuple[str, ...] = END_EVENTS
-
-
-def resume_state(rules: Rules | None, run: config.RunConfig, out: Path, done: int) -> ResumeState:
-    """What still holds of an earlier process after `done` steps, under the rules of now."""
-    if rules is None:
-        return ResumeState()
-    saved = sweep_best(out, done if done else NOTHING)
-    if not done:
-        return ResumeState()
-    records = _records_until(run_log.read(out), done)
+    saved = sweep_best(out, done if done else NOTHING) if rules is not None else set()
+    if rules is None or not done:
+        return frozenset(), END_EVENTS
+    records = [record for record in run_log.read(out) if record["step"] <= done]
     best, saved = verdict(rules, records).best, {done, *saved}
     evaluated = {record["step"] for record in records if record["event"] == "evaluate"}
     is_saved = best is not None and best.step in saved
@@ -394,11 +375,7 @@ def resume_state(rules: Rules | None, run: config.RunConfig, out: Path, done: in
         "kept": (is_over or done == run.train.num_steps)
         and [record["step"] for record in exported] == [best.step if best else None],
     }
-    return ResumeState(lost, tuple(event for event in END_EVENTS if not holds[event]))
-
-
-def _records_until(records: Sequence[Record], step: int) -> list[Record]:
-    return [record for record in records if record["step"] <= step]
+    return lost, tuple(event for event in END_EVENTS if not holds[event])
 
 
 def _last(records: Sequence[Record], event: str) -> Record | None:

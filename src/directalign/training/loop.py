@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
+
+import torch
 
 from .. import config
 from ..evaluation.generate import generate
@@ -40,20 +42,12 @@ class Interrupted(DirectAlignError):
     """A signal stopped the run after a complete step; `--resume` continues it."""
 
 
-@runtime_checkable
-class Evaluator(Protocol):
-    """What the loop needs of `evaluation.in_training.Measurer`."""
-
-    def prepare(self) -> None:
-        """Called once, before the base model's weights change."""
-        ...
-
-    def measure(self, num_samples: int) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class TrainContext:
-    """What the loop uses. `log` is None on ranks other than 0."""
+    """What the loop uses.
+
+    `evaluator`: an `evaluation.in_training.Measurer`. `log` is None on ranks other than 0.
+    """
 
     run: config.RunConfig
     out: Path
@@ -63,7 +57,7 @@ class TrainContext:
     data: TrainData
     model: Model
     sample_prompts: Sequence[str]
-    evaluator: Evaluator
+    evaluator: Any
     log: RunLog | None
     display: Display
     stopping: EarlyStopping | None = None
@@ -99,8 +93,9 @@ def train(context: TrainContext, done: int) -> int:
     """
     num_steps = context.run.train.num_steps
     with StopRequest() as stop:
-        evaluate_if_due(context, done)
-        apply_stop_rules(context, done)
+        with checkpoint_on_error(context, done):
+            evaluate_if_due(context, done)
+            apply_stop_rules(context, done)
         while done < num_steps and not context.is_over:
             start = time.perf_counter()
             with checkpoint_on_error(context, done):
@@ -183,12 +178,18 @@ def _evaluate(context: TrainContext, done: int) -> None:
     num_samples = settings.num_samples
     if done not in (0, context.run.train.num_steps):
         num_samples = min(settings.num_samples_during, num_samples)
-    measured = synchronized_call(lambda: context.evaluator.measure(num_samples), context.group)
+    measured = measure(context, done, num_samples)
     if context.log is not None:
         record = {"event": "evaluate", "step": done, **measured}
         context.log.write(record)
         verdict = context.stopping.verdict() if context.stopping is not None else None
         context.display.evaluation(record, verdict.last.used if verdict is not None else {})
+
+
+def measure(context: TrainContext, step: int, num_samples: int) -> dict[str, Any]:
+    """Evaluate the present weights, those of `step`; fails on all ranks alike."""
+    checkpoint.seed_step(context.run.seed, step)
+    return synchronized_call(lambda: context.evaluator.measure(num_samples), context.group)
 
 
 def apply_stop_rules(context: TrainContext, done: int) -> None:
@@ -207,7 +208,8 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
     """
     method_state = dict(context.state.method.state_dict())
     try:
-        yield
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # also if a user's code turns it off
+            yield
     except Interrupted:
         raise
     except NonFiniteError as error:

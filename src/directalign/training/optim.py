@@ -12,12 +12,6 @@ matrices have float32 moments.
 Random draws depend only on (seed, step, shard), so a resumed run repeats them. Blocks lie within
 rows, so the state of a network that FSDP2 shards by rows is itself sharded by rows, for any number
 of processes.
-
-Why not a library (torchao 0.18, bitsandbytes 0.50, torch 2.13 on a CPU): torchao resumes exactly on
-the same ranks, but its blocks cross rows and the local shard's size decides what is quantized, so
-slicing 3 of 128 rows fails ("Invalid start or end"): no resume on another number of ranks; its
-state cannot be written as safetensors. bitsandbytes has no stochastic rounding (at a rate of 5e-6,
-40 steps move a bfloat16 weight of 1 by 0 instead of -2e-4) and no DTensor.
 """
 
 from __future__ import annotations
@@ -103,12 +97,14 @@ class EMA:
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
         """Inside, the parameters hold the averaged weights; restored afterwards, even on error."""
-        self.model.store(self.parameters.values())
+        own = [_local(p.detach()) for p in self.parameters.values()]  # plain tensors, if sharded
+        kept = [weight.to("cpu", copy=True) for weight in own]
         self.model.copy_to(self.parameters.values())
         try:
             yield
         finally:
-            self.model.restore(self.parameters.values())
+            for weight, before in zip(own, kept, strict=True):
+                weight.copy_(before)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights by name, by reference; sharded as the parameters are."""

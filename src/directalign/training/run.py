@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.progress import track
-from safetensors import SafetensorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import config
-from ..config.load import dump_run
+from ..config.load import changes_at_resume, dump_run, load_run
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.image_metrics import diversity_pairs
 from ..evaluation.in_training import Measurer, measured_metrics
@@ -34,15 +35,13 @@ from ..models.checkpoint_source import fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
-from ..rewards.black_box import synchronized_call
 from ..toyworld.judges import load_judge
-from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
 from .data import TrainData, open_data
 from .distributed import TorchProcessGroup, process_group
-from .early_stopping import NOTHING, EarlyStopping, ResumeState, resume_state
-from .loop import Evaluator, TrainContext, checkpoint_on_error
+from .early_stopping import NOTHING, EarlyStopping, resume_state
+from .loop import TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
 from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
@@ -57,24 +56,28 @@ class Loaded:
 
     model: Model
     method: Method
-    evaluator: Evaluator
+    evaluator: Any
     data: TrainData
     base: str | None = None
     """Fingerprint of the base model's files."""
 
 
-def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
+def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str] = ()) -> Path:
     """Train `run` and write everything to `out`, which is returned.
 
     Args:
         resume: continue from the newest whole checkpoint in `out`, or start if it has none yet. A
             run that torchrun restarts after a failure resumes by itself.
+        overrides: of the recipe, already in `run`; recorded in run.yaml for a resume.
     Raises:
         DirectAlignError: `out` cannot be used, a file is missing or broken, the disk is full, a
             checkpoint does not fit.
         NonFiniteError, Interrupted: see `loop.train`.
     """
-    with process_group() as group, _disk_errors(out), ExitStack() as stack:
+    with process_group() as group, numerics(run, group.device), ExitStack() as stack:
+        stack.enter_context(
+            atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
+        )
         configure_logging(group.is_main)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
@@ -89,10 +92,32 @@ def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
-        train_loaded(run, out, resume, group, loaded)
+        train_loaded(run, out, resume, group, loaded, overrides)
         if group.is_main:
             write_page(out)
     return out
+
+
+@contextmanager
+def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
+    """Set TF32 (CUDA only) and deterministic kernels as the recipe says, inside."""
+    matmul, convolution = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    before = matmul.allow_tf32, convolution.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        tf32 = run.train.tf32
+        tf32 = run.model.dtype == "bfloat16" if tf32 is None else tf32
+        matmul.allow_tf32 = convolution.allow_tf32 = tf32
+    attention = nullcontext()
+    if run.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+        torch.use_deterministic_algorithms(True)
+        attention = sdpa_kernel(SDPBackend.MATH)
+    try:
+        with attention:
+            yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before[:2]
+        torch.use_deterministic_algorithms(before[2])
 
 
 def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
@@ -145,21 +170,13 @@ def precompute_embeddings(
     logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")
 
 
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk into one DirectAlignError, whichever library raises it."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not atomic.is_disk_full(error):
-            raise
-        raise DirectAlignError(
-            f"no space left on the disk of {out}; free some and continue with --resume --out {out}"
-        ) from error
-
-
 def train_loaded(
-    run: config.RunConfig, out: Path, resume: bool, group: TorchProcessGroup, loaded: Loaded
+    run: config.RunConfig,
+    out: Path,
+    resume: bool,
+    group: TorchProcessGroup,
+    loaded: Loaded,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Train in the folder `out` and write everything but the report. Raises: see `run`."""
     configure_logging(group.is_main)
@@ -180,9 +197,13 @@ def train_loaded(
     )
     prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
-    before = resume_state(rules, run, out, done) if group.is_main and resume else ResumeState()
-    log = _open_log(run, out, done, prompts, before.dropped) if group.is_main else None
-    stopping = EarlyStopping(rules, out, group, state, log, before.lost) if rules else None
+    lost, dropped = frozenset[int](), early_stopping.END_EVENTS
+    if group.is_main and resume:
+        lost, dropped = resume_state(rules, run, out, done)
+    if group.is_main:
+        atomic.write_text(out / "run.yaml", dump_run(run, overrides))
+    log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
+    stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
     with Display(settings.num_steps, done, CONSOLE, silent=not group.is_main) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
@@ -200,7 +221,9 @@ def train_loaded(
 
 def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> int:
     """Restore the newest whole checkpoint into `state`; returns its finished steps, 0 if none."""
-    folder = out / "checkpoints"
+    folder, recipe = out / "checkpoints", out / "run.yaml"
+    if changes := changes_at_resume(recipe, load_run(recipe), state.run):
+        logger.info(f"{recipe}: {', '.join(changes)}")
     if group.is_main:
         for each in (out, out / "samples", folder):  # of a killed process
             atomic.sweep(each)
@@ -218,8 +241,7 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
 def _open_log(
     run: config.RunConfig, out: Path, done: int, prompts: Sequence[str], dropped: Sequence[str]
 ) -> RunLog:
-    """Write run.yaml and open the log, without records and grids beyond `done` finished steps."""
-    atomic.write_text(out / "run.yaml", dump_run(run))
+    """Open the log, without records and grids beyond `done` finished steps."""
     run_log.describe_grids(out, prompts)
     if run.evaluate.metrics:
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
@@ -229,8 +251,9 @@ def _open_log(
     log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = checkpoint.step_of(file.with_suffix(""))
-        if done and step <= done:
-            log.grid(step, run_log.load_grid(file), is_replay=True)
+        grid = run_log.load_grid(file) if done and step <= done else None
+        if grid is not None:
+            log.grid(step, grid, is_replay=True)
         else:
             file.unlink()
     return log
@@ -270,12 +293,14 @@ def _save_weights(context: TrainContext) -> None:
         partial.mkdir()
     distributed.save(context.model, partial, context.group)
     if context.group.is_main:
+        atomic.flush_tree(partial)
         for each in partial.iterdir():
             target = context.out / each.name
             if target.is_dir():
                 shutil.rmtree(target)
             each.replace(target)
         partial.rmdir()
+        atomic.flush(context.out)
 
 
 def _evaluate_exported(context: TrainContext, step: int) -> None:
@@ -287,9 +312,7 @@ def _evaluate_exported(context: TrainContext, step: int) -> None:
         whole = [r for r in found if r["event"] == "kept" or "during" in r or small]
         measured = whole[-1] if whole else None
     if context.group.any(log is not None and measured is None):
-        measured = synchronized_call(
-            lambda: context.evaluator.measure(settings.num_samples), context.group
-        )
+        measured = loop.measure(context, step, settings.num_samples)
     if log is not None and measured is not None:
         unused = ("event", "step", "during", "each")
         numbers = {name: value for name, value in measured.items() if name not in unused}

@@ -23,15 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..io.atomic import own_partial_of, write_text
+from ..io.atomic import new_file, write_text
 from ..io.tensors import to_pixels
 from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
 
+logger = logging.getLogger(__name__)
 CONSOLE = Console()
 NAME = "metrics.jsonl"
 TIMINGS = ("seconds", "phases")
@@ -57,6 +59,23 @@ def configure_logging(is_main: bool) -> None:
     package.setLevel(logging.INFO if is_main else logging.CRITICAL)
 
 
+class Record(BaseModel):
+    """A line of the log; metrics have names of their own."""
+
+    model_config = ConfigDict(extra="allow")
+    event: str
+    step: int
+
+
+class StepRecord(Record):
+    """A step."""
+
+    loss: float | None = None
+    reward: float | None = None
+    grad_norm: float | None = None
+    seconds: float = 0.0
+
+
 def read(out: Path) -> list[dict[str, Any]]:
     """The records in `out/metrics.jsonl`, in order; a last line without its end is left out.
 
@@ -67,15 +86,16 @@ def read(out: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for number, line in enumerate((*lines, torn), start=1):
         try:
-            record = json.loads(line)
-            if not (isinstance(record["event"], str) and type(record["step"]) is int):
-                raise TypeError("no event with a step")
-            records.append(record)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            kind = StepRecord if Record.model_validate_json(line).event == "step" else Record
+            kind.model_validate_json(line, strict=True)
+            records.append(json.loads(line))
+        except ValidationError as error:
             if number <= len(lines):
+                first = error.errors()[0]
+                reason = ": ".join([*map(str, first["loc"]), first["msg"]])
                 raise DirectAlignError(
-                    f"{file}:{number}: not a record of this run ({type(error).__name__}: {error}); "
-                    "restore the file from a copy, or remove this line; nothing has been changed"
+                    f"{file}:{number}: not a record of this run ({reason}); restore the file from "
+                    "a copy, or remove this line; nothing has been changed"
                 ) from error
     return records
 
@@ -232,13 +252,16 @@ def describe_grids(out: Path, prompts: Sequence[str]) -> None:
 def save_grid(grid: Images, file: Path) -> None:
     """Write a grid as PNG, complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = own_partial_of(file)
-    Image.fromarray(to_pixels(grid[0], str(file))).save(partial, format="PNG")
-    partial.replace(file)
+    with new_file(file) as partial:
+        Image.fromarray(to_pixels(grid[0], str(file))).save(partial, format="PNG")
 
 
-def load_grid(file: Path) -> Images:
-    """A grid (1, 3, H, W) that `save_grid` wrote."""
-    with Image.open(file) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
+def load_grid(file: Path) -> Images | None:
+    """A grid (1, 3, H, W) that `save_grid` wrote; None with a warning if it is damaged."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's
+        logger.warning(f"{file}: damaged ({error}), removed")
+        return None
     return pixels.permute(2, 0, 1)[None].float() / 255

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,47 +44,51 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.nfe.take()
-        sums, clock = _Sums(), _Clock()
+        sums = _Sums()
+        seconds: dict[str, float] = dict.fromkeys(("forward", "backward", "update"), 0.0)
+        start = time.perf_counter()
+
+        def lap(phase: str) -> None:
+            nonlocal start
+            before, start = start, time.perf_counter()
+            seconds[phase] += start - before
+
         for batch in batches:
-            for loss in clock.iterate("forward", self.method.losses(batch)):
-                _check_finite("loss", loss.value, loss, step)
-                with clock.phase("backward"):
-                    (loss.value / len(batches)).backward()
-                    grads = [p.grad for p in self.parameters if p.grad is not None]
-                    norm = unsharded(nn.utils.get_total_norm(grads))
-                    _check_finite("gradient", norm, loss, step)
-                sums.add(loss)
-        with clock.phase("update"):
-            norm = self._update(step)
+            for loss in self.method.losses(batch):
+                lap("forward")
+                (loss.value / len(batches)).backward()
+                value = float(loss.value.detach())  # the only wait for a device per loss
+                lap("backward")
+                if not math.isfinite(value):
+                    sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
+                    where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
+                    raise _not_finite(step, f"the loss is {value} ({where})")
+                sums.add(loss, value)
+        norm = self._update(step)
+        lap("update")
         forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
         return {
             **sums.record(len(batches), self.group),
             "grad_norm": norm,
             "nfe": {"forward": forward, "backward": backward},
-            "phases": dict(clock.seconds),
+            "phases": seconds,
         }
 
     def _update(self, step: int) -> float:
         self.group.average_gradients(self.parameters)
         norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         if not math.isfinite(norm):
-            raise NonFiniteError(
-                f"step {step}: the norm of the gradient over all ranks is {norm}; the optimizer "
-                "was not stepped; lower train.learning_rate"
-            )
+            raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
         self.is_updating = True
         self.optimizer.step()
         return norm
 
 
-def _check_finite(what: str, value: Tensor, loss: LossTerm, step: int) -> None:
-    if not torch.isfinite(value):
-        sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", [])) or "unknown"
-        raise NonFiniteError(
-            f"step {step}: the {what} is {float(value.detach())} (branch {loss.branch}, sigma "
-            f"{sigma}); the optimizer was not stepped; lower train.learning_rate or the jump of "
-            "method.noise_levels"
-        )
+def _not_finite(step: int, what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"step {step}: {what}; the optimizer was not stepped; lower train.learning_rate or the "
+        "jump of method.noise_levels"
+    )
 
 
 class _Sums:
@@ -96,8 +99,8 @@ class _Sums:
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._histogram = SigmaHistogram()
 
-    def add(self, loss: LossTerm) -> None:
-        self._losses[loss.branch] += float(loss.value.detach())
+    def add(self, loss: LossTerm, value: float) -> None:
+        self._losses[loss.branch] += value
         for key, value in loss.metrics.items():
             self._metrics[key].append(value)
         self._histogram.add(loss)
@@ -146,28 +149,6 @@ class SigmaHistogram:
                 means = {key: float(values[place] / count[place]) for key, values in sums.items()}
                 found[branch].append({"n": int(count[place]), **means})
         return found
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-    def iterate(self, name: str, losses: Iterator[LossTerm]) -> Iterator[LossTerm]:
-        """The same losses; counts the time to compute each."""
-        while True:
-            with self.phase(name):
-                loss = next(losses, None)
-            if loss is None:
-                return
-            yield loss
 
 
 class NFECounter:

@@ -38,9 +38,11 @@ from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import BaseModel
 
 from .. import config
 from ..io.atomic import write_text
+from ..io.json_file import read_json
 from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
@@ -92,11 +94,18 @@ class RunInfo:
     space: str | None
 
 
+class _KeyFile(BaseModel):
+    key: str
+    space: str | None
+
+
 def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInfo:
     """The run in `out` with its key (new if it has none); the config without passwords in URLs."""
     file = out / KEY_FILE
-    new = {"key": secrets.token_hex(4), "space": None}
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else new
+    stored: Any = {"key": secrets.token_hex(4), "space": None}
+    if file.exists():
+        remedy = "remove it, and the trackers take this for a new run"
+        stored = read_json(file, remedy, _KeyFile)
     caption = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
     public = json.loads(re.sub(r'(?<=://)[^/@\s"]+@', "", run.model_dump_json()))
     return RunInfo(stored["key"], run.name, public, caption, stored["space"])
