@@ -19,6 +19,8 @@ Steps = Annotated[int, Field(ge=1, le=1000)]
 BatchSize = Annotated[int, Field(ge=1, le=4096)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Guidance = Annotated[float, Field(ge=1)]
+"""Of classifier-free guidance: 1 is none, and below it the prompt would count for less."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Sigma = Fraction
@@ -40,7 +42,7 @@ def _fits_a_file_system(path: str) -> str:
     return path
 
 
-PathText = Annotated[str, AfterValidator(_fits_a_file_system)]
+PathText = Annotated[Text, AfterValidator(_fits_a_file_system)]
 """A path, or a name in its place: a hub id, world:..., hf:..."""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from .base import (
+    Guidance,
     NonNegative,
     NonNegativeFloat,
     PathText,
@@ -189,9 +190,9 @@ class SRPOConfig(ObjectiveConfig):
     kl_beta: NonNegativeFloat = 0.0
     """Weight of mean((pred − base pred)²) at the same x_t and sigma, added to every loss
     (velocity-space KL to the base model); above 0 it costs one more forward pass per loss."""
-    embedded_guidance: float | None = None
+    embedded_guidance: NonNegativeFloat | None = None
     """Guidance input of the network in the training call."""
-    cfg_scale: NonNegativeFloat = 1.0
+    cfg_scale: Guidance = 1.0
     """Classifier-free guidance of the training call (two passes when not 1)."""
     truncate_timestep: Positive | None = None
     """n: the network gets int(n·sigma)/n instead of sigma (official: 1000); the recovery uses the

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, model_validator
 from .base import (
     BatchSize,
     Fraction,
+    Guidance,
     Free,
     Layout,
     Measured,
@@ -124,9 +125,9 @@ class RolloutConfig(Strict):
     """Euler or DDIM steps from pure noise."""
     shift: PositiveFloat | None = None
     """Shift of the flow grid linspace(1, 0); none uses the checkpoint's own scheduler."""
-    embedded_guidance: float | None = None
+    embedded_guidance: NonNegativeFloat | None = None
     """Guidance input of the network."""
-    cfg_scale: NonNegativeFloat = 1.0
+    cfg_scale: Guidance = 1.0
     """Classifier-free guidance (two passes when not 1)."""
     truncate_timestep: Positive | None = None
     """n: the network gets int(n·sigma)/n instead of sigma (official: 1000)."""

@@ -74,9 +74,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Number of values in a node with its aliases written out; 0 in itself."""
+    """Number of values in a node with its aliases written out; in itself too many."""
     if id(node) not in sizes:
-        sizes[id(node)] = 0
+        sizes[id(node)] = _MAX_VALUES
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if pairs else node.value
         nested = isinstance(node, yaml.CollectionNode)
