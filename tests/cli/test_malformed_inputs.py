@@ -45,7 +45,7 @@ def refuses(command):
         assert result.exit_code == 1, result.output
         assert lines and lines[-1].startswith("directalign: "), result.output
         assert (
-            any(name in lines[-1] for name in about) and "fault of directalign" not in result.output
+            any(name in lines[-1] for name in about) and "bug in directalign" not in result.output
         ), lines[-1]
         assert "Traceback" not in result.output and "weights_only" not in result.output
         assert all("warning: " in line for line in lines[:-1]), lines
@@ -115,7 +115,8 @@ def spoil(file: Path, how: str) -> None:
         file.write_bytes(raw[how])
     else:
         others = {"no tensors": {}, "other names": {"a": torch.zeros(2)}}
-        save_file(others.get(how) or tensors | {name: bad[how].contiguous()}, file)
+        chosen = others[how] if how in others else tensors | {name: bad[how].contiguous()}
+        save_file(chosen, file)
 
 
 TYPES = {"int8": "int8", "bool": "bool", "complex": "complex64"}
