@@ -1,8 +1,8 @@
 """Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
-Ratings are also compared as votes, on every scale. A difference is claimed only if the sign test
-holds after correction for the number of pairs and the interval excludes a draw. All other findings
-are caveats: few data, disagreement, quantities that could not be computed.
+Ratings are also compared as votes, on every scale. A preference is claimed only of enough people,
+after correction for the number of pairs; with few, what is clear is said of these annotators alone.
+All other findings are caveats: few data, disagreement, quantities that could not be computed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from markupsafe import Markup
 
 from ..stats import Interval, Ranking
 from . import statistics
-from .records import LEVELS, Rating, Vote, latest
+from .records import LEVELS, Rating, Vote, latest, prompt_of
 from .statistics import SCALES, Agreement, Annotator, Scale, Shares, SideBias, Wins, elo
 from .store import Store
 
 VOTES = "votes"
 NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}
 ALPHA_LEVEL = 0.05
-FEW_ITEMS = 20
+FEW_PROMPTS, FEW_ANNOTATORS = 20, 6
+"""Below so many annotators nothing is claimed about other people."""
 RELIABLE, TENTATIVE = 0.8, 0.667
 """Thresholds on Krippendorff's alpha (Krippendorff 2004): for conclusions, for tentative ones."""
 ODD_MIN_ANSWERS, ODD_MIN_ALPHA = 20, 0.2
@@ -68,6 +69,7 @@ class Results:
     ratings: int
     votes: int
     items: int
+    prompts: int
     annotators: int
     incomplete: int
     unequal: Sequence[str]
@@ -97,6 +99,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         ratings=len(ratings),
         votes=len(votes),
         items=len({one.item for one in answers}),
+        prompts=len({prompt_of(one) for one in answers}),
         annotators=len({one.annotator for one in answers}),
         incomplete=statistics.incomplete(ratings),
         unequal=[model for model, own in items.items() if own and own != most],
@@ -167,15 +170,27 @@ def lead(results: Results) -> str:
     given = [count(amount, kind) for amount, kind in amounts if amount]
     if not given:
         return "No answers yet."
+    largest = joined(
+        [
+            f"{100 * one.share:.0f}\u00a0% of the {kind} by {one.name}"
+            for kind, one in largest_shares(results).items()
+        ]
+    )
     return (
         f"{' and '.join(given)} by {count(results.annotators, 'annotator')} on "
-        f"{count(results.items, 'item')}, {count(len(results.labels), 'model')}."
+        f"{count(results.items, 'item')}, {count(len(results.labels), 'model')}. "
+        f"Largest share: {largest}."
     )
 
 
 def is_clear(wins: Wins) -> bool:
-    """Whether the two models differ beyond chance, corrected for all pairs."""
-    return wins.p_of_all < ALPHA_LEVEL and (wins.rate.low > 0.5 or wins.rate.high < 0.5)
+    """Whether people prefer one of two models, beyond chance and corrected for all pairs."""
+    return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
+
+
+def _is_clear_here(wins: Wins) -> bool:
+    """Whether a few annotators prefer one of two models, whatever others do."""
+    return wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
 
 
 def claims(results: Results) -> list[str]:
@@ -184,8 +199,8 @@ def claims(results: Results) -> list[str]:
     for source, comparison in _main(results):
         basis = "in votes" if source == VOTES else "by overall ratings"
         wins = comparison.wins
-        clear = [one for one in wins if is_clear(one)]
-        unclear = [one.rate for one in wins if not is_clear(one)]
+        clear = [one for one in wins if is_clear(one) or _is_clear_here(one)]
+        unclear = [one.rate for one in wins if one not in clear]
         found += [_preferred(one, results.labels, basis) for one in clear]
         if unclear:
             half = max(max(rate.high - rate.value, rate.value - rate.low) for rate in unclear)
@@ -203,29 +218,43 @@ def _main(results: Results) -> list[tuple[str, Comparison]]:
 
 
 def _preferred(wins: Wins, labels: Mapping[str, str], basis: str) -> str:
-    rate, better, worse = wins.rate, wins.b, wins.a
+    few = not is_clear(wins)
+    rate, better, worse = wins.panel if few else wins.rate, labels[wins.b], labels[wins.a]
     if rate.value < 0.5:
-        rate, better, worse = _opposite(rate), wins.a, wins.b
-    return (
-        f"{labels[better]} is preferred to {labels[worse]} {basis}: it wins "
-        f"{percent(rate.value, rate.n)} (95\u00a0% interval {span(rate)}, {wins.items} items, "
-        f"{p_value(wins.p_of_all)} corrected for all pairs)."
+        rate, better, worse = _opposite(rate), worse, better
+    who = count(wins.annotators, "annotator")
+    numbers = (
+        f"{percent(rate.value, rate.n)} (95\u00a0% interval {span(rate)}, "
+        f"{count(wins.prompts, 'prompt')}, {who}, "
+        f"{p_value(wins.p_panel if few else wins.p_of_all)} corrected for all pairs)"
     )
+    if few:
+        return (
+            f"For {who} alone, {better} wins against {worse} {basis}: {numbers}. Whether others "
+            f"would agree is not known; ask at least {FEW_ANNOTATORS} people."
+        )
+    return f"{better} is preferred to {worse} {basis}: it wins {numbers}."
 
 
 def caveats(results: Results) -> list[str]:
     """Limits of the data, the most important first."""
-    return [*_few_data(results), *_gaps(results), *_disagreement(results)]
+    few = [*_few_data(results), *_shares_of_answers(results)]
+    return [*few, *_gaps(results), *_disagreement(results)]
 
 
 def _few_data(results: Results) -> Iterator[str]:
     if not results.items:
         return
-    if results.items < FEW_ITEMS:
-        only = f"Only {count(results.items, 'item')}: below {FEW_ITEMS} items,"
+    if results.prompts < FEW_PROMPTS:
+        only = f"Only {count(results.prompts, 'prompt')}: below {FEW_PROMPTS} prompts,"
         yield f"{only} intervals are rough and single prompts matter."
     if results.annotators == 1:
-        yield "One annotator: whether others agree is not known."
+        yield "One annotator: all intervals are about this one alone, on other prompts."
+    elif results.annotators < FEW_ANNOTATORS:
+        yield (
+            f"Only {results.annotators} annotators: intervals for people like them are wide, and "
+            f"preferences are claimed from {FEW_ANNOTATORS} annotators on."
+        )
     seen = {one.model for found in results.shares.values() for one in found}
     seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
     unseen = [label for key, label in results.labels.items() if key not in seen]
@@ -234,6 +263,23 @@ def _few_data(results: Results) -> Iterator[str]:
     if results.incomplete:
         images = count(results.incomplete, "image")
         yield f"{images} not rated on all four axes, and so without an overall level."
+
+
+def largest_shares(results: Results) -> dict[str, Annotator]:
+    """The annotator with the most answers of each kind, "ratings" and "votes"."""
+    kinds = {"ratings": results.raters, "votes": results.voters}
+    return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
+
+
+def _shares_of_answers(results: Results) -> Iterator[str]:
+    """An annotator who gave far more answers than the others."""
+    for kind, one in largest_shares(results).items():
+        people = len(results.raters if kind == "ratings" else results.voters)
+        if one.share > min(3 / people, (1 + 1 / people) / 2):
+            yield (
+                f"{one.name} gave {100 * one.share:.0f}\u00a0% of the {kind}. Every annotator "
+                "counts equally in all rates, so these answers weigh no more than another's few."
+            )
 
 
 def _gaps(results: Results) -> Iterator[str]:
@@ -287,6 +333,13 @@ def _disagreement(results: Results) -> Iterator[str]:
             f"{percent(side.rate.value, side.rate.n)} of {side.rate.n} decided votes, "
             f"{p_value(side.p)}. This pulls all win rates towards one half."
         )
+    for one in results.voters:
+        if one.side is not None and one.p_side < ALPHA_LEVEL:
+            left, decided = one.side.left, one.side.rate.n
+            yield (
+                f"{one.name} chose the image on the left in {left} of {decided} decided votes, "
+                "which random sides do not explain: check these answers before you exclude them."
+            )
     for name in dict.fromkeys(
         one.name for one in (*results.raters, *results.voters) if _is_odd(one)
     ):
@@ -354,13 +407,16 @@ def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> di
     """What the page says about one comparison; `matrix` is keyed by (row, column)."""
     matrix = {}
     for one in found.wins:
-        p = f"{one.items} items, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
-        for pair, rate, won, lost in (
-            ((one.b, one.a), one.rate, one.wins, one.losses),
-            ((one.a, one.b), _opposite(one.rate), one.losses, one.wins),
+        of = f"{count(one.prompts, 'prompt')}, {count(one.annotators, 'annotator')}"
+        p = f"{of}, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
+        for pair, rate, panel, won, lost in (
+            ((one.b, one.a), one.rate, one.panel, one.wins, one.losses),
+            ((one.a, one.b), _opposite(one.rate), _opposite(one.panel), one.losses, one.wins),
         ):
             note = f"{won} won, {lost} lost, {one.ties} tied; {p}"
             matrix[pair] = {"rate": rate, "is_clear": is_clear(one), "note": note}
+            if one.annotators < FEW_ANNOTATORS:
+                matrix[pair]["panel"] = panel
     strengths, ticks = strength_rows(found.ranking, labels)
     note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
     view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
@@ -421,7 +477,8 @@ def summary_csv(results: Results) -> str:
 
     `what` is share (of model `a` on the scale `of`, at level `b`), wins (of `b` against `a`; `of`
     is votes, or the scale of the ratings), strength (of `a`, log-odds), elo, or alpha (`b` is its
-    metric). `low` and `high` are the ends of the 95 % interval.
+    metric). `panel` is wins for these annotators alone, `answers` the share of an annotator, `a`,
+    among the answers of a kind, `of`. `low` and `high` are the ends of the 95 % interval.
     """
     rows: list[Sequence[CsvCell]] = [
         ("share", one.scale, one.model, level, *astuple(share), None, None)
@@ -431,9 +488,9 @@ def summary_csv(results: Results) -> str:
     ]
     for source, comparison in results.comparisons.items():
         for wins in comparison.wins:
-            rows.append(
-                ("wins", source, wins.a, wins.b, *astuple(wins.rate), wins.p, wins.p_of_all)
-            )
+            pair = source, wins.a, wins.b
+            rows.append(("wins", *pair, *astuple(wins.rate), wins.p, wins.p_of_all))
+            rows.append(("panel", *pair, *astuple(wins.panel), None, wins.p_panel))
         for model in comparison.ranking.order():
             strength = comparison.ranking.interval(model)
             points = [elo(end) for end in (strength.value, strength.low, strength.high)]
@@ -444,6 +501,10 @@ def summary_csv(results: Results) -> str:
             ends = found.interval if metric == "ordinal" else None
             low, high = (ends.low, ends.high) if ends else (None, None)
             rows.append(("alpha", source, None, metric, value, low, high, found.units, None, None))
+    for kind, people in (("ratings", results.raters), ("votes", results.voters)):
+        for one in people:
+            share = one.share, None, None, one.answers
+            rows.append(("answers", kind, one.name, None, *share, None, None))
     return csv_table(SUMMARY_COLUMNS, rows)
 
 

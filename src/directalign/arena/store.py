@@ -69,8 +69,8 @@ CREATE VIEW counted AS SELECT * FROM answers
 """In answers, `model` was rated on `axis`, or stood left of `other`. `said` is the level, or
 left, right, tie; NULL takes an answer back."""
 _NAMED = (
-    "SELECT name, item, model, other, axis, said, counted.at "
-    "FROM counted JOIN annotators USING (annotator)"
+    "SELECT name, item, model, other, axis, said, counted.at, prompt "
+    "FROM counted JOIN annotators USING (annotator) JOIN items USING (item)"
 )
 
 
@@ -198,7 +198,15 @@ class Store:
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""
         return [
-            Rating(row["name"], row["item"], row["model"], row["axis"], row["said"], row["at"])
+            Rating(
+                row["name"],
+                row["item"],
+                row["model"],
+                row["axis"],
+                row["said"],
+                row["at"],
+                row["prompt"],
+            )
             for row in self._rows(f"{_NAMED} WHERE axis IS NOT NULL ORDER BY answer")
         ]
 
@@ -208,7 +216,9 @@ class Store:
         for row in self._rows(f"{_NAMED} WHERE other IS NOT NULL ORDER BY answer"):
             left, right = row["model"], row["other"]
             winner = {"left": left, "right": right}.get(row["said"])
-            votes.append(Vote(row["name"], row["item"], left, right, winner, row["at"]))
+            votes.append(
+                Vote(row["name"], row["item"], left, right, winner, row["at"], row["prompt"])
+            )
         return votes
 
     def history(self) -> list[dict[str, Any]]:

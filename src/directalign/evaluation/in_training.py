@@ -232,14 +232,16 @@ class Measurer:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
-        return {**summarise_images(each), COLOR_DRIFT: self.fixed.drift(images)}
+        found = summarise_images(each, self.pairs.prompts[: len(images)])
+        return {**found, COLOR_DRIFT: self.fixed.drift(images)}
 
     def control_summary(self, images: Images) -> dict[str, Any]:
         """The same for images of the control prompts, under `off_topic_<name>`."""
         assert self.control is not None
         samples = samples_of(self.control.pairs, CONTROL_GROUP)
         each = per_image(self.functions, MetricInput(samples, images))
-        return {**summarise_images(each), OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
+        found = summarise_images(each, self.control.pairs.prompts)
+        return {**found, OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Metrics of the pairs evaluated during the run; per-image values for early stopping."""

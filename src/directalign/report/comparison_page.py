@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..metrics import ROLES, Metric, by_role, drifting, judging
-from ..stats import normal_interval, rate_interval
+from ..stats import grouped_mean
 from .charts import (
     BASE,
     Ends,
@@ -316,40 +316,36 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
+    prompts: dict[int, str] = {}
     columns: list[dict[str, dict[int, float]]] = []  # per model: values by group and index
     for model in comparison.models:
         groups: dict[str, dict[int, float]] = {}
         for index, image in comparison.images[model.key].items():
+            prompts[index] = image.prompt
             if metric.name in image.numbers:
                 groups.setdefault(image.group, {})[index] = image.numbers[metric.name]
         columns.append(groups)
     rows = []
     for group in list(dict.fromkeys(group for groups in columns for group in groups))[:MAX_GROUPS]:
         values = [groups.get(group, {}) for groups in columns]
-        cells = [_group_cell(values[0], column, metric) for column in values]
+        cells = [_group_cell(values[0], column, metric, prompts) for column in values]
         pairs = counted(max(map(len, values)), "pair")
         rows.append((group or "without a group", pairs, cells))
     return GroupTable(metric, rows)
 
 
 def _group_cell(
-    first: dict[int, float], column: dict[int, float], metric: Metric
+    first: dict[int, float], column: dict[int, float], metric: Metric, prompts: Mapping[int, str]
 ) -> tuple[str, str, str]:
     value, text = ("–", "")
     if column:
-        value, text = interval(_mean_interval(list(column.values())), metric.percent)
+        mean = grouped_mean([*column.values()], [prompts[index] for index in column])
+        value, text = interval(mean.as_dict(), metric.percent)
     shared = [index for index in column if index in first]
     if column is first or not shared:
         return value, text, ""
     points = ((column[index] > first[index]) + (column[index] >= first[index]) for index in shared)
     return value, text, f"wins {100 * sum(points) / 2 / len(shared):.0f}\u00a0%"
-
-
-def _mean_interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean with its 95 % interval: Wilson's for 0 or 1, else 1.96 standard errors."""
-    if set(values) <= {0.0, 1.0}:
-        return rate_interval(values).as_dict()
-    return normal_interval(values).as_dict() if len(values) > 1 else {"value": values[0]}
 
 
 @dataclass(frozen=True)
