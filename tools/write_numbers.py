@@ -186,7 +186,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except DirectAlignError as error:
         sys.exit(str(error))
     if given.check and stale:
-        sys.exit(f"{', '.join(stale)}: not as in {RESULTS}; run python tools/write_numbers.py")
+        sys.exit(f"{', '.join(stale)}: numbers differ; run python tools/write_numbers.py")
 
 
 if __name__ == "__main__":

@@ -268,8 +268,9 @@ def clustered_scatter(
 ) -> Float[np.ndarray, "k k"]:
     """Covariance (k, k) of the sum of scores that are alike within clusters of one or two kinds.
 
-    Each kind: g/(g−1) times the scatter of the sums of its g clusters. Of two kinds, the sum less
-    the scatter over their intersections, and at least the latter (Cameron, Gelbach, Miller 2011).
+    Each kind: g/(g−1) times the scatter of the sums of its g clusters. Of two kinds, the scatter
+    over their intersections and what that of each kind exceeds it by: the sum of both less the one
+    over the intersections (Cameron, Gelbach and Miller 2011), without negative parts.
     """
 
     def scatter(cluster_of: Int[np.ndarray, " n"]) -> Float[np.ndarray, "k k"]:
@@ -282,8 +283,11 @@ def clustered_scatter(
         return scatter(clusterings[0])
     first, second = clusterings
     both = scatter(np.unique(first * (second.max() + 1) + second, return_inverse=True)[1])
-    effects, axes = np.linalg.eigh(scatter(first) + scatter(second) - 2 * both)
-    return both + (axes * np.maximum(effects, 0.0)) @ axes.T
+    found = both
+    for each in clusterings:
+        effects, axes = np.linalg.eigh(scatter(each) - both)
+        found = found + (axes * np.maximum(effects, 0.0)) @ axes.T
+    return found
 
 
 # --- tests and win rates --------------------------------------------------------------------------
