@@ -154,6 +154,14 @@ def test_names_are_escaped():
     assert html.count("&lt;script&gt;") >= 5
 
 
+def test_names_with_direction_marks_turn_no_number():
+    name, label = "\u202eeno", "\u05d0\u202e"
+    votes = [*cast("r" * 40, name), *(one for n in range(6) for one in cast("rr", f"ann {n}"))]
+    html = output.render_results(output.gather([], votes, {"base": label, "srpo": "SRPO"}), label)
+    for text in (name, label):
+        assert text in html and html.count(text) == html.count(f"\u2068{text}\u2069")
+
+
 @pytest.mark.parametrize(
     ("ratings", "votes"),
     [

@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..io.bidi import isolated
 from ..stats import Interval, Ranking
 from . import statistics
 from .records import LEVELS, Rating, Vote, latest, prompt_of
@@ -34,6 +35,10 @@ RELIABLE, TENTATIVE = 0.8, 0.667
 """Thresholds on Krippendorff's alpha (Krippendorff 2004): for conclusions, for tentative ones."""
 ODD_MIN_ANSWERS, ODD_MIN_ALPHA = 20, 0.2
 """An annotator is called unusual from this many answers on, if the others agree this well."""
+OPEN = (
+    "Anyone with the link could join, under any name: one person on two devices may count as two. "
+    "With --annotators, each name has a link of its own."
+)
 DECIMAL_FROM = 500
 """Number of answers from which percentages get a decimal."""
 TEMPLATES = Path(__file__).parent / "templates"
@@ -95,7 +100,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
     items = {model: {one.item for one in ratings if one.model == model} for model in models}
     most = max(items.values(), key=len, default=set())
     return Results(
-        labels=dict(labels),
+        labels={key: isolated(label) for key, label in labels.items()},
         ratings=len(ratings),
         votes=len(votes),
         items=len({one.item for one in answers}),
@@ -172,7 +177,7 @@ def lead(results: Results) -> str:
         return "No answers yet."
     largest = joined(
         [
-            f"{100 * one.share:.0f}\u00a0% of the {kind} by {one.name}"
+            f"{100 * one.share:.0f}\u00a0% of the {kind} by {isolated(one.name)}"
             for kind, one in largest_shares(results).items()
         ]
     )
@@ -277,8 +282,8 @@ def _shares_of_answers(results: Results) -> Iterator[str]:
         people = len(results.raters if kind == "ratings" else results.voters)
         if one.share > min(3 / people, (1 + 1 / people) / 2):
             yield (
-                f"{one.name} gave {100 * one.share:.0f}\u00a0% of the {kind}. Every annotator "
-                "counts equally in all rates, so these answers weigh no more than another's few."
+                f"{isolated(one.name)} gave {100 * one.share:.0f}\u00a0% of the {kind}. Every "
+                "annotator counts equally in all rates, so these weigh no more than another's few."
             )
 
 
@@ -337,15 +342,15 @@ def _disagreement(results: Results) -> Iterator[str]:
         if one.side is not None and one.p_side < ALPHA_LEVEL:
             left, decided = one.side.left, one.side.rate.n
             yield (
-                f"{one.name} chose the image on the left in {left} of {decided} decided votes, "
-                "which random sides do not explain: check these answers before you exclude them."
+                f"{isolated(one.name)} chose the image on the left in {left} of {decided} decided "
+                "votes, which random sides do not explain: check them before you exclude them."
             )
     for name in dict.fromkeys(
         one.name for one in (*results.raters, *results.voters) if _is_odd(one)
     ):
         yield (
-            f"{name} agrees with the others no more than by chance, while they agree among "
-            "themselves: check these answers before you exclude them."
+            f"{isolated(name)} agrees with the others no more than by chance, while they agree "
+            "among themselves: check these answers before you exclude them."
         )
 
 
@@ -371,6 +376,7 @@ def read_alpha(agreement: Agreement) -> str:
 
 
 PAGES = Environment(
+    finalize=lambda value: isolated(value) if type(value) is str else value,
     loader=FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
@@ -382,7 +388,12 @@ PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "number": 
 PAGES.filters |= {"p_value": p_value, "counted": count, "clipped": clipped}
 
 
-def render_results(results: Results, title: str, links: Sequence[tuple[str, str]] = ()) -> str:
+def render_results(
+    results: Results,
+    title: str,
+    links: Sequence[tuple[str, str]] = (),
+    further_caveats: Sequence[str] = (),
+) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
     kinds = (("Ratings", results.raters), ("Votes", results.voters))
     return PAGES.get_template("results.html.j2").render(
@@ -394,7 +405,7 @@ def render_results(results: Results, title: str, links: Sequence[tuple[str, str]
         levels={level: level.capitalize() for level in LEVELS},
         lead=lead(results),
         claims=claims(results),
-        caveats=caveats(results),
+        caveats=[*caveats(results), *further_caveats],
         bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
         comparisons=[_comparison(*item, results.labels) for item in results.comparisons.items()],
         agreement=[(key, found, read_alpha(found)) for key, found in results.agreement.items()],
@@ -538,7 +549,8 @@ TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
 def render_store(store: Store, folder: str) -> str:
     """The result page of a database; its links lead to the tables in `folder`."""
     links = [(text, f"{folder}{name}") for name, (text, _) in TABLES.items()]
-    return render_results(_gather(store), store.title, links)
+    open_to_all = store.invited() is None and len(store.annotators()) > 1
+    return render_results(_gather(store), store.title, links, [OPEN] if open_to_all else [])
 
 
 def write_results(database: Path, out: Path) -> list[Path]:

@@ -105,12 +105,12 @@ class Store:
         self._inode = _lock_inode(file) if locked else None
         self._lock = threading.RLock()
         try:
-            self._connection = sqlite3.connect(
-                file, check_same_thread=False, isolation_level=None, timeout=5
-            )
-            self._connection.row_factory = sqlite3.Row
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._connection.execute(f"PRAGMA {setting}").fetchall()
+            try:
+                self._connection = _connect(file.resolve().as_uri())
+            except sqlite3.OperationalError:  # in a folder that cannot be written to, or on a CD
+                if locked or file.with_name(f"{file.name}-wal").exists():
+                    raise
+                self._connection = _connect(f"{file.resolve().as_uri()}?immutable=1")
             facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")}
             for table in ("models", "items", "annotators", "counted"):
                 self._connection.execute(f"SELECT 1 FROM {table}").fetchone()
@@ -246,6 +246,16 @@ class Store:
         with self._lock, self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        uri, check_same_thread=False, isolation_level=None, timeout=5, uri=True
+    )
+    connection.row_factory = sqlite3.Row
+    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {setting}").fetchall()
+    return connection
 
 
 def lock(file: Path) -> sqlite3.Connection:

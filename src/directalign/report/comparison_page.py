@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..io.bidi import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
 from .charts import (
@@ -413,11 +414,11 @@ def _any_image(comparison: Comparison, index: int) -> ImageRecord:
 
 def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
     found = {
-        each.label: of_one_image(each, image.numbers[each.name])
+        isolated(each.label): of_one_image(each, image.numbers[each.name])
         for each in metrics
         if each.name in image.numbers
     }
-    return json.dumps(found, ensure_ascii=False)
+    return json.dumps(found)
 
 
 @dataclass(frozen=True)
