@@ -88,6 +88,8 @@ def test_style_kept_compares_with_the_style_of_the_prompt():
     assert found["off_topic_style_kept"]["value"] == 0.5 and found["off_topic_content"]["n"] == 4
     assert per_image([JudgeMetrics(judge, named_styles=False)], inputs) == {}
     own = MetricInput([EvalSample(0, "a red star", 0)], torch.rand(1, 3, 8, 8))
-    summary = summarise_images(per_image([JudgeMetrics(judge, named_styles=True)], own), ["a red star"])
+    summary = summarise_images(
+        per_image([JudgeMetrics(judge, named_styles=True)], own), ["a red star"]
+    )
     assert summary["style_anime"] == 1.0 and summary["content"]["value"] == 1.0
     assert "color" not in summary, "part of content"
