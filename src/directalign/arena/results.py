@@ -16,10 +16,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..io.bidi import isolated
+from ..report.charts import IntervalAxis, interval_bar
+from ..report.format import counted, decimal, p_value
+from ..report.page import environment
 from ..stats import Interval, Ranking
 from . import statistics
 from .records import LEVELS, Rating, Vote, latest, prompt_of
@@ -43,8 +45,6 @@ DECIMAL_FROM = 500
 """Number of answers from which percentages get a decimal."""
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = (TEMPLATES.parents[1] / "report/templates/style.css", TEMPLATES / "results.css")
-AXIS_MARGIN = 0.08
-"""Share of the strength axis left free at either end."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 HISTORY_COLUMNS = ["answer", "annotator", "request", "item", "model", "other", "axis", "said", "at"]
@@ -140,29 +140,9 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−").replace("inf", "∞")
 
 
-def number(value: float) -> str:
-    """A number with two decimals."""
-    return f"{value:.2f}".replace("-", "−")
-
-
-def p_value(p: float) -> str:
-    """A p-value such as "p = 0.03" or "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def count(amount: int, thing: str) -> str:
-    """ "1 item", "2 items"."""
-    return f"{amount} {thing}{'' if amount == 1 else 's'}"
-
-
 def joined(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def clipped(value: float) -> float:
-    """A position in percent of an axis from 0 to 1."""
-    return 100 * min(1.0, max(0.0, value))
 
 
 def _opposite(rate: Interval) -> Interval:
@@ -172,7 +152,7 @@ def _opposite(rate: Interval) -> Interval:
 def lead(results: Results) -> str:
     """One sentence about the amount of data."""
     amounts = ((results.ratings, "rating"), (results.votes, "vote"))
-    given = [count(amount, kind) for amount, kind in amounts if amount]
+    given = [counted(amount, kind) for amount, kind in amounts if amount]
     if not given:
         return "No answers yet."
     largest = joined(
@@ -182,8 +162,8 @@ def lead(results: Results) -> str:
         ]
     )
     return (
-        f"{' and '.join(given)} by {count(results.annotators, 'annotator')} on "
-        f"{count(results.items, 'item')}, {count(len(results.labels), 'model')}. "
+        f"{' and '.join(given)} by {counted(results.annotators, 'annotator')} on "
+        f"{counted(results.items, 'item')}, {counted(len(results.labels), 'model')}. "
         f"Largest share: {largest}."
     )
 
@@ -227,10 +207,10 @@ def _preferred(wins: Wins, labels: Mapping[str, str], basis: str) -> str:
     rate, better, worse = wins.panel if few else wins.rate, labels[wins.b], labels[wins.a]
     if rate.value < 0.5:
         rate, better, worse = _opposite(rate), worse, better
-    who = count(wins.annotators, "annotator")
+    who = counted(wins.annotators, "annotator")
     numbers = (
         f"{percent(rate.value, rate.n)} (95\u00a0% interval {span(rate)}, "
-        f"{count(wins.prompts, 'prompt')}, {who}, "
+        f"{counted(wins.prompts, 'prompt')}, {who}, "
         f"{p_value(wins.p_panel if few else wins.p_of_all)} corrected for all pairs)"
     )
     if few:
@@ -251,7 +231,7 @@ def _few_data(results: Results) -> Iterator[str]:
     if not results.items:
         return
     if results.prompts < FEW_PROMPTS:
-        only = f"Only {count(results.prompts, 'prompt')}: below {FEW_PROMPTS} prompts,"
+        only = f"Only {counted(results.prompts, 'prompt')}: below {FEW_PROMPTS} prompts,"
         yield f"{only} intervals are rough and single prompts matter."
     if results.annotators == 1:
         yield "One annotator: all intervals are about this one alone, on other prompts."
@@ -266,7 +246,7 @@ def _few_data(results: Results) -> Iterator[str]:
     if unseen:
         yield f"{joined(unseen)}: no answer yet."
     if results.incomplete:
-        images = count(results.incomplete, "image")
+        images = counted(results.incomplete, "image")
         yield f"{images} not rated on all four axes, and so without an overall level."
 
 
@@ -315,7 +295,7 @@ def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
     return (
         f"there are no wins in both directions between {groups}, so the strengths have no finite "
         "maximum-likelihood value. They are computed with "
-        f"{count(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
+        f"{counted(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
         "the distance between these groups is not known."
     )
 
@@ -323,7 +303,7 @@ def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
 def _disagreement(results: Results) -> Iterator[str]:
     alphas = {key: found.alpha["ordinal"] for key, found in results.agreement.items()}
     low = [
-        f"{NAMES[key].lower()} {number(alpha)}"
+        f"{NAMES[key].lower()} {decimal(alpha)}"
         for key, alpha in alphas.items()
         if alpha is not None and alpha < TENTATIVE
     ]
@@ -375,17 +355,17 @@ def read_alpha(agreement: Agreement) -> str:
     return "low: trust averages, not single answers"
 
 
-PAGES = Environment(
-    finalize=lambda value: isolated(value) if type(value) is str else value,
-    loader=FileSystemLoader(TEMPLATES),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+PAGES = environment(TEMPLATES)
 """All templates of the arena."""
-PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "number": number}
-PAGES.filters |= {"p_value": p_value, "counted": count, "clipped": clipped}
+PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value": p_value}
+
+
+def alpha_bar(interval: Interval | None) -> Markup:
+    """The interval of an alpha on an axis from 0 to 1."""
+    if interval is None:
+        return Markup("")
+    ends = (interval.low, interval.high)
+    return interval_bar([("s0", ends, interval.value)], "Interval of alpha, from 0 to 1")
 
 
 def render_results(
@@ -408,7 +388,10 @@ def render_results(
         caveats=[*caveats(results), *further_caveats],
         bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
         comparisons=[_comparison(*item, results.labels) for item in results.comparisons.items()],
-        agreement=[(key, found, read_alpha(found)) for key, found in results.agreement.items()],
+        agreement=[
+            (key, found, read_alpha(found), alpha_bar(found.interval))
+            for key, found in results.agreement.items()
+        ],
         panels=[(kind, found) for kind, found in kinds if found],
         side=results.side,
     )
@@ -418,7 +401,7 @@ def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> di
     """What the page says about one comparison; `matrix` is keyed by (row, column)."""
     matrix = {}
     for one in found.wins:
-        of = f"{count(one.prompts, 'prompt')}, {count(one.annotators, 'annotator')}"
+        of = f"{counted(one.prompts, 'prompt')}, {counted(one.annotators, 'annotator')}"
         p = f"{of}, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
         for pair, rate, panel, won, lost in (
             ((one.b, one.a), one.rate, one.panel, one.wins, one.losses),
@@ -428,38 +411,27 @@ def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> di
             matrix[pair] = {"rate": rate, "is_clear": is_clear(one), "note": note}
             if one.annotators < FEW_ANNOTATORS:
                 matrix[pair]["panel"] = panel
-    strengths, ticks = strength_rows(found.ranking, labels)
+    axis, strengths = strength_rows(found.ranking, labels)
     note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
     view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
-    return view | {"matrix": matrix, "prior_note": note, "strengths": strengths, "ticks": ticks}
+    view |= {"strengths": strengths, "ticks": axis.ticks(percent=False, about=4)}
+    return view | {"matrix": matrix, "prior_note": note}
 
 
 def strength_rows(
     ranking: Ranking, labels: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
-    """One row per model, strongest first, and the ticks (position, text) of their axis.
-
-    Positions, also `at`, `low` and `high` of a row, are in percent of the axis.
-    """
+) -> tuple[IntervalAxis, list[dict[str, Any]]]:
+    """The common axis of the strengths, and one row per model, strongest first."""
     found = {model: ranking.interval(model) for model in ranking.order()}
     ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
-    ends = [end for end in ends if math.isfinite(end)]
-    low, high = min(ends), max(ends)
-    margin = AXIS_MARGIN * (high - low) or 1.0
-
-    def position(value: float) -> float:
-        return clipped((value - low + margin) / (high - low + 2 * margin))
-
+    axis = IntervalAxis.around([end for end in ends if math.isfinite(end)])
     rows = []
     for model, one in found.items():
-        at, low_at, high_at = position(one.value), position(one.low), position(one.high)
-        row = {"label": labels[model], "strength": one, "at": at, "low": low_at, "high": high_at}
-        row |= {"elo": elo(one.value), "beats_average": 1 / (1 + math.exp(-one.value))}
-        rows.append(row)
-    sizes = (size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5))
-    step = next(size for size in sizes if high - low <= 6 * size)
-    ticks = [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return rows, [(position(tick), signed(tick, 1) if tick else "0") for tick in ticks]
+        title = f"{labels[model]}: {signed(one.value)}, {signed(one.low)} to {signed(one.high)}"
+        row = {"label": labels[model], "strength": one, "elo": elo(one.value)}
+        row["bar"] = axis.bar("s0", (one.low, one.high), one.value, title)
+        rows.append({**row, "beats_average": 1 / (1 + math.exp(-one.value))})
+    return axis, rows
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
