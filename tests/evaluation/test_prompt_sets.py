@@ -150,9 +150,13 @@ FIELDS = r"bench.csv:3: 1 fields, and Prompts and Category are fields 1 and 2"
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("anime.json", '["a",\n "b"', r"anime.json:2: not JSON"),
-        ("anime.json", '{"a": 1}', r"anime.json:1: dict instead of a list"),
-        ("anime.json", '["a", 3]', r"anime.json: item 2: int instead of a prompt"),
+        (
+            "anime.json",
+            '["a",\n "b"',
+            r"anime.json: Invalid JSON: EOF while parsing a list at line 2",
+        ),
+        ("anime.json", '{"a": 1}', r"anime.json: Input should be a valid .*(list|array)"),
+        ("anime.json", '["a", 3]', r"anime.json: item 2: Input should be a valid string"),
         ("anime.json", '["a", "b\\u0000"]', r"anime.json: item 2: control character"),
         ("anime.json", "[]", r"no prompts in it"),
         ("bench.csv", "Prompts,Category\na bee,Counting\nb\n", FIELDS),

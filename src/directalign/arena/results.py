@@ -10,8 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from ..io.bidi import isolated
 from ..report.charts import IntervalAxis, interval_bar
-from ..report.format import counted, decimal, p_value
+from ..report.format import counted, p_value
 from ..report.page import environment
 from ..stats import Interval, Ranking
 from . import statistics
@@ -100,7 +100,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
     items = {model: {one.item for one in ratings if one.model == model} for model in models}
     most = max(items.values(), key=len, default=set())
     return Results(
-        labels={key: isolated(label) for key, label in labels.items()},
+        labels={key: isolated(" ".join(label.split())) for key, label in labels.items()},
         ratings=len(ratings),
         votes=len(votes),
         items=len({one.item for one in answers}),
@@ -149,25 +149,6 @@ def _opposite(rate: Interval) -> Interval:
     return Interval(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.n)
 
 
-def lead(results: Results) -> str:
-    """One sentence about the amount of data."""
-    amounts = ((results.ratings, "rating"), (results.votes, "vote"))
-    given = [counted(amount, kind) for amount, kind in amounts if amount]
-    if not given:
-        return "No answers yet."
-    largest = joined(
-        [
-            f"{100 * one.share:.0f}\u00a0% of the {kind} by {isolated(one.name)}"
-            for kind, one in largest_shares(results).items()
-        ]
-    )
-    return (
-        f"{' and '.join(given)} by {counted(results.annotators, 'annotator')} on "
-        f"{counted(results.items, 'item')}, {counted(len(results.labels), 'model')}. "
-        f"Largest share: {largest}."
-    )
-
-
 def is_clear(wins: Wins) -> bool:
     """Whether people prefer one of two models, beyond chance and corrected for all pairs."""
     return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
@@ -178,76 +159,47 @@ def _is_clear_here(wins: Wins) -> bool:
     return wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
 
 
-def claims(results: Results) -> list[str]:
-    """Significant differences; else a sentence that there is none and how large it may be."""
-    found = []
-    for source, comparison in _main(results):
-        basis = "in votes" if source == VOTES else "by overall ratings"
-        wins = comparison.wins
-        clear = [one for one in wins if is_clear(one) or _is_clear_here(one)]
-        unclear = [one.rate for one in wins if one not in clear]
-        found += [_preferred(one, results.labels, basis) for one in clear]
-        if unclear:
-            half = max(max(rate.high - rate.value, rate.value - rate.low) for rate in unclear)
-            found.append(
-                f"{basis.capitalize()}, no {'other ' if clear else ''}pair of models differs "
-                f"beyond chance; these win rates may be off by {100 * half:.0f} points."
-            )
-    return found
-
-
 def _main(results: Results) -> list[tuple[str, Comparison]]:
     """Comparisons by votes and by overall ratings, where there are any."""
     found = results.comparisons
     return [(source, found[source]) for source in (VOTES, "overall") if source in found]
 
 
-def _preferred(wins: Wins, labels: Mapping[str, str], basis: str) -> str:
-    few = not is_clear(wins)
-    rate, better, worse = wins.panel if few else wins.rate, labels[wins.b], labels[wins.a]
-    if rate.value < 0.5:
-        rate, better, worse = _opposite(rate), worse, better
-    who = counted(wins.annotators, "annotator")
-    numbers = (
-        f"{percent(rate.value, rate.n)} (95\u00a0% interval {span(rate)}, "
-        f"{counted(wins.prompts, 'prompt')}, {who}, "
-        f"{p_value(wins.p_panel if few else wins.p_of_all)} corrected for all pairs)"
-    )
-    if few:
-        return (
-            f"For {who} alone, {better} wins against {worse} {basis}: {numbers}. Whether others "
-            f"would agree is not known; ask at least {FEW_ANNOTATORS} people."
-        )
-    return f"{better} is preferred to {worse} {basis}: it wins {numbers}."
+def _sided(wins: Wins, rate: Interval) -> tuple[Interval, str, str]:
+    """The rate of the better model, and both models, the better one first."""
+    return (rate, wins.b, wins.a) if rate.value >= 0.5 else (_opposite(rate), wins.a, wins.b)
+
+
+def claims(results: Results) -> list[str]:
+    """Significant differences; else a sentence that there is none and how large it may be."""
+    return _sentences("claims.txt.j2", results, sided=_sided)
 
 
 def caveats(results: Results) -> list[str]:
     """Limits of the data, the most important first."""
-    few = [*_few_data(results), *_shares_of_answers(results)]
-    return [*few, *_gaps(results), *_disagreement(results)]
-
-
-def _few_data(results: Results) -> Iterator[str]:
-    if not results.items:
-        return
-    if results.prompts < FEW_PROMPTS:
-        only = f"Only {counted(results.prompts, 'prompt')}: below {FEW_PROMPTS} prompts,"
-        yield f"{only} intervals are rough and single prompts matter."
-    if results.annotators == 1:
-        yield "One annotator: all intervals are about this one alone, on other prompts."
-    elif results.annotators < FEW_ANNOTATORS:
-        yield (
-            f"Only {results.annotators} annotators: intervals for people like them are wide, and "
-            f"preferences are claimed from {FEW_ANNOTATORS} annotators on."
-        )
     seen = {one.model for found in results.shares.values() for one in found}
     seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
-    unseen = [label for key, label in results.labels.items() if key not in seen]
-    if unseen:
-        yield f"{joined(unseen)}: no answer yet."
-    if results.incomplete:
-        images = counted(results.incomplete, "image")
-        yield f"{images} not rated on all four axes, and so without an overall level."
+    odd = [one.name for one in (*results.raters, *results.voters) if _is_odd(one)]
+    return _sentences(
+        "caveats.txt.j2",
+        results,
+        unseen=[label for key, label in results.labels.items() if key not in seen],
+        largest=largest_shares(results),
+        never_compared=_never_compared,
+        prior_note=prior_note,
+        names=NAMES,
+        alphas={key: found.alpha["ordinal"] for key, found in results.agreement.items()},
+        odd=list(dict.fromkeys(odd)),
+    )
+
+
+def _sentences(template: str, results: Results, **words: Any) -> list[str]:
+    """The lines of a template, as HTML."""
+    words |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS}
+    words |= {"results": results, "labels": results.labels, "main": _main(results)}
+    words |= {"tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
+    text = PAGES.get_template(template).render(**words)
+    return [Markup(line) for line in text.split("\n") if line.strip()]
 
 
 def largest_shares(results: Results) -> dict[str, Annotator]:
@@ -256,37 +208,13 @@ def largest_shares(results: Results) -> dict[str, Annotator]:
     return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
 
 
-def _shares_of_answers(results: Results) -> Iterator[str]:
-    """An annotator who gave far more answers than the others."""
-    for kind, one in largest_shares(results).items():
-        people = len(results.raters if kind == "ratings" else results.voters)
-        if one.share > min(3 / people, (1 + 1 / people) / 2):
-            yield (
-                f"{isolated(one.name)} gave {100 * one.share:.0f}\u00a0% of the {kind}. Every "
-                "annotator counts equally in all rates, so these weigh no more than another's few."
-            )
-
-
-def _gaps(results: Results) -> Iterator[str]:
-    """Models that were never compared, or only on other items."""
-    labels = results.labels
-    for source, comparison in _main(results):
-        pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
-        missing = [
-            f"{labels[a]} with {labels[b]}"
-            for a, b in combinations(comparison.ranking.models, 2)
-            if frozenset((a, b)) not in pairs
-        ]
-        if missing:
-            means = "Their strengths compare through other models only."
-            yield f"{NAMES[source]}: never compared directly: {joined(missing)}. {means}"
-        if comparison.ranking.prior_ties:
-            yield f"{NAMES[source]}: {prior_note(comparison.ranking, labels)}"
-    if results.unequal:
-        yield (
-            f"{joined([labels[model] for model in results.unequal])}: rated on other items than "
-            "the rest, so percentages are not comparable; win rates use common items only."
-        )
+def _never_compared(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
+    pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
+    return [
+        f"{labels[a]} with {labels[b]}"
+        for a, b in combinations(comparison.ranking.models, 2)
+        if frozenset((a, b)) not in pairs
+    ]
 
 
 def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
@@ -298,40 +226,6 @@ def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
         f"{counted(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
         "the distance between these groups is not known."
     )
-
-
-def _disagreement(results: Results) -> Iterator[str]:
-    alphas = {key: found.alpha["ordinal"] for key, found in results.agreement.items()}
-    low = [
-        f"{NAMES[key].lower()} {decimal(alpha)}"
-        for key, alpha in alphas.items()
-        if alpha is not None and alpha < TENTATIVE
-    ]
-    if low:
-        means = "Averages over many items may still differ clearly; single answers say little."
-        yield f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. {means}"
-    side = results.side
-    if side is not None and side.p < ALPHA_LEVEL:
-        yield (
-            f"The image on the {'left' if side.left > side.right else 'right'} won more often than "
-            "random sides explain: the left one won "
-            f"{percent(side.rate.value, side.rate.n)} of {side.rate.n} decided votes, "
-            f"{p_value(side.p)}. This pulls all win rates towards one half."
-        )
-    for one in results.voters:
-        if one.side is not None and one.p_side < ALPHA_LEVEL:
-            left, decided = one.side.left, one.side.rate.n
-            yield (
-                f"{isolated(one.name)} chose the image on the left in {left} of {decided} decided "
-                "votes, which random sides do not explain: check them before you exclude them."
-            )
-    for name in dict.fromkeys(
-        one.name for one in (*results.raters, *results.voters) if _is_odd(one)
-    ):
-        yield (
-            f"{isolated(name)} agrees with the others no more than by chance, while they agree "
-            "among themselves: check these answers before you exclude them."
-        )
 
 
 def _is_odd(one: Annotator) -> bool:
@@ -358,6 +252,10 @@ def read_alpha(agreement: Agreement) -> str:
 PAGES = environment(TEMPLATES)
 """All templates of the arena."""
 PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value": p_value}
+PAGES.filters |= {"joined": joined, "label": lambda model, labels: labels[model]}
+PAGES.filters |= {"elo": elo, "beats_average": lambda strength: 1 / (1 + math.exp(-strength))}
+PAGES.filters["reach"] = lambda rate: max(rate.high - rate.value, rate.value - rate.low)
+PAGES.tests |= {"clear": is_clear, "clear_here": _is_clear_here}
 
 
 def alpha_bar(interval: Interval | None) -> Markup:
@@ -380,10 +278,12 @@ def render_results(
         style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
+        few_annotators=FEW_ANNOTATORS,
         labels=results.labels,
         names=NAMES,
         levels={level: level.capitalize() for level in LEVELS},
-        lead=lead(results),
+        results=results,
+        largest=largest_shares(results),
         claims=claims(results),
         caveats=[*caveats(results), *further_caveats],
         bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
@@ -399,18 +299,11 @@ def render_results(
 
 def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> dict[str, Any]:
     """What the page says about one comparison; `matrix` is keyed by (row, column)."""
-    matrix = {}
+    matrix: dict[tuple[str, str], Wins] = {}
     for one in found.wins:
-        of = f"{counted(one.prompts, 'prompt')}, {counted(one.annotators, 'annotator')}"
-        p = f"{of}, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
-        for pair, rate, panel, won, lost in (
-            ((one.b, one.a), one.rate, one.panel, one.wins, one.losses),
-            ((one.a, one.b), _opposite(one.rate), _opposite(one.panel), one.losses, one.wins),
-        ):
-            note = f"{won} won, {lost} lost, {one.ties} tied; {p}"
-            matrix[pair] = {"rate": rate, "is_clear": is_clear(one), "note": note}
-            if one.annotators < FEW_ANNOTATORS:
-                matrix[pair]["panel"] = panel
+        rates = {"rate": _opposite(one.rate), "panel": _opposite(one.panel)}
+        turned = replace(one, a=one.b, b=one.a, wins=one.losses, losses=one.wins, **rates)
+        matrix |= {(one.b, one.a): one, (one.a, one.b): turned}
     axis, strengths = strength_rows(found.ranking, labels)
     note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
     view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
@@ -420,17 +313,16 @@ def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> di
 
 def strength_rows(
     ranking: Ranking, labels: Mapping[str, str]
-) -> tuple[IntervalAxis, list[dict[str, Any]]]:
-    """The common axis of the strengths, and one row per model, strongest first."""
+) -> tuple[IntervalAxis, list[tuple[str, Interval, Markup]]]:
+    """The common axis of the strengths; (label, strength, bar) per model, strongest first."""
     found = {model: ranking.interval(model) for model in ranking.order()}
     ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
     axis = IntervalAxis.around([end for end in ends if math.isfinite(end)])
     rows = []
     for model, one in found.items():
         title = f"{labels[model]}: {signed(one.value)}, {signed(one.low)} to {signed(one.high)}"
-        row = {"label": labels[model], "strength": one, "elo": elo(one.value)}
-        row["bar"] = axis.bar("s0", (one.low, one.high), one.value, title)
-        rows.append({**row, "beats_average": 1 / (1 + math.exp(-one.value))})
+        bar = axis.bar("s0", (one.low, one.high), one.value, title)
+        rows.append((labels[model], one, bar))
     return axis, rows
 
 
@@ -496,23 +388,22 @@ def _answers(store: Store) -> str:
     return answers_csv(Rating, store.ratings()) if rate else answers_csv(Vote, store.votes())
 
 
-def _history(store: Store) -> str:
-    return csv_table(HISTORY_COLUMNS, [tuple(row.values()) for row in store.history()])
-
-
-def _items(store: Store) -> str:
-    rows = [(item, prompt, seed) for item, (prompt, seed, _) in store.items().items()]
-    return csv_table(("item", "prompt", "seed"), rows)
-
-
 def _gather(store: Store) -> Results:
     return gather(store.ratings(), store.votes(), store.models())
 
 
 TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
     "answers.csv": ("Answers that count", _answers),
-    "history.csv": ("All answers ever given", _history),
-    "items.csv": ("Prompts", _items),
+    "history.csv": (
+        "All answers ever given",
+        lambda store: csv_table(HISTORY_COLUMNS, [[*row.values()] for row in store.history()]),
+    ),
+    "items.csv": (
+        "Prompts",
+        lambda store: csv_table(
+            ("item", "prompt", "seed"), [(item, *own[:2]) for item, own in store.items().items()]
+        ),
+    ),
     "numbers.csv": ("Numbers on this page", lambda store: summary_csv(_gather(store))),
 }
 """Tables that can be downloaded: {file: (link text, content)}."""

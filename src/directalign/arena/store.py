@@ -30,9 +30,11 @@ SIDES: tuple[Side, ...] = get_args(Side)
 SECRET = re.compile("[0-9a-f]{64}")
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-_NAMED = (
-    "SELECT name, item, model, other, axis, said, counted.at, prompt "
-    "FROM counted JOIN annotators USING (annotator) JOIN items USING (item)"
+_COUNTED = "FROM counted JOIN annotators USING (annotator) JOIN items USING (item)"
+_RATINGS = f"SELECT name, item, model, axis, said, counted.at, prompt {_COUNTED}"
+_VOTES = (
+    "SELECT name, item, model, other, CASE said WHEN 'left' THEN model WHEN 'right' THEN other END,"
+    f" counted.at, prompt {_COUNTED}"
 )
 
 
@@ -159,29 +161,15 @@ class Store:
 
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""
-        return [
-            Rating(
-                row["name"],
-                row["item"],
-                row["model"],
-                row["axis"],
-                row["said"],
-                row["at"],
-                row["prompt"],
-            )
-            for row in self._rows(f"{_NAMED} WHERE axis IS NOT NULL ORDER BY answer")
-        ]
+        with self._lock:
+            query = f"{_RATINGS} WHERE axis IS NOT NULL ORDER BY answer"
+            return [Rating(*row) for row in self._connection.execute(query)]
 
     def votes(self) -> list[Vote]:
         """The answers that count in vote mode."""
-        votes = []
-        for row in self._rows(f"{_NAMED} WHERE other IS NOT NULL ORDER BY answer"):
-            left, right = row["model"], row["other"]
-            winner = {"left": left, "right": right}.get(row["said"])
-            votes.append(
-                Vote(row["name"], row["item"], left, right, winner, row["at"], row["prompt"])
-            )
-        return votes
+        with self._lock:
+            query = f"{_VOTES} WHERE other IS NOT NULL ORDER BY answer"
+            return [Vote(*row) for row in self._connection.execute(query)]
 
     def history(self) -> list[dict[str, Any]]:
         """Every answer ever given, including superseded ones and those taken back."""

@@ -25,7 +25,8 @@ from ..report.read import RESULTS
 from ..rewards import load_reward, reward_class
 from ..toyworld.judges import load_judge
 from ..types import PerSample
-from .adherence import ADHERENCE, Adherence, adherence_of, check_adherence, check_rows, numbers
+from .adherence.geneval import ADHERENCE, numbers
+from .adherence.settings import Adherence, adherence_of, check_adherence, check_rows
 from .candidates import Candidate, image_file, load_images
 from .eval_prompts import EvalSample, PromptRow, batches
 from .eval_rewards import EvalReward

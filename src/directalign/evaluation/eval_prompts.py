@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .. import config
 from ..data.hf_datasets import is_address
@@ -155,29 +155,19 @@ def _hpdv2(source: str) -> Iterator[PromptRow]:
         )
     for file in files:
         style = file.stem.removeprefix("benchmark_")
-        for place, prompt in enumerate(_json_list(file), start=1):
-            where = f"{file}: item {place}"
-            if not isinstance(prompt, str):
-                raise DirectAlignError(
-                    f"{where}: {type(prompt).__name__} instead of a prompt; {LISTS_OF_TEXTS}"
-                )
-            yield PromptRow(checked_prompt(prompt, where), style)
+        try:
+            prompts = _TEXTS.validate_json(read_text(file, "prompt set"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = f"{file}: item {first['loc'][0] + 1}" if first["loc"] else f"{file}"  # type: ignore[operator]
+            raise DirectAlignError(
+                f"{where}: {first['msg']}; HPDv2's files are lists of texts"
+            ) from error
+        for place, prompt in enumerate(prompts, start=1):
+            yield PromptRow(checked_prompt(prompt, f"{file}: item {place}"), style)
 
 
-LISTS_OF_TEXTS = "HPDv2's files are lists of texts"
-
-
-def _json_list(file: Path) -> list[Any]:
-    text = read_text(file, "prompt set")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise DirectAlignError(f"{file}:{line}: not JSON ({error}); {LISTS_OF_TEXTS}") from error
-    if not isinstance(found, list):
-        kind = type(found).__name__
-        raise DirectAlignError(f"{file}:1: {kind} instead of a list; {LISTS_OF_TEXTS}")
-    return found
+_TEXTS = TypeAdapter(list[str], config=ConfigDict(strict=True))
 
 
 def _table(source: str, prompt: str) -> Iterator[PromptRow]:

@@ -58,11 +58,14 @@ def html(folder: Path) -> str:
     if len(labels) in (1, 2):
         title = labels[0] if len(labels) == 1 else f"{labels[1]} against {labels[0]}"
     corrected = any("p_holm" in win for name in found.metrics for win in found.wins(name).values())
+    groups = {index: image.group for own in found.images.values() for index, image in own.items()}
     one_scatter = model_scatter(found)
     return render(
         "comparison.html.j2",
         title=title,
-        lead=_lead(found),
+        prompts=mapping(found.record.get("prompts")),
+        control=sum(group == OFF_TOPIC for group in groups.values()),
+        pairs=len(groups),
         models=found.models,
         styles=styles,
         headlines=_headlines(wins, styles),
@@ -88,19 +91,6 @@ def styles_of(comparison: Comparison) -> dict[str, str]:
     return dict(zip(keys, [BASE, *line_styles(len(keys))], strict=False))
 
 
-def _lead(found: Comparison) -> str:
-    prompts = mapping(found.record.get("prompts"))
-    groups = {index: image.group for own in found.images.values() for index, image in own.items()}
-    control = sum(group == OFF_TOPIC for group in groups.values())
-    count = number(prompts.get("count"))
-    origin = f" from {counted(int(count), 'prompt')}" if count is not None else ""
-    origin += f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
-    beside = f", and {control} of control prompts" if control else ""
-    pairs = counted(len(groups) - control, "pair")
-    of = f"{pairs} of prompt and seed{origin}{beside}"
-    return f"{of}, the same for every model. Intervals are 95 %."
-
-
 @dataclass(frozen=True)
 class WinCell:
     """Share of pairs that one model wins against another (a tie counts half), as text.
@@ -118,11 +108,6 @@ class WinCell:
     counts: str
     bar: Markup
 
-    @property
-    def strength(self) -> float:
-        """Distance from even, 0 to 1."""
-        return round(min(1.0, abs(self.share - 0.5) * 2), 2)
-
 
 @dataclass(frozen=True)
 class WinMatrix:
@@ -131,11 +116,6 @@ class WinMatrix:
     metric: Metric
     models: list[Model]
     rows: list[tuple[Model, list[WinCell | None]]]
-
-    @property
-    def duel(self) -> WinCell | None:
-        """Of two models: the second against the first."""
-        return self.rows[1][1][0] if len(self.rows) == 2 else None
 
 
 def win_matrices(comparison: Comparison) -> list[WinMatrix]:
@@ -177,15 +157,8 @@ def _win_cell(win: Record | None) -> WinCell | None:
     )
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A model against the first by the main judge, and by the other judges."""
-
-    model: Model
-    style: str
-    by: Metric
-    cell: WinCell
-    others: list[tuple[Metric, WinCell]]
+Headline = tuple[Model, str, Metric, WinCell, list[tuple[Metric, WinCell]]]
+"""A model, its style, its wins against the first by the main judge, and by other judges."""
 
 
 def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headline]:
@@ -198,27 +171,18 @@ def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headli
             models[model.key] = model
             if row[0] is not None:
                 cells.setdefault(model.key, []).append((matrix.metric, row[0]))
-    return [Headline(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """A model's metric as text; `trained`: the model was trained on it."""
-
-    model: Model
-    style: str
-    bar: Markup
-    value: str
-    ends: str
-    trained: bool
+    return [(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model."""
+    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model.
+
+    A row is (model, style, bar, value, ends, whether the model was trained on the metric).
+    """
 
     metric: Metric
-    rows: list[PanelRow]
+    rows: list[tuple[Model, str, Markup, str, str, bool]]
     ticks: list[tuple[float, str]]
     n: int
 
@@ -247,7 +211,7 @@ def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
         title = f"{model.label}: {text} ({span})" if span else f"{model.label}: {text}"
         bar = axis.bar(styles[model.key], _ends(value), number(value) or 0.0, title)
         trained = metric.name in model.trained_on
-        rows.append(PanelRow(model, styles[model.key], bar, text, span, trained))
+        rows.append((model, styles[model.key], bar, text, span, trained))
     n = max((number(mapping(value).get("n")) or 0 for _, value in values), default=0)
     return Panel(metric, rows, axis.ticks(metric.percent), int(n))
 
@@ -293,15 +257,11 @@ def _points(comparison: Comparison, x: Metric, y: Metric) -> list[tuple[Model, P
     return found
 
 
-@dataclass(frozen=True)
-class GroupTable:
-    """A metric by group of prompts: (group, number of pairs, a cell per model).
+GroupTable = tuple[Metric, list[tuple[str, str, list[tuple[str, str, str]]]]]
+"""A metric by group of prompts: (group, number of pairs, a cell per model).
 
-    A cell is (value, interval, share won against the first model).
-    """
-
-    metric: Metric
-    rows: list[tuple[str, str, list[tuple[str, str, str]]]]
+A cell is (value, interval, share won against the first model).
+"""
 
 
 def group_tables(comparison: Comparison) -> list[GroupTable]:
@@ -313,7 +273,7 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
         if role in GROUP_ROLES and each.better > 0
     ]
     tables = [_group_table(comparison, each) for each in metrics[:MAX_GROUP_METRICS]]
-    return [table for table in tables if len(table.rows) > 1]
+    return [table for table in tables if len(table[1]) > 1]
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
@@ -332,7 +292,7 @@ def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
         cells = [_group_cell(values[0], column, metric, prompts) for column in values]
         pairs = counted(max(map(len, values)), "pair")
         rows.append((group or "without a group", pairs, cells))
-    return GroupTable(metric, rows)
+    return metric, rows
 
 
 def _group_cell(
@@ -350,20 +310,13 @@ def _group_cell(
 
 
 @dataclass(frozen=True)
-class GalleryRow:
-    """A prompt and seed; `cells` are (file, metrics as JSON) per model, None without an image."""
-
-    prompt: str
-    seed: str
-    group: str
-    cells: list[tuple[str, str] | None]
-
-
-@dataclass(frozen=True)
 class Gallery:
-    """Rows of images, their groups, and the number of pairs in the comparison."""
+    """Rows of images, their groups, and the number of pairs in the comparison.
 
-    rows: list[GalleryRow]
+    A row is (an image with the prompt and seed, a (file, metrics as JSON) per model or None).
+    """
+
+    rows: list[tuple[ImageRecord, list[tuple[str, str] | None]]]
     groups: list[str]
     count: int
     images: Images
@@ -379,15 +332,14 @@ def gallery(comparison: Comparison, budget: int) -> Gallery:
     for index in chosen:
         images = [comparison.images[model.key].get(index) for model in comparison.models]
         cells = [(one.file, _image_metrics(one, metrics)) if one else None for one in images]
-        image = _any_image(comparison, index)
-        rows.append(GalleryRow(image.prompt, image.seed, image.group, cells))
-    files = [cell[0] for row in rows for cell in row.cells if cell]
+        rows.append((_any_image(comparison, index), cells))
+    files = [cell[0] for _, cells in rows for cell in cells if cell]
     embedded = embed(comparison.folder, files, comparison.notes, budget)
-    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row.cells)]
+    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row[1])]
     if len(counts) > len(rows):
         left_out, pairs = len(counts) - len(rows), counted(len(counts), "pair")
         comparison.notes.append(f"Images of {left_out:,} of {pairs} are left out to save space.")
-    groups = list(dict.fromkeys(row.group for row in rows if row.group))
+    groups = list(dict.fromkeys(image.group for image, _ in rows if image.group))
     return Gallery(rows, groups, len(counts), embedded)
 
 
@@ -421,15 +373,8 @@ def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
     return json.dumps(found)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A prompt and seed in two models; `numbers` are (label, before, after) as text."""
-
-    prompt: str
-    seed: str
-    group: str
-    files: tuple[str, str]
-    numbers: list[tuple[str, str, str]]
+Pair = tuple[ImageRecord, ImageRecord, list[tuple[str, str, str]]]
+"""The images of a prompt and seed in two models; numbers as text: (label, before, after)."""
 
 
 @dataclass(frozen=True)
@@ -457,7 +402,8 @@ def extremes(comparison: Comparison) -> list[Extremes]:
 
 def embed_extremes(comparison: Comparison, found: Sequence[Extremes], budget: int) -> Images:
     """The images of all pairs."""
-    files = [file for each in found for pair in (*each.gained, *each.lost) for file in pair.files]
+    pairs = [pair for each in found for pair in (*each.gained, *each.lost)]
+    files = [image.file for before, after, _ in pairs for image in (before, after)]
     return embed(comparison.folder, files, comparison.notes, budget)
 
 
@@ -501,4 +447,4 @@ def _pair(before: ImageRecord, after: ImageRecord, metrics: Sequence[Metric]) ->
         values = [image.numbers.get(each.name) for image in (before, after)]
         texts = ["–" if value is None else of_one_image(each, value) for value in values]
         numbers.append((each.label, texts[0], texts[1]))
-    return Pair(after.prompt, after.seed, after.group, (before.file, after.file), numbers)
+    return before, after, numbers

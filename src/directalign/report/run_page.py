@@ -28,7 +28,7 @@ from .charts import (
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
-from .format import cut, format_value, mapping, number, percent_of, seconds, span
+from .format import cut, mapping, number, percent_of, span
 from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
 from .read import Record, RunFiles, is_comparison, metric_of, read_comparison
@@ -71,7 +71,7 @@ def html(run: RunFiles) -> str:
         title=cut(run.name, 120),
         run=run,
         ending=end,
-        lead=lead(run),
+        duration=align_seconds(run),
         changes=[(change, change_bar(change)) for change in changes(run)],
         grids=embed_cells([grids], BUDGET // 2 if pairs else BUDGET)[0],
         first_grid=kept[0] if kept else len(grids) - 1,
@@ -82,36 +82,13 @@ def html(run: RunFiles) -> str:
         extremes=pairs,
         extreme_images=pair_images,
         levels=level_figures(run),
-        facts=_facts(run),
+        method=method_of(run),
+        reward=reward_of(mapping(run.setting("reward"))),
         settings_text=run.settings_text[:MAX_TEXT],
         command=repeat_command(run),
         environment=environment_of(run.summary),
         notes=run.notes,
     )
-
-
-def _facts(run: RunFiles) -> list[tuple[str, Any]]:
-    """(name, value) of the main settings."""
-    phrases = [
-        ", ".join(map(str, run.setting("method", "control_phrases", side, default=[])))
-        for side in ("positive", "negative")
-    ]
-    found = [
-        ("Model", run.setting("model", "path")),
-        ("Trained", run.setting("model", "tune")),
-        ("Reward model", reward_of(mapping(run.setting("reward")))),
-        ("Method", method_of(run)),
-        ("Form of the reward", run.setting("method", "form")),
-        ("Wanted phrases", phrases[0]),
-        ("Unwanted phrases", phrases[1]),
-        ("Branches", run.setting("method", "branches")),
-        ("Sampling steps of a rollout", run.setting("rollout", "num_inference_steps")),
-        ("Learning rate", run.setting("train", "learning_rate")),
-        ("Updates", f"{len(run.steps)} of {run.setting('train', 'num_steps', default='?')}"),
-        ("Batch size", run.setting("data", "batch_size")),
-        ("Seed", run.setting("seed")),
-    ]
-    return [(name, cut(value)) for name, value in found if value not in (None, "")]
 
 
 @dataclass(frozen=True)
@@ -197,17 +174,6 @@ def reward_of(section: Mapping[str, Any]) -> str:
     return f"{section.get('name')} of {', '.join(texts)}"
 
 
-def lead(run: RunFiles) -> str:
-    """One or two sentences at the top of the page."""
-    count = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''}"
-    done = f"{count} of {method_of(run)}, {seconds(align_seconds(run))}"
-    found = [
-        f"{change.title.lower()} {format_value(change.before)} → {format_value(change.after)}"
-        for change in changes(run)
-    ]
-    return f"{done}: {', '.join(found)}." if found else f"{done}. Not evaluated before and after."
-
-
 @dataclass(frozen=True)
 class Ending:
     """`stop` is the update of an early stop, `kept` that of the exported weights, else None."""
@@ -248,19 +214,9 @@ def ending(run: RunFiles) -> Ending | None:
     return Ending(at, kept, cut(reason).rstrip(".") + ".")
 
 
-@dataclass(frozen=True)
-class CurveGroup:
-    """Charts of one role; `title`, `chip` and `sentence` describe the role."""
-
-    role: str
-    title: str
-    chip: str
-    sentence: str
-    figures: list[Figure]
-
-
-def curve_groups(run: RunFiles) -> list[CurveGroup]:
-    """Charts of everything that was recorded over the updates, by role; at most `MAX_CHARTS`."""
+def curve_groups(run: RunFiles) -> list[tuple[str, str, str, str, list[Figure]]]:
+    """(role, title, chip, sentence, charts) of everything that was recorded over the updates; at
+    most `MAX_CHARTS`."""
     end = ending(run)
     rules = end.rules() if end else []
     names = dict.fromkeys(name for record in run.measured for name in record)
@@ -275,7 +231,7 @@ def curve_groups(run: RunFiles) -> list[CurveGroup]:
     for role, words in ROLES.items():
         figures = [figure for figure in drawn.get(role, []) if figure.chart]
         if figures:
-            groups.append(CurveGroup(role, *words, figures))
+            groups.append((role, *words, figures))
     return groups
 
 
