@@ -9,8 +9,8 @@ reward's label or a style are described by their prefix, see `metric`. Those of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +103,14 @@ def metric(name: str) -> Metric:
         label = f"{inner.label.removesuffix(' of whole images')} off topic"
         text = "On prompts that the training has nothing to do with: a rise here has leaked."
         return Metric(name, label, "leakage", None, f"{inner.description} {text}", inner.unit)
-    if name.startswith(HELD_OUT):
-        label = name.removeprefix(HELD_OUT)
-        text, best = "Mean score of a reward that is never trained on, under the bare prompt.", True
-        if label.endswith((POS, NEG)):
-            side = "wanted" if label.endswith(POS) else "unwanted"
-            text, best = f"The same under the {side} phrases.", None
-        return Metric(name, f"Held out: {label}", "held_out", best, text, SCORE_UNIT)
-    if name.startswith(STYLE):
-        label = f"Style {name.removeprefix(STYLE).replace('_', ' ')}"
-        text = "Share of images that the style judge takes for this style."
-        return Metric(name, label, "judge", None, text, SHARE)
-    if name.startswith(MEMBER):
-        label = f"{name.removeprefix(MEMBER)} of whole images"
-        text = "Mean score of one member of the mixture under the bare prompt, in its own units."
-        return Metric(name, label, "trained", True, text, SCORE_UNIT)
+    for prefix, about in _TABLE["named"].items():
+        if name.startswith(prefix):
+            found = _filled(prefix, name.removeprefix(prefix), about)
+            if prefix != HELD_OUT or not name.endswith((POS, NEG)):
+                return found
+            side = "wanted" if name.endswith(POS) else "unwanted"
+            text = f"The same under the {side} phrases."
+            return replace(found, higher_is_better=None, description=text)
     label = name.replace("_", " ").strip()
     if "sgp" in name:
         label = label.upper() if label == "sgp" else label
@@ -133,12 +126,15 @@ def reward_metrics(
     """Of a reward in a comparison: its plain score, its style gap (under wanted phrases minus under
     unwanted ones), its score on control prompts, and distances between its image features."""
     wanted, unwanted = (" and ".join(f'"{each}"' for each in side) for side in phrases)
-    words = {"rest": label, "kind": kind, "scale": scale, "wanted": wanted, "unwanted": unwanted}
-    found = {}
-    for prefix, about in _TABLE["derived"].items():
-        texts = {key: about[key].format(**words) for key in ("label", "description")}
-        found[prefix + label] = Metric(prefix + label, **{**about, **texts})
-    return found
+    words = {"kind": kind, "scale": scale, "wanted": wanted, "unwanted": unwanted}
+    derived = _TABLE["derived"].items()
+    return {prefix + label: _filled(prefix, label, about, **words) for prefix, about in derived}
+
+
+def _filled(prefix: str, rest: str, about: Mapping[str, Any], **words: Any) -> Metric:
+    words |= {"rest": rest, "words": rest.replace("_", " ")}
+    texts = {key: about[key].format(**words) for key in ("label", "description")}
+    return Metric(prefix + rest, **{**about, **texts})
 
 
 # --- selections -----------------------------------------------------------------------------------
