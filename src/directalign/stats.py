@@ -243,10 +243,10 @@ def clustered_rate(
     shared = float(np.square(weight).sum())  # variance of the mean in units of a single answer's
     if 0 < rate < 1:
         scores = weight * (x - rate)
-        decided = min(1.0, float((x != 0.5).sum()) / FEW_HITS)  # ties alone are no certainty
-        alone, unit = float(np.square(scores).sum()), rate * (1 - rate)
+        decided = min(1.0, float((x != 0.5).sum()) / FEW_HITS)  # ties are no certainty
+        single, unit = float(np.square(scores).sum()), rate * (1 - rate)
         scatter = float(clustered_scatter(scores[:, None], numbers)[0, 0])
-        shared = max(decided * alone / unit + (1 - decided) * shared, scatter / unit)
+        shared = max(decided * single / unit + (1 - decided) * shared, scatter / unit)
     for each, size in zip(numbers, sizes, strict=True):
         hits, given = np.bincount(each, x), np.bincount(each)
         known = min(int((hits > 0).sum()), int((hits < given).sum())) / min(FEW_HITS, size)

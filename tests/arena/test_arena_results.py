@@ -71,11 +71,11 @@ def test_a_planted_difference_is_claimed_of_enough_people():
     numbers = r"\d+\s% \(95\s% interval \d+–\d+\s%, 40 prompts, {} annotators, p &lt; \.001 "
     pattern = rf"SRPO is preferred to Base model in votes: it wins {numbers.format(8)}"
     assert re.search(pattern, many) and "Base model is preferred" not in many
-    pattern = rf"For 3 annotators alone, SRPO wins against Base model in votes: {numbers.format(3)}"
+    pattern = rf"For 3 annotators only, SRPO wins against Base model in votes: {numbers.format(3)}"
     assert re.search(pattern, few) and "preferred" not in few
     assert "Only 3 annotators" in " ".join(output.caveats(found[1]))
-    assert "these alone" in output.render_results(found[1], "Few")
-    assert "these alone:" not in output.render_results(found[0], "Many")
+    assert "only these" in output.render_results(found[1], "Few")
+    assert "only these:" not in output.render_results(found[0], "Many")
 
 
 LEFT = cast("l" * 40) + cast("l" * 40, "bob", "srpo", "base")

@@ -1,7 +1,7 @@
 """Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
 Ratings are also compared as votes, on every scale. A preference is claimed only of enough people,
-after correction for the number of pairs; with few, what is clear is said of these annotators alone.
+after correction for the number of pairs; with few, what is clear is said of these annotators only.
 All other findings are caveats: few data, disagreement, quantities that could not be computed.
 """
 
@@ -352,7 +352,7 @@ def summary_csv(results: Results) -> str:
 
     `what` is share (of model `a` on the scale `of`, at level `b`), wins (of `b` against `a`; `of`
     is votes, or the scale of the ratings), strength (of `a`, log-odds), elo, or alpha (`b` is its
-    metric). `panel` is wins for these annotators alone, `answers` the share of an annotator, `a`,
+    metric). `panel` is wins for these annotators only, `answers` the share of an annotator, `a`,
     among the answers of a kind, `of`. `low` and `high` are the ends of the 95 % interval.
     """
     rows: list[Sequence[CsvCell]] = [

@@ -268,7 +268,7 @@ class ImageCache:
 
     `files` has the image file and size by token; no other file is opened, and none that was
     replaced or changed since the cache was made. An image is decoded once however many ask for it
-    at a time, and as many images at a time as have `DECODED_PIXELS` together.
+    at a time, and as many images at a time as have `DECODED_PIXELS` in all.
     """
 
     def __init__(self, files: Mapping[str, tuple[Path, Size]]) -> None:

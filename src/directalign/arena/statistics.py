@@ -109,7 +109,7 @@ def prompts_of(answers: Iterable[Rating | Vote]) -> dict[int, Hashable]:
 
 
 def _clusterings(people: Clusters, prompts: Clusters) -> list[Clusters]:
-    """By person and prompt; of a single person by prompt, for that person alone."""
+    """By person and prompt; of a single person by prompt, for that person only."""
     return [people, prompts] if len(set(people)) > 1 else [prompts]
 
 
@@ -119,7 +119,7 @@ class Wins:
 
     `rate` is the mean over annotators of (wins + ties / 2) / votes, with the interval for people
     like them; `p` that it is 1/2, `p_of_all` corrected for the number of pairs (Holm). `panel` is
-    the same rate for these annotators alone, on other prompts, `p_panel` corrected too.
+    the same rate for these annotators only, on other prompts, `p_panel` corrected too.
     """
 
     a: str
