@@ -37,6 +37,7 @@ bench: demo
 	$(BIN)/python benchmarks/world_runs.py
 	$(BIN)/python benchmarks/offline_cost.py
 	$(BIN)/python benchmarks/recipe_memory.py
+	$(BIN)/python benchmarks/simulated_voters.py
 	$(BIN)/python benchmarks/gpu_step.py
 	$(BIN)/python tools/write_numbers.py
 

@@ -4,21 +4,14 @@ effects."""
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from directalign.evaluation.results import summarise
-from directalign.metrics import (
-    JUDGED,
-    PIXELS,
-    Metric,
-    feature_metrics,
-    off_topic_score_metric,
-    score_metric,
-    sgp_metric,
-)
+from directalign.metrics import JUDGED, PIXELS, Metric, reward_metrics
 
 COLORS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (40, 80, 240)}
 COLORS |= {"yellow": (240, 220, 40)}
@@ -29,15 +22,15 @@ PROMPTS = [
 ]
 MODELS = {"base": "Base model", "direct_align": "Plain Direct-Align", "srpo": "SRPO, anchored"}
 PHRASES = (["Realistic photo"], ["CG render"])
+OF_REWARD = reward_metrics("world_reward", "clip world:reward", 1.0, PHRASES)
 ABOUT: dict[str, Metric] = {
     "photo_rate": JUDGED["photo_rate"],
     "content": JUDGED["content"],
-    "score_world_reward": score_metric("world_reward", "clip world:reward", 1.0, trained=True),
-    "score_light": score_metric("light", "pixels brightness", 1.0, trained=False),
-    "sgp_world_reward": sgp_metric("world_reward", "clip world:reward", 1.0, *PHRASES),
+    "score_world_reward": replace(OF_REWARD["score_world_reward"], role="trained"),
+    "score_light": reward_metrics("light", "pixels brightness", 1.0, PHRASES)["score_light"],
+    "sgp_world_reward": OF_REWARD["sgp_world_reward"],
     **PIXELS,
-    **feature_metrics("world_reward"),
-    "off_topic_score_world_reward": off_topic_score_metric("world_reward"),
+    **{name: each for name, each in OF_REWARD.items() if not name.startswith("s")},
 }
 PLANTED = {
     "photo_rate": (0.2, 0.3, 0.6),

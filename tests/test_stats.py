@@ -12,12 +12,12 @@ from directalign.stats import (
     Interval,
     bootstrap_interval,
     bootstrap_rate_interval,
+    clustered_rate,
     effect,
     fit_strengths,
-    grouped_rate_interval,
     holm,
-    normal_interval,
     percentile_interval,
+    person_weights,
     rate_interval,
     resample_counts,
     resample_groups,
@@ -68,7 +68,6 @@ def test_t_and_normal_intervals():
     assert t_interval([0.25]) == Interval(0.25, -math.inf, math.inf, 1)
     with pytest.raises(ValueError, match="at least one value"):
         t_interval([])
-    assert normal_interval([1.0, 2.0, 3.0]).high == pytest.approx(2 + Z_95 / 3**0.5)
 
 
 def test_an_effect_is_a_mean_difference_with_its_normal_interval():
@@ -169,6 +168,12 @@ def test_intervals_over_images_instead_of_prompts_cover_less():
 # --- rates of grouped answers ---------------------------------------------------------------------
 
 
+def rate_of(answers: np.ndarray) -> Interval:
+    """Of answers (items, annotators), alike on one item."""
+    items = np.arange(answers.size) // answers.shape[1]
+    return clustered_rate(answers.ravel(), np.ones(answers.size), [items.tolist()])[0]
+
+
 def coverage(chance: float, items: int, annotators: int, alike: float, runs: int = 300) -> float:
     """Share of intervals with `chance`; annotators repeat an item's answer with chance `alike`."""
     covered = 0
@@ -177,8 +182,7 @@ def coverage(chance: float, items: int, annotators: int, alike: float, runs: int
         common = rng.random((items, 1)) < chance
         own = rng.random((items, annotators)) < alike
         answers = np.where(own, common, rng.random((items, annotators)) < chance)
-        hits, counts = answers.sum(1).astype(float), np.full(items, float(annotators))
-        found = grouped_rate_interval(hits, counts)
+        found = rate_of(answers)
         covered += found.low <= chance <= found.high
     return covered / runs
 
@@ -192,21 +196,43 @@ def test_grouped_rates_cover_planted_rates():
 
 
 def test_repeated_answers_do_not_narrow_a_grouped_rate():
-    hits = (np.arange(30) % 3 == 0).astype(float)
-    once = grouped_rate_interval(hits, np.ones(30))
-    often = grouped_rate_interval(10 * hits, np.full(30, 10.0))
+    hits = (np.arange(30) % 3 == 0)[:, None]
+    once, often = rate_of(hits), rate_of(np.repeat(hits, 10, axis=1))
     assert (once.low, once.high) == pytest.approx((often.low, often.high))
     assert (once.n, often.n) == (30, 300)
 
 
 def test_grouped_rates_at_the_ends():
-    all_of_them = grouped_rate_interval(np.full(20, 5.0), np.full(20, 5.0))
+    all_of_them = rate_of(np.ones((20, 5)))
     assert all_of_them.high == 1 and all_of_them.low < 0.87
     assert all_of_them.low == pytest.approx(wilson_interval(1.0, 20, t_quantile(19)).low)
-    one = grouped_rate_interval(np.array([2.0]), np.array([3.0]))
+    one = rate_of(np.array([[1, 1, 0]]))
     assert (one.low, one.high) == (0.0, 1.0)
-    half = grouped_rate_interval(np.ones(20), np.full(20, 2.0))  # no scatter, but only 40 answers
+    half = rate_of(np.tile([1, 0], (20, 1)))  # no scatter, but only 40 answers
     assert vars(half) == pytest.approx(vars(wilson_interval(0.5, 40, t_quantile(19))))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_answers_alike_within_people_or_prompts_widen_the_interval(axis):
+    rng, shape = np.random.default_rng(3), (20, 20)
+    people, prompts = (each.ravel().tolist() for each in np.indices(shape))
+    alike = np.expand_dims(rng.random(20) < 0.5, axis) ^ (rng.random(shape) < 0.1)
+    for answers, low, high in ((alike, 0.3, 0.6), (rng.random(shape) < 0.5, 0.09, 0.15)):
+        found, _ = clustered_rate(answers.ravel(), np.ones(400), [people, prompts])
+        assert low < found.high - found.low < high
+
+
+def test_an_interval_and_its_test_agree_and_weights_are_of_people():
+    answers, people = [1, 1, 1, 1, 1, 1, 0, 0], ["a"] * 6 + ["b", "c"]
+    weights = person_weights(people)
+    assert weights.tolist() == pytest.approx([8 / 18] * 6 + [8 / 3] * 2)
+    assert clustered_rate(answers, weights, [people])[0].value == pytest.approx(1 / 3)
+    for seed in range(40):
+        values = np.random.default_rng(seed).random(30) < 0.7
+        found, p = clustered_rate(values, np.ones(30), [[*range(10)] * 3])
+        assert (p < 0.05) == (found.low > 0.5 or found.high < 0.5)
+    twice, once = rate_interval([1, 1, 0, 0], "aabb"), rate_interval([1, 0], "ab")
+    assert twice.low < rate_interval([1, 1, 0, 0]).low and (twice.n, once.n) == (4, 2)
 
 
 # --- tests and win rates --------------------------------------------------------------------------

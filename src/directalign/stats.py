@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from scipy.special import betainc, ndtr, stdtrit
+from scipy.special import betainc, ndtr, stdtr, stdtrit
 
 Z_95 = 1.959963984540054
 RESAMPLES = 2000
 DEFINED = 0.95
 """Share of resamples on which a number must be finite for its interval to be given."""
 FEW_HITS = 20
-"""Groups with (and without) a hit below which their scatter does not fully set the interval."""
+"""Clusters with (and without) a hit below which their scatter does not fully set the interval."""
 SMALLEST = 1e-9
 """Spread below which values count as equal."""
 PRIOR_TIES = 1.0
@@ -62,9 +63,12 @@ def wilson_interval(rate: float, n: int | float, z: float = Z_95) -> Interval:
     return Interval(rate, low, high, round(n))
 
 
-def rate_interval(answers: ArrayLike) -> Interval:
-    """Wilson's interval of the mean of independent answers in [0, 1], shape (n,)."""
+def rate_interval(answers: ArrayLike, groups: Sequence[Hashable] = ()) -> Interval:
+    """Wilson's interval of the mean of answers in [0, 1], shape (n,), independent between `groups`
+    (prompts, one per answer; by default, and where all are of one, between answers)."""
     values = np.asarray(answers, dtype=float)
+    if 1 < len(set(groups)) < len(groups):
+        return clustered_rate(values, np.ones(len(values)), [groups])[0]
     return wilson_interval(min(1.0, max(0.0, float(values.mean()))), len(values))
 
 
@@ -88,13 +92,6 @@ def t_interval(values: Sequence[float]) -> Interval:
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = t_quantile(n - 1) * deviation / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
-
-
-def normal_interval(values: ArrayLike) -> Interval:
-    """Mean ± 1.96 standard errors of n independent values, n ≥ 2."""
-    values = np.asarray(values, dtype=float)
-    mean, half = float(values.mean()), Z_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half, len(values))
 
 
 @dataclass(frozen=True)
@@ -186,6 +183,15 @@ def bootstrap_interval(values: ArrayLike, resamples: Resamples) -> Interval:
     return Interval(float(values.mean()), low, high, len(values))
 
 
+def grouped_mean(values: ArrayLike, groups: Sequence[Hashable]) -> Interval:
+    """Mean of the values (n,), of which those of one group (prompt) are alike, with its bootstrap
+    interval; `bootstrap_rate_interval` where all are 0 or 1."""
+    values = np.asarray(values, dtype=float)
+    is_binary = np.isin(values, (0, 1)).all()
+    interval = bootstrap_rate_interval if is_binary else bootstrap_interval
+    return interval(values, resample_groups(groups))
+
+
 def bootstrap_rate_interval(answers: ArrayLike, resamples: Resamples) -> Interval:
     """`bootstrap_interval` of answers in [0, 1]; Wilson's over the groups where nothing varies."""
     found = bootstrap_interval(answers, resamples)
@@ -204,35 +210,84 @@ def percentile_interval(value: float, drawn: Float[np.ndarray, " r"], n: int) ->
     return Interval(value, low, high, n)
 
 
-def grouped_rate_interval(
-    hits: Float[np.ndarray, " g"], answers: Float[np.ndarray, " g"]
-) -> Interval:
-    """Σ hits / Σ answers, for each group some `hits` (halves allowed) of its `answers` (> 0).
+Clusters = Sequence[Hashable]
+"""The cluster (person, prompt) of each answer, (n,)."""
 
-    Wilson's interval for the effective number of independent answers (Kish 1965), with the variance
-    over resampled groups, never more than there are. One group has the interval from 0 to 1.
+
+def person_weights(people: Clusters) -> Float[np.ndarray, " n"]:
+    """Weights of answers, of mean 1, with which every person counts equally."""
+    given = Counter(people)
+    return np.array([len(people) / len(given) / given[person] for person in people])
+
+
+def clustered_rate(
+    answers: ArrayLike, weights: ArrayLike, clusterings: Sequence[Clusters]
+) -> tuple[Interval, float]:
+    """Weighted mean of n ≥ 1 answers in [0, 1] with its interval, and p of the mean being 1/2.
+
+    Answers may be alike within a cluster of any of the clusterings (by person, by prompt). Score
+    interval and test (Wilson 1927) for as many independent answers as have the variance clustered
+    in several ways (Cameron, Gelbach and Miller 2011), with the t quantile of the smallest number
+    of clusters less one. A clustering with few clusters that hold (or lack) a hit does not show how
+    alike they are; the variance then moves towards that of one answer per cluster. From 0 to 1 with
+    p = 1 if all answers are in one cluster.
     """
-    groups, total = len(answers), float(answers.sum())
-    rate = float(hits.sum()) / total
-    if groups == 1:
-        return Interval(rate, 0.0, 1.0, round(total))
-    effective = total / _design_effect(hits, answers)
-    return replace(wilson_interval(rate, effective, t_quantile(groups - 1)), n=round(total))
+    x, weight = np.asarray(answers, dtype=float), np.asarray(weights, dtype=float)
+    n, rate = len(x), float((weight * x).sum() / weight.sum())
+    weight = weight / weight.sum()
+    numbers = [_numbered(each) for each in clusterings]
+    sizes = [int(each.max()) + 1 for each in numbers]
+    freedom = min(sizes) - 1
+    if freedom == 0:
+        return Interval(rate, 0.0, 1.0, n), 1.0
+    shared = float(np.square(weight).sum())  # variance of the mean in units of a single answer's
+    if 0 < rate < 1:
+        scores = weight * (x - rate)
+        decided = min(1.0, float((x != 0.5).sum()) / FEW_HITS)  # ties are no certainty
+        single, unit = float(np.square(scores).sum()), rate * (1 - rate)
+        scatter = float(clustered_scatter(scores[:, None], numbers)[0, 0])
+        shared = max(decided * single / unit + (1 - decided) * shared, scatter / unit)
+    for each, size in zip(numbers, sizes, strict=True):
+        hits, given = np.bincount(each, x), np.bincount(each)
+        known = min(int((hits > 0).sum()), int((hits < given).sum())) / min(FEW_HITS, size)
+        known = min(1.0, known)
+        shared = known * shared + (1 - known) * max(shared, 1 / size)
+    found = wilson_interval(rate, 1 / shared, t_quantile(freedom))
+    p = 2 * float(stdtr(freedom, -abs(rate - 0.5) / math.sqrt(shared / 4)))
+    return replace(found, n=n), p
 
 
-def _design_effect(hits: Float[np.ndarray, " g"], answers: Float[np.ndarray, " g"]) -> float:
-    """Answers that are worth one independent answer, 1 or more.
+def _numbered(cluster_of: Clusters) -> Int[np.ndarray, " n"]:
+    """The clusters as numbers from 0."""
+    known = {cluster: place for place, cluster in enumerate(dict.fromkeys(cluster_of))}
+    return np.array([known[cluster] for cluster in cluster_of])
 
-    With few groups that have a hit (or lack one), their scatter does not estimate the correlation
-    within groups; the result then moves towards one independent answer per group.
+
+def clustered_scatter(
+    scores: Float[np.ndarray, "n k"], clusterings: Sequence[Int[np.ndarray, " n"]]
+) -> Float[np.ndarray, "k k"]:
+    """Covariance (k, k) of the sum of scores that are alike within clusters of one or two kinds.
+
+    Each kind: g/(g−1) times the scatter of the sums of its g clusters. Of two kinds, the scatter
+    over their intersections and what that of each kind exceeds it by: the sum of both less the one
+    over the intersections (Cameron, Gelbach and Miller 2011), without negative parts.
     """
-    groups, total = len(answers), float(answers.sum())
-    rate = float(hits.sum()) / total
-    drawn = resample_counts(groups)
-    variance = float(np.var(drawn @ hits / (drawn @ answers))) * groups / (groups - 1)
-    seen = max(1.0, variance * total / (rate * (1 - rate))) if 0 < rate < 1 else 1.0
-    weight = min(1.0, min(int((hits > 0).sum()), int((hits < answers).sum())) / FEW_HITS)
-    return weight * seen + (1 - weight) * max(seen, total / groups)
+
+    def scatter(cluster_of: Int[np.ndarray, " n"]) -> Float[np.ndarray, "k k"]:
+        size = int(cluster_of.max()) + 1
+        sums = np.zeros((size, scores.shape[1]))
+        np.add.at(sums, cluster_of, scores)
+        return sums.T @ sums * (size / (size - 1) if size > 1 else 1.0)
+
+    if len(clusterings) == 1:
+        return scatter(clusterings[0])
+    first, second = clusterings
+    both = scatter(np.unique(first * (second.max() + 1) + second, return_inverse=True)[1])
+    found = both
+    for each in clusterings:
+        effects, axes = np.linalg.eigh(scatter(each) - both)
+        found = found + (axes * np.maximum(effects, 0.0)) @ axes.T
+    return found
 
 
 # --- tests and win rates --------------------------------------------------------------------------
@@ -304,6 +359,7 @@ class Ranking:
 
     `groups` are the models among which a path of wins leads from each to each. With more than one
     the maximum does not exist; `prior_ties` were then added between every two models (else 0).
+    `freedom` are the degrees of freedom of the intervals.
     """
 
     models: tuple[str, ...]
@@ -311,7 +367,7 @@ class Ranking:
     covariance: Square
     groups: tuple[tuple[str, ...], ...]
     prior_ties: float
-    items: int
+    freedom: int
     votes: int
 
     def interval(self, model: str) -> Interval:
@@ -332,28 +388,41 @@ class Ranking:
 
     def _around(self, value: float, variance: float) -> Interval:
         error = math.sqrt(max(0.0, float(variance)))
-        half = t_quantile(self.items - 1) * error if self.items > 1 else math.inf
+        half = t_quantile(self.freedom) * error if self.freedom else math.inf
         return Interval(float(value), float(value) - half, float(value) + half, self.votes)
 
 
-def bradley_terry(wins: Float[np.ndarray, "m k k"], models: Sequence[str]) -> Ranking:
+def bradley_terry(
+    pairs: Int[np.ndarray, "n 2"],
+    won: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, " n"],
+    clusterings: Sequence[Clusters],
+    models: Sequence[str],
+) -> Ranking:
     """Maximum likelihood of P(i beats j) = 1 / (1 + exp(θ_j − θ_i)) (Bradley and Terry 1952).
 
-    `wins` counts the wins of the row over the column per item, a tie as half a win to each, so a
+    `pairs` are places in `models`; `won` is 1 if the first won, 1/2 for a tie, else 0; so a
     difference of strengths is the log-odds of the win rate (Davidson's 1970 model of ties has one
-    more parameter and another scale). The covariance is a sandwich over items, valid for correlated
-    votes on one item. The maximum exists only if the models cannot be split in two groups of which
+    more parameter and another scale). The covariance is a sandwich, valid for votes that are alike
+    within clusters. The maximum exists only if the models cannot be split in two groups of which
     one never wins against the other (Ford 1957); see `Ranking.prior_ties`.
     """
-    total = wins.sum(0)
+    n, (first, second) = len(pairs), pairs.T
+    total = np.zeros((len(models), len(models)))
+    np.add.at(total, (first, second), weights * won)
+    np.add.at(total, (second, first), weights * (1 - won))
     groups = strong_groups(total, models)
     prior = PRIOR_TIES if len(groups) > 1 else 0.0
     prior_wins = prior / 2 * (1 - np.eye(len(models)))
     strengths = fit_strengths(total + prior_wins)
     bread = np.linalg.pinv(_curvature(total + prior_wins, strengths), hermitian=True)
-    covariance = _sandwich(_slope(wins, strengths), bread) + (bread if prior else 0.0)
-    votes = round(float(total.sum()))
-    return Ranking(tuple(models), strengths, covariance, groups, prior, len(wins), votes)
+    slopes = np.zeros((n, len(models)))
+    slopes[np.arange(n), first] = weights * (won - win_probabilities(strengths)[first, second])
+    slopes[np.arange(n), second] = -slopes[np.arange(n), first]
+    numbers = [_numbered(each) for each in clusterings]
+    covariance = _sandwich(clustered_scatter(slopes, numbers), bread) + (bread if prior else 0.0)
+    freedom = min(int(each.max()) for each in numbers)
+    return Ranking(tuple(models), strengths, covariance, groups, prior, freedom, n)
 
 
 def fit_strengths(wins: Square) -> Strengths:
@@ -365,7 +434,7 @@ def fit_strengths(wins: Square) -> Strengths:
         return -float((wins * np.logaddexp(0, at[None, :] - at[:, None])).sum())
 
     for _ in range(MAX_NEWTON_STEPS):
-        slope = _slope(wins, strengths)
+        slope = (wins - (wins + wins.T) * win_probabilities(strengths)).sum(1)
         if np.abs(slope).max() <= TOLERANCE * wins.sum():
             return strengths - strengths.mean()
         step = np.linalg.pinv(_curvature(wins, strengths), hermitian=True) @ slope
@@ -394,26 +463,18 @@ def strong_groups(wins: Square, models: Sequence[str]) -> tuple[tuple[str, ...],
     )
 
 
-def _slope(wins: Float[np.ndarray, "*m k k"], strengths: Strengths) -> Float[np.ndarray, "*m k"]:
-    """Slope of the log-likelihood; per item where wins are."""
-    games = wins + np.swapaxes(wins, -1, -2)
-    return (wins - games * win_probabilities(strengths)).sum(-1)
-
-
 def _curvature(wins: Square, strengths: Strengths) -> Square:
     chance = win_probabilities(strengths)
     weights = (wins + wins.T) * chance * (1 - chance)
     return np.diag(weights.sum(1)) - weights
 
 
-def _sandwich(slopes: Float[np.ndarray, "m k"], bread: Square) -> Square:
-    """bread · scatter of the slopes over items · bread.
+def _sandwich(scatter: Square, bread: Square) -> Square:
+    """bread · scatter of the slopes · bread.
 
     Along directions without scatter, as between models that only tie, the variance is that of as
     many independent votes (`bread`): a few ties in a row are no certainty.
     """
-    items = len(slopes)
-    scatter = slopes.T @ slopes * (items / (items - 1) if items > 1 else 1.0)
     values, axes = np.linalg.eigh(bread)
     root = (axes * np.sqrt(np.maximum(values, 0.0))) @ axes.T
     effects, axes = np.linalg.eigh(root @ scatter @ root)

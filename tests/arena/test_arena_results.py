@@ -65,17 +65,23 @@ def test_every_answer_counts_once(planted):
     assert two.votes == 2 * 2 and two.comparisons[output.VOTES].ranking.models == ("base", "srpo")
 
 
-def test_a_planted_difference_is_claimed_with_its_numbers():
-    claims = output.claims(output.gather([], planted_votes(QUALITY, 40, 3, 0, 0.3, 0.1), LABELS))
-    pattern = (
-        r"SRPO is preferred to Base model in votes: it wins \d+\s% \(95\s% interval \d+–\d+\s%, "
-        r"40 items, p < 0\.001 corrected for all pairs\)"
-    )
-    assert any(re.match(pattern, claim) for claim in claims)
-    assert not any("Base model is preferred" in claim for claim in claims)
+def test_a_planted_difference_is_claimed_of_enough_people():
+    found = [output.gather([], planted_votes(QUALITY, 40, n, 0, 0.3, 0.1), LABELS) for n in (8, 3)]
+    many, few = (" ".join(output.claims(results)) for results in found)
+    numbers = r"\d+\s% \(95\s% interval \d+–\d+\s%, 40 prompts, {} annotators, p &lt; \.001 "
+    pattern = rf"SRPO is preferred to Base model in votes: it wins {numbers.format(8)}"
+    assert re.search(pattern, many) and "Base model is preferred" not in many
+    pattern = rf"For 3 annotators only, SRPO wins against Base model in votes: {numbers.format(3)}"
+    assert re.search(pattern, few) and "preferred" not in few
+    assert "Only 3 annotators" in " ".join(output.caveats(found[1]))
+    assert "only these" in output.render_results(found[1], "Few")
+    assert "only these:" not in output.render_results(found[0], "Many")
 
 
 LEFT = cast("l" * 40) + cast("l" * 40, "bob", "srpo", "base")
+SIDES = (("base", "srpo"), ("srpo", "base")) * 10
+ONE_SIDED = [Vote("lefty", item, *pair, pair[0]) for item, pair in enumerate(SIDES)]
+DOMINATED = [*cast("lrr" * 33, "bob"), *(vote for name in "acde" for vote in cast("lr" * 5, name))]
 CONTRARY = [one for name in ("ann", "bob", "cid") for one in cast("lrr" * 10, name)]
 CONTRARY += cast("rll" * 10, "dan")
 UNEQUAL = [one for one in planted_ratings(QUALITY, 8, 2, 0) if one.model != "refl" or one.item < 4]
@@ -87,14 +93,21 @@ CHAIN = planted_votes(QUALITY, 20, 2, 0, pairs=(("base", "srpo"), ("srpo", "refl
     [
         (
             cast("rrrr"),
-            "Only 4 items|One annotator|ReFL: no answer yet|between SRPO and Base model|"
+            "Only 4 prompts|One annotator|ReFL: no answer yet|between SRPO and Base model|"
             "1 artificial tie added",
             "agrees with the others",
         ),
-        (CHAIN, "never compared directly: Base model with ReFL", "Only"),
+        (CHAIN, "never compared directly: Base model with ReFL", "One annotator"),
         (UNEQUAL, "ReFL: rated on other items", "no answer yet"),
         # of two who disagree nobody knows who is right
         (LEFT, "The image on the left won more often|votes −", "agrees with the others"),
+        (LEFT, "ann chose the image on the left in 40 of 40|bob chose", "gave"),
+        (
+            [*ONE_SIDED, *cast("lr" * 15)],
+            "lefty chose the image on the left in 20 of 20",
+            "ann chose",
+        ),
+        (DOMINATED, "bob gave 71\u00a0% of the votes", "ann gave"),
         (CONTRARY, "dan agrees with the others no more than by chance", "ann agrees"),
     ],
 )
@@ -112,7 +125,7 @@ def test_caveats(answers, present, absent):
 
 
 def test_good_data_need_no_caveat():
-    ratings = planted_ratings(QUALITY, 40, 3, 1, noise=0.05)
+    ratings = planted_ratings(QUALITY, 40, 6, 1, noise=0.05)
     assert output.caveats(output.gather(ratings, [], LABELS)) == []
 
 
@@ -141,6 +154,14 @@ def test_names_are_escaped():
     assert html.count("&lt;script&gt;") >= 5
 
 
+def test_names_with_direction_marks_turn_no_number():
+    name, label = "\u202eeno", "\u05d0\u202e"
+    votes = [*cast("r" * 40, name), *(one for n in range(6) for one in cast("rr", f"ann {n}"))]
+    html = output.render_results(output.gather([], votes, {"base": label, "srpo": "SRPO"}), label)
+    for text in (name, label):
+        assert text in html and html.count(text) == html.count(f"\u2068{text}\u2069")
+
+
 @pytest.mark.parametrize(
     ("ratings", "votes"),
     [
@@ -158,13 +179,15 @@ def test_few_answers_make_a_page(ratings, votes):
 
 def test_intervals_are_inside_the_axis():
     ranking = rank_models(planted_votes(QUALITY, 30, 2, 0), MODELS)
-    rows, ticks = output.strength_rows(ranking, LABELS)
-    assert [row["label"] for row in rows] == [LABELS[model] for model in ranking.order()]
-    assert all(0 <= row["low"] < row["at"] < row["high"] <= 100 for row in rows)
-    assert all(0 <= place <= 100 for place, _ in ticks)
-    assert 2 <= len(ticks) <= 7 and "0" in [mark for _, mark in ticks]
-    one_item = output.strength_rows(rank_models(planted_votes(QUALITY, 1, 3, 0), MODELS), LABELS)[0]
-    assert all((row["low"], row["high"]) == (0, 100) for row in one_item)
+    axis, rows = output.strength_rows(ranking, LABELS)
+    assert [label for label, _, _ in rows] == [LABELS[model] for model in ranking.order()]
+    for model in MODELS:
+        one = ranking.interval(model)
+        assert axis.low < one.low < one.value < one.high < axis.high
+    assert 2 <= len(axis.ticks(percent=False, about=4)) <= 7
+    one_item = rank_models(planted_votes(QUALITY, 1, 3, 0), MODELS)  # from -inf to inf
+    bars = [bar.split("<line")[1] for _, _, bar in output.strength_rows(one_item, LABELS)[1]]
+    assert not re.search("nan|inf", "".join(bars))
 
 
 def rows_of(table: str) -> list[dict[str, str]]:
@@ -185,7 +208,7 @@ def test_answers_can_be_read_back_from_their_tables():
         ]
         numbers = [{"item": int(row["item"]), "at": row["at"] and float(row["at"])} for row in rows]
         assert [kind(**row | own) for row, own in zip(rows, numbers, strict=True)] == answers
-    assert output.answers_csv(Vote, []).split() == ["annotator,item,left,right,winner,at"]
+    assert output.answers_csv(Vote, []).split() == ["annotator,item,left,right,winner,at,prompt"]
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "'"])
@@ -197,9 +220,9 @@ def test_formulas_are_escaped(start):
 def test_the_summary_has_every_number_of_the_page(planted):
     rows = rows_of(output.summary_csv(planted))
     assert list(rows[0]) == output.SUMMARY_COLUMNS
-    kinds = ("share", "wins", "strength", "elo", "alpha")
+    kinds = ("share", "wins", "panel", "answers", "strength", "elo", "alpha")
     counts = [sum(row["what"] == kind for row in rows) for kind in kinds]
-    assert counts == [5 * 3 * 4, 6 * 3, 6 * 3, 6 * 3, 6 * 3]
+    assert counts == [5 * 3 * 4, 6 * 3, 6 * 3, 2 * 3, 6 * 3, 6 * 3, 6 * 3]
     sums = {(scale, model): 0.0 for scale in SCALES for model in MODELS}
     for row in rows:
         if row["what"] == "share":

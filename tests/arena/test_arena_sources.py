@@ -1,15 +1,20 @@
 """Hostile sources are refused with file and line before the arena starts."""
 
+import io
 import json
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from arena_servers import served, write_comparison, write_rows
 from PIL import Image
 
 import comparison_folders
+from directalign.arena import sources
 from directalign.arena.records import ArenaError
 from directalign.arena.security import new_secret
 from directalign.arena.session import open_arena
@@ -148,6 +153,35 @@ def test_an_image_that_changes_later_is_not_served(tmp_path, change):
     assert f"SECRETFILE-{index:05d}.png" in error and "refused 503" in refusal
 
 
+def test_an_image_is_decoded_once_and_few_at_a_time(tmp_path, monkeypatch):
+    files, running, most = {}, [], []
+    for n in range(4):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"{n}.png")
+        files[str(n)] = tmp_path / f"{n}.png", (8, 8)
+    encode = sources._encode_png
+
+    def slow(file: Path, *rest: Any) -> bytes:
+        running.append(file)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(file)
+        return encode(file, *rest)
+
+    monkeypatch.setattr(sources, "_encode_png", slow)
+    monkeypatch.setattr(sources, "DECODED_PIXELS", 2 * 8 * 8)
+    cache = sources.ImageCache(files)
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(cache.png, [str(n % 4) for n in range(24)]))
+    assert len(most) == 4 and max(most) == 2 and found[:4] * 6 == found
+
+
+def test_transparent_images_are_shown_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    cache = sources.ImageCache({"clear": (tmp_path / "clear.png", (4, 4))})
+    shown = Image.open(io.BytesIO(cache.png("clear") or b""))
+    assert shown.getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_sizes_that_would_reveal_a_model_are_refused_or_made_equal(one, tmp_path):
     image = one / "images" / "SECRETMODEL-a" / "SECRETFILE-00000.png"
     Image.new("RGB", (48, 48), (9, 9, 9)).save(image)
@@ -175,14 +209,14 @@ def test_folders_of_samples_are_paired_by_prompt_and_seed(tmp_path):
     ]
     assert files == [(1, "1.png", "1.png"), (3, "3.png", "3.png")]
     (tmp_path / "link").symlink_to(folders[0])
-    for sources, message in (
+    for given, message in (
         ([], "no source"),
         (folders[:1], "no comparison.json"),
         (folders[:1] * 2, "given twice"),
         ([folders[0], tmp_path / "link"], "given twice"),
     ):
         with pytest.raises(ArenaError, match=message):
-            read_sources(sources)
+            read_sources(given)
 
 
 def test_control_prompts_and_incomplete_items_are_left_out(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from arena_servers import NO_TLS, SECRETS, Server, joining, number_of, running, served, vote
 from PIL import Image
 
+from directalign.arena import session
 from directalign.arena.records import ArenaError
 from directalign.arena.session import open_arena
 
@@ -84,7 +85,7 @@ def test_joining_can_be_repeated_only_by_the_same_request(server):
     with server.visitor() as client, server.visitor() as other:
 
         def join(**changes: str | None) -> httpx.Response:
-            return other.post("/api/join", json={**posted, **changes})
+            return other.post("/api/join", json={**posted, "is_other_person": True, **changes})
 
         link = client.post("/api/join", json=posted).json()["link"]
         assert join(name="LOST  answer").json()["link"] == link
@@ -97,11 +98,36 @@ def test_joining_can_be_repeated_only_by_the_same_request(server):
         assert join().status_code == 422
 
 
+def test_an_invitation_opened_again_is_the_same_person(source, tmp_path, monkeypatch):
+    with served(source, tmp_path / "votes.sqlite", host="0.0.0.0") as server:
+        invitation = server.arena.signer.token("invitation")
+        with server.joined("Ann", invitation) as client, server.visitor() as stranger:
+            again, new = (each.get(f"/invitation/{invitation}").text for each in (client, stranger))
+            assert "Ann" in again and "<form" not in again and "<form" in new
+            assert client.get("/api/session").json() == {"name": "Ann"}
+            assert stranger.get("/api/session").json() == {"name": None}
+            answers = [client.post("/api/join", json=joining(n, invitation)) for n in ("ANN", "Bo")]
+            assert [answer.status_code for answer in answers] == [200, 409]
+            assert list(server.arena.names.values()) == ["Ann"]
+            assert "<form" in client.get("/another", params={"invitation": invitation}).text
+            assert stranger.get("/another").status_code == 403
+            other = {**joining("Bo", invitation), "is_other_person": True}
+            assert client.post("/api/join", json=other).status_code == 200
+            monkeypatch.setattr(session, "MAX_ANNOTATORS", 2)
+            full = stranger.post("/api/join", json=joining("Cem", invitation))
+            assert full.status_code == 403 and "joined already" in full.json()["error"]
+        with server.owner() as owner:
+            assert "one person on two devices" in owner.get("/results").text
+            server.arena.invite(["Ann", "Bo"])
+            assert "one person on two devices" not in owner.get("/results").text
+
+
 def test_an_answer_does_not_count_for_the_session_of_another_annotator(server):
     """Two people on one computer: the first one's tab is open when the second opens a link."""
     with server.joined("First") as client:
         task, first = client.get("/api/state").json()["next"][0]["task"], number_of(client)
-        second = client.post("/api/join", json=joining("Second")).json()["link"]
+        posted = {**joining("Second"), "is_other_person": True}
+        second = client.post("/api/join", json=posted).json()["link"]
         posted = {"annotator": first, "request": "of-the-first", "task": task, "choice": "left"}
         answer = client.post("/api/vote", json=posted)
         assert answer.status_code == 401 and "another annotator's session" in answer.json()["error"]

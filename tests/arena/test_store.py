@@ -272,6 +272,47 @@ def test_a_crowd_at_one_moment_is_spread():
     assert set(assigned.values()) == {10}
 
 
+class Walked(list):
+    """Counts how often all of it is read."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_a_vote_does_not_walk_all_tasks():
+    tasks = Walked(tasks_of("vote", range(200), ["x", "y"]))
+    found = TaskScheduler("vote", tasks, TokenSigner(b"secret"))
+    line = found.next(1, 5)
+    tasks.walks = 0
+    for done in range(50):
+        assert (found.num_completed(1), found.total(1)) == (done, 200)
+        found.record(1, line[0], VOTE_QUESTION, "left")
+        line = found.next(1, 5)
+    assert tasks.walks == 0 and len(found._queues[1][1]) == 200 - 55
+
+
+def test_results_of_a_folder_that_cannot_be_written(three, file, tmp_path, monkeypatch):
+    """As on a CD: SQLite cannot make its files beside the database."""
+    new_store(three, file).close()
+
+    def connect(name: str, **options: Any) -> sqlite3.Connection:
+        if "immutable" not in name:
+            raise sqlite3.OperationalError("unable to open database file")
+        return opened(name, **options)
+
+    opened = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    before = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    assert all(each.is_file() for each in write_results(file, tmp_path / "out"))
+    assert {each: each.read_bytes() for each in before} == before
+    file.with_name(f"{file.name}-wal").write_bytes(b"of a crash")
+    with pytest.raises(ArenaError, match="unable to open"):
+        Store(file)
+
+
 def test_rating_state_and_undo(three, file):
     arena = open_arena(file, [three], "rate")
     annotator = arena.join("Ann", new_secret())

@@ -1,6 +1,7 @@
 """Offline images: every encoding arrives upright, in RGB and in range; broken files are named."""
 
 import json
+import struct
 import weakref
 from io import BytesIO
 from pathlib import Path
@@ -166,6 +167,34 @@ def swapped_profile() -> bytes:
     description = profile.index("sRGB".encode("utf-16-be"))
     profile[description : description + 8] = "wide".encode("utf-16-be")
     return bytes(profile)
+
+
+def grey_profile(gamma: float) -> bytes:
+    """A profile of grey pictures: white point and tone curve."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(256 * gamma)) + b"\0\0"
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 176, len(curve))
+    body = tags.ljust(28, b"\0") + white + curve
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(body), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ "
+    )
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_profiles_of_grey_pictures_are_converted(tmp_path, mode):
+    file = save(
+        Image.new("L", (8, 8), 128).convert(mode), tmp_path / "a.png", icc_profile=grey_profile(1.0)
+    )
+    assert load_image(file, 8, 8).mean().item() == pytest.approx(188 / 255, abs=0.01)
+
+
+def test_a_profile_that_does_not_fit_is_ignored_with_one_warning(tmp_path, caplog):
+    for name in ("a.jpg", "b.jpg"):
+        file = save(Image.new("CMYK", (8, 8)), tmp_path / name, icc_profile=grey_profile(1.0))
+        assert load_image(file, 8, 8).mean() == 1
+    assert caplog.text.count("read as sRGB") == 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])

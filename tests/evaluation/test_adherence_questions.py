@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.evaluation.adherence import (
+from directalign.evaluation.adherence.settings import (
     adherence_of,
     adherence_settings,
     check_adherence,

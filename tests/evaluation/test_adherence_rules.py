@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from directalign.evaluation.adherence import Judged, Verdict, numbers
 from directalign.evaluation.adherence.geneval import (
     Found,
+    Judged,
     Limits,
+    Verdict,
     facts_of,
     judge,
     most_certain,
+    numbers,
     overlap,
     relations,
 )

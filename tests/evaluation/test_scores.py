@@ -83,11 +83,13 @@ def test_style_kept_compares_with_the_style_of_the_prompt():
     prompts = ["Anime. a red star", "CG render. a ring", "Oil painting. a ring", "Anime. a ring"]
     samples = [EvalSample(i, prompt, i, CONTROL_GROUP) for i, prompt in enumerate(prompts)]
     inputs = MetricInput(samples, torch.rand(4, 3, 8, 8))
-    found = summarise_images(per_image([JudgeMetrics(judge, named_styles=True)], inputs))
+    found = summarise_images(per_image([JudgeMetrics(judge, named_styles=True)], inputs), prompts)
     assert found.keys() == {"off_topic_style_kept", "off_topic_content"}
     assert found["off_topic_style_kept"]["value"] == 0.5 and found["off_topic_content"]["n"] == 4
     assert per_image([JudgeMetrics(judge, named_styles=False)], inputs) == {}
     own = MetricInput([EvalSample(0, "a red star", 0)], torch.rand(1, 3, 8, 8))
-    summary = summarise_images(per_image([JudgeMetrics(judge, named_styles=True)], own))
+    summary = summarise_images(
+        per_image([JudgeMetrics(judge, named_styles=True)], own), ["a red star"]
+    )
     assert summary["style_anime"] == 1.0 and summary["content"]["value"] == 1.0
     assert "color" not in summary, "part of content"

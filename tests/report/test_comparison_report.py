@@ -89,20 +89,23 @@ def test_extremes_are_the_pairs_that_changed_most(comparison):
     signs = [(gain > 0) - (gain < 0) for gain, _, _ in changes]
     assert found.counts == tuple(signs.count(sign) for sign in (1, -1, 0))
     best = max(changes)[2]
-    assert found.gained[0].files == (f"images/base/{best:05d}.png", f"images/srpo/{best:05d}.png")
+    assert tuple(each.file for each in found.gained[0][:2]) == (
+        f"images/base/{best:05d}.png",
+        f"images/srpo/{best:05d}.png",
+    )
 
 
 def test_the_gallery_takes_from_every_group_and_every_prompt(comparison):
     found = gallery(comparison, 1_000_000)
     assert found.groups == ["animation", "control_prompts"] and found.count == 28
-    assert {row.prompt for row in found.rows} >= set(PROMPTS)
+    assert {image.prompt for image, _ in found.rows} >= set(PROMPTS)
     left_out = any("are left out" in note for note in comparison.notes)
     assert left_out == (len(found.rows) < 28)
 
 
 def test_tables_by_group_need_two_groups(comparison, tmp_path):
-    photo = next(table for table in group_tables(comparison) if table.metric.name == "photo_rate")
-    rows = {group: (pairs, cells) for group, pairs, cells in photo.rows}
+    photo = next(rows for metric, rows in group_tables(comparison) if metric.name == "photo_rate")
+    rows = {group: (pairs, cells) for group, pairs, cells in photo}
     assert set(rows) == {"without a group", "animation"}
     pairs, cells = rows["animation"]
     images = [each for each in comparison.images["srpo"].values() if each.group == "animation"]

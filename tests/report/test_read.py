@@ -7,6 +7,7 @@ from synthetic_run import write_demo, write_run
 
 from directalign.report.read import read_run, run_folders
 from directalign.report.run_page import changes
+from directalign.report.runs_page import table
 
 
 @pytest.fixture
@@ -97,6 +98,8 @@ def test_curves_and_headlines_compare_equal_samples(tmp_path):
         assert drifts == [0.021, 0.022, 0.023][:count] and run.num_samples == "n = 128"
         found = changes(run)[0]
         assert (found.before["value"], found.after["value"]) == headline
+        rows = [numbers["photo_rate"]["value"] for _, _, numbers in table({}, [run])]
+        assert tuple(rows) == headline, "one number of samples in all rows"
 
 
 def test_without_a_judge_the_number_of_samples_is_the_recipes(tmp_path):

@@ -85,7 +85,7 @@ def test_curves_are_grouped_by_role(copy):
         '"diversity": 0.1, "something_new": 3, "each": {"x": [1]}, "color_drift"'
     )
     groups = curve_groups(read_run(replace_text(copy, ('"color_drift"', more))))
-    found = {group.role: [figure.title for figure in group.figures] for group in groups}
+    found = {role: [each.title for each in figures] for role, *_, figures in groups}
     assert found.pop("trained")[0] == "Reward of whole images"
     assert found == {
         "judge": ["Photo rate", "Content"],
@@ -99,7 +99,7 @@ def test_a_mixture_has_charts_of_its_members(copy):
     members = '"metrics": {"share_a": 0.2, "reward_a": 1.0}, "grad_norm"'
     styles = '"style_cg": 0.2, "color_drift"'
     run = read_run(replace_text(copy, ('"grad_norm"', members), ('"color_drift"', styles)))
-    titles = [figure.title for group in curve_groups(run) for figure in group.figures]
+    titles = [figure.title for *_, figures in curve_groups(run) for figure in figures]
     assert {"Shares in the reward", "a in training", "Styles"} <= set(titles)
     member = {"label": "a", "weight": -0.5, "reward": {"name": "clip", "path": "x"}}
     words = reward_of({"name": "mix", "members": [member]})

@@ -27,7 +27,8 @@ class ArenaError(ValueError):
 class Rating:
     """Level that an annotator gave one image (item × model) on one axis.
 
-    `item` is the index of the prompt-seed pair; `at` the time in seconds since 1970, if known.
+    `item` is the index of the prompt-seed pair; `at` the time in seconds since 1970, if known;
+    `prompt` its text, so that several seeds of one prompt are not taken for independent items.
     """
 
     annotator: str
@@ -36,6 +37,7 @@ class Rating:
     axis: Axis
     level: Level
     at: float | None = None
+    prompt: str | None = None
 
     @property
     def question(self) -> Hashable:
@@ -59,6 +61,7 @@ class Vote:
     right: str
     winner: str | None
     at: float | None = None
+    prompt: str | None = None
 
     @property
     def question(self) -> Hashable:
@@ -71,6 +74,11 @@ class Vote:
 
 
 AnyAnswer = TypeVar("AnyAnswer", Rating, Vote)
+
+
+def prompt_of(answer: Rating | Vote) -> Hashable:
+    """The prompt of an answer, its item if the text is not known."""
+    return answer.item if answer.prompt is None else answer.prompt
 
 
 def latest(answers: Iterable[AnyAnswer]) -> list[AnyAnswer]:

@@ -1,8 +1,8 @@
 """Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
-Ratings are also compared as votes, on every scale. A difference is claimed only if the sign test
-holds after correction for the number of pairs and the interval excludes a draw. All other findings
-are caveats: few data, disagreement, quantities that could not be computed.
+Ratings are also compared as votes, on every scale. A preference is claimed only of enough people,
+after correction for the number of pairs; with few, what is clear is said of these annotators only.
+All other findings are caveats: few data, disagreement, quantities that could not be computed.
 """
 
 from __future__ import annotations
@@ -10,36 +10,42 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..io.atomic import write_text
+from ..io.bidi import isolated
+from ..report.charts import IntervalAxis, interval_bar
+from ..report.format import counted, p_value
+from ..report.page import environment
 from ..stats import Interval, Ranking
 from . import statistics
-from .records import LEVELS, Rating, Vote, latest
+from .records import LEVELS, Rating, Vote, latest, prompt_of
 from .statistics import SCALES, Agreement, Annotator, Scale, Shares, SideBias, Wins, elo
 from .store import Store
 
 VOTES = "votes"
 NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}
 ALPHA_LEVEL = 0.05
-FEW_ITEMS = 20
+FEW_PROMPTS, FEW_ANNOTATORS = 20, 6
+"""Below so many annotators nothing is claimed about other people."""
 RELIABLE, TENTATIVE = 0.8, 0.667
 """Thresholds on Krippendorff's alpha (Krippendorff 2004): for conclusions, for tentative ones."""
 ODD_MIN_ANSWERS, ODD_MIN_ALPHA = 20, 0.2
 """An annotator is called unusual from this many answers on, if the others agree this well."""
+OPEN = (
+    "Anyone with the link could join, under any name: one person on two devices may count as two. "
+    "With --annotators, each name has a link of its own."
+)
 DECIMAL_FROM = 500
 """Number of answers from which percentages get a decimal."""
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = (TEMPLATES.parents[1] / "report/templates/style.css", TEMPLATES / "results.css")
-AXIS_MARGIN = 0.08
-"""Share of the strength axis left free at either end."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 HISTORY_COLUMNS = ["answer", "annotator", "request", "item", "model", "other", "axis", "said", "at"]
@@ -69,6 +75,7 @@ class Results:
     ratings: int
     votes: int
     items: int
+    prompts: int
     annotators: int
     incomplete: int
     unequal: Sequence[str]
@@ -94,10 +101,11 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
     items = {model: {one.item for one in ratings if one.model == model} for model in models}
     most = max(items.values(), key=len, default=set())
     return Results(
-        labels=dict(labels),
+        labels={key: isolated(" ".join(label.split())) for key, label in labels.items()},
         ratings=len(ratings),
         votes=len(votes),
         items=len({one.item for one in answers}),
+        prompts=len({prompt_of(one) for one in answers}),
         annotators=len({one.annotator for one in answers}),
         incomplete=statistics.incomplete(ratings),
         unequal=[model for model, own in items.items() if own and own != most],
@@ -133,68 +141,23 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−").replace("inf", "∞")
 
 
-def number(value: float) -> str:
-    """A number with two decimals."""
-    return f"{value:.2f}".replace("-", "−")
-
-
-def p_value(p: float) -> str:
-    """A p-value such as "p = 0.03" or "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def count(amount: int, thing: str) -> str:
-    """ "1 item", "2 items"."""
-    return f"{amount} {thing}{'' if amount == 1 else 's'}"
-
-
 def joined(names: Sequence[str]) -> str:
     """ "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def clipped(value: float) -> float:
-    """A position in percent of an axis from 0 to 1."""
-    return 100 * min(1.0, max(0.0, value))
 
 
 def _opposite(rate: Interval) -> Interval:
     return Interval(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.n)
 
 
-def lead(results: Results) -> str:
-    """One sentence about the amount of data."""
-    amounts = ((results.ratings, "rating"), (results.votes, "vote"))
-    given = [count(amount, kind) for amount, kind in amounts if amount]
-    if not given:
-        return "No answers yet."
-    return (
-        f"{' and '.join(given)} by {count(results.annotators, 'annotator')} on "
-        f"{count(results.items, 'item')}, {count(len(results.labels), 'model')}."
-    )
-
-
 def is_clear(wins: Wins) -> bool:
-    """Whether the two models differ beyond chance, corrected for all pairs."""
-    return wins.p_of_all < ALPHA_LEVEL and (wins.rate.low > 0.5 or wins.rate.high < 0.5)
+    """Whether people prefer one of two models, beyond chance and corrected for all pairs."""
+    return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
 
 
-def claims(results: Results) -> list[str]:
-    """Significant differences; else a sentence that there is none and how large it may be."""
-    found = []
-    for source, comparison in _main(results):
-        basis = "in votes" if source == VOTES else "by overall ratings"
-        wins = comparison.wins
-        clear = [one for one in wins if is_clear(one)]
-        unclear = [one.rate for one in wins if not is_clear(one)]
-        found += [_preferred(one, results.labels, basis) for one in clear]
-        if unclear:
-            half = max(max(rate.high - rate.value, rate.value - rate.low) for rate in unclear)
-            found.append(
-                f"{basis.capitalize()}, no {'other ' if clear else ''}pair of models differs "
-                f"beyond chance; these win rates may be off by {100 * half:.0f} points."
-            )
-    return found
+def _is_clear_here(wins: Wins) -> bool:
+    """Whether a few annotators prefer one of two models, whatever others do."""
+    return wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
 
 
 def _main(results: Results) -> list[tuple[str, Comparison]]:
@@ -203,60 +166,56 @@ def _main(results: Results) -> list[tuple[str, Comparison]]:
     return [(source, found[source]) for source in (VOTES, "overall") if source in found]
 
 
-def _preferred(wins: Wins, labels: Mapping[str, str], basis: str) -> str:
-    rate, better, worse = wins.rate, wins.b, wins.a
-    if rate.value < 0.5:
-        rate, better, worse = _opposite(rate), wins.a, wins.b
-    return (
-        f"{labels[better]} is preferred to {labels[worse]} {basis}: it wins "
-        f"{percent(rate.value, rate.n)} (95\u00a0% interval {span(rate)}, {wins.items} items, "
-        f"{p_value(wins.p_of_all)} corrected for all pairs)."
-    )
+def _sided(wins: Wins, rate: Interval) -> tuple[Interval, str, str]:
+    """The rate of the better model, and both models, the better one first."""
+    return (rate, wins.b, wins.a) if rate.value >= 0.5 else (_opposite(rate), wins.a, wins.b)
+
+
+def claims(results: Results) -> list[str]:
+    """Significant differences; else a sentence that there is none and how large it may be."""
+    return _sentences("claims.txt.j2", results, sided=_sided)
 
 
 def caveats(results: Results) -> list[str]:
     """Limits of the data, the most important first."""
-    return [*_few_data(results), *_gaps(results), *_disagreement(results)]
-
-
-def _few_data(results: Results) -> Iterator[str]:
-    if not results.items:
-        return
-    if results.items < FEW_ITEMS:
-        only = f"Only {count(results.items, 'item')}: below {FEW_ITEMS} items,"
-        yield f"{only} intervals are rough and single prompts matter."
-    if results.annotators == 1:
-        yield "One annotator: whether others agree is not known."
     seen = {one.model for found in results.shares.values() for one in found}
     seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
-    unseen = [label for key, label in results.labels.items() if key not in seen]
-    if unseen:
-        yield f"{joined(unseen)}: no answer yet."
-    if results.incomplete:
-        images = count(results.incomplete, "image")
-        yield f"{images} not rated on all four axes, and so without an overall level."
+    odd = [one.name for one in (*results.raters, *results.voters) if _is_odd(one)]
+    return _sentences(
+        "caveats.txt.j2",
+        results,
+        unseen=[label for key, label in results.labels.items() if key not in seen],
+        largest=largest_shares(results),
+        never_compared=_never_compared,
+        prior_note=prior_note,
+        names=NAMES,
+        alphas={key: found.alpha["ordinal"] for key, found in results.agreement.items()},
+        odd=list(dict.fromkeys(odd)),
+    )
 
 
-def _gaps(results: Results) -> Iterator[str]:
-    """Models that were never compared, or only on other items."""
-    labels = results.labels
-    for source, comparison in _main(results):
-        pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
-        missing = [
-            f"{labels[a]} with {labels[b]}"
-            for a, b in combinations(comparison.ranking.models, 2)
-            if frozenset((a, b)) not in pairs
-        ]
-        if missing:
-            means = "Their strengths compare through other models only."
-            yield f"{NAMES[source]}: never compared directly: {joined(missing)}. {means}"
-        if comparison.ranking.prior_ties:
-            yield f"{NAMES[source]}: {prior_note(comparison.ranking, labels)}"
-    if results.unequal:
-        yield (
-            f"{joined([labels[model] for model in results.unequal])}: rated on other items than "
-            "the rest, so percentages are not comparable; win rates use common items only."
-        )
+def _sentences(template: str, results: Results, **words: Any) -> list[str]:
+    """The lines of a template, as HTML."""
+    words |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS}
+    words |= {"results": results, "labels": results.labels, "main": _main(results)}
+    words |= {"tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
+    text = PAGES.get_template(template).render(**words)
+    return [Markup(line) for line in text.split("\n") if line.strip()]
+
+
+def largest_shares(results: Results) -> dict[str, Annotator]:
+    """The annotator with the most answers of each kind, "ratings" and "votes"."""
+    kinds = {"ratings": results.raters, "votes": results.voters}
+    return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
+
+
+def _never_compared(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
+    pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
+    return [
+        f"{labels[a]} with {labels[b]}"
+        for a, b in combinations(comparison.ranking.models, 2)
+        if frozenset((a, b)) not in pairs
+    ]
 
 
 def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
@@ -265,36 +224,9 @@ def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
     return (
         f"there are no wins in both directions between {groups}, so the strengths have no finite "
         "maximum-likelihood value. They are computed with "
-        f"{count(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
+        f"{counted(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
         "the distance between these groups is not known."
     )
-
-
-def _disagreement(results: Results) -> Iterator[str]:
-    alphas = {key: found.alpha["ordinal"] for key, found in results.agreement.items()}
-    low = [
-        f"{NAMES[key].lower()} {number(alpha)}"
-        for key, alpha in alphas.items()
-        if alpha is not None and alpha < TENTATIVE
-    ]
-    if low:
-        means = "Averages over many items may still differ clearly; single answers say little."
-        yield f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. {means}"
-    side = results.side
-    if side is not None and side.p < ALPHA_LEVEL:
-        yield (
-            f"The image on the {'left' if side.left > side.right else 'right'} won more often than "
-            "random sides explain: the left one won "
-            f"{percent(side.rate.value, side.rate.n)} of {side.rate.n} decided votes, "
-            f"{p_value(side.p)}. This pulls all win rates towards one half."
-        )
-    for name in dict.fromkeys(
-        one.name for one in (*results.raters, *results.voters) if _is_odd(one)
-    ):
-        yield (
-            f"{name} agrees with the others no more than by chance, while they agree among "
-            "themselves: check these answers before you exclude them."
-        )
 
 
 def _is_odd(one: Annotator) -> bool:
@@ -318,34 +250,49 @@ def read_alpha(agreement: Agreement) -> str:
     return "low: trust averages, not single answers"
 
 
-PAGES = Environment(
-    loader=FileSystemLoader(TEMPLATES),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+PAGES = environment(TEMPLATES)
 """All templates of the arena."""
-PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "number": number}
-PAGES.filters |= {"p_value": p_value, "counted": count, "clipped": clipped}
+PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value": p_value}
+PAGES.filters |= {"joined": joined, "label": lambda model, labels: labels[model]}
+PAGES.filters |= {"elo": elo, "beats_average": lambda strength: 1 / (1 + math.exp(-strength))}
+PAGES.filters["reach"] = lambda rate: max(rate.high - rate.value, rate.value - rate.low)
+PAGES.tests |= {"clear": is_clear, "clear_here": _is_clear_here}
 
 
-def render_results(results: Results, title: str, links: Sequence[tuple[str, str]] = ()) -> str:
+def alpha_bar(interval: Interval | None) -> Markup:
+    """The interval of an alpha on an axis from 0 to 1."""
+    if interval is None:
+        return Markup("")
+    ends = (interval.low, interval.high)
+    return interval_bar([("s0", ends, interval.value)], "Interval of alpha, from 0 to 1")
+
+
+def render_results(
+    results: Results,
+    title: str,
+    links: Sequence[tuple[str, str]] = (),
+    further_caveats: Sequence[str] = (),
+) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
     kinds = (("Ratings", results.raters), ("Votes", results.voters))
     return PAGES.get_template("results.html.j2").render(
         style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
+        few_annotators=FEW_ANNOTATORS,
         labels=results.labels,
         names=NAMES,
         levels={level: level.capitalize() for level in LEVELS},
-        lead=lead(results),
+        results=results,
+        largest=largest_shares(results),
         claims=claims(results),
-        caveats=caveats(results),
+        caveats=[*caveats(results), *further_caveats],
         bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
         comparisons=[_comparison(*item, results.labels) for item in results.comparisons.items()],
-        agreement=[(key, found, read_alpha(found)) for key, found in results.agreement.items()],
+        agreement=[
+            (key, found, read_alpha(found), alpha_bar(found.interval))
+            for key, found in results.agreement.items()
+        ],
         panels=[(kind, found) for kind, found in kinds if found],
         side=results.side,
     )
@@ -353,47 +300,31 @@ def render_results(results: Results, title: str, links: Sequence[tuple[str, str]
 
 def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> dict[str, Any]:
     """What the page says about one comparison; `matrix` is keyed by (row, column)."""
-    matrix = {}
+    matrix: dict[tuple[str, str], Wins] = {}
     for one in found.wins:
-        p = f"{one.items} items, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
-        for pair, rate, won, lost in (
-            ((one.b, one.a), one.rate, one.wins, one.losses),
-            ((one.a, one.b), _opposite(one.rate), one.losses, one.wins),
-        ):
-            note = f"{won} won, {lost} lost, {one.ties} tied; {p}"
-            matrix[pair] = {"rate": rate, "is_clear": is_clear(one), "note": note}
-    strengths, ticks = strength_rows(found.ranking, labels)
+        rates = {"rate": _opposite(one.rate), "panel": _opposite(one.panel)}
+        turned = replace(one, a=one.b, b=one.a, wins=one.losses, losses=one.wins, **rates)
+        matrix |= {(one.b, one.a): one, (one.a, one.b): turned}
+    axis, strengths = strength_rows(found.ranking, labels)
     note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
     view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
-    return view | {"matrix": matrix, "prior_note": note, "strengths": strengths, "ticks": ticks}
+    view |= {"strengths": strengths, "ticks": axis.ticks(percent=False, about=4)}
+    return view | {"matrix": matrix, "prior_note": note}
 
 
 def strength_rows(
     ranking: Ranking, labels: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
-    """One row per model, strongest first, and the ticks (position, text) of their axis.
-
-    Positions, also `at`, `low` and `high` of a row, are in percent of the axis.
-    """
+) -> tuple[IntervalAxis, list[tuple[str, Interval, Markup]]]:
+    """The common axis of the strengths; (label, strength, bar) per model, strongest first."""
     found = {model: ranking.interval(model) for model in ranking.order()}
     ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
-    ends = [end for end in ends if math.isfinite(end)]
-    low, high = min(ends), max(ends)
-    margin = AXIS_MARGIN * (high - low) or 1.0
-
-    def position(value: float) -> float:
-        return clipped((value - low + margin) / (high - low + 2 * margin))
-
+    axis = IntervalAxis.around([end for end in ends if math.isfinite(end)])
     rows = []
     for model, one in found.items():
-        at, low_at, high_at = position(one.value), position(one.low), position(one.high)
-        row = {"label": labels[model], "strength": one, "at": at, "low": low_at, "high": high_at}
-        row |= {"elo": elo(one.value), "beats_average": 1 / (1 + math.exp(-one.value))}
-        rows.append(row)
-    sizes = (size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5))
-    step = next(size for size in sizes if high - low <= 6 * size)
-    ticks = [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return rows, [(position(tick), signed(tick, 1) if tick else "0") for tick in ticks]
+        title = f"{labels[model]}: {signed(one.value)}, {signed(one.low)} to {signed(one.high)}"
+        bar = axis.bar("s0", (one.low, one.high), one.value, title)
+        rows.append((labels[model], one, bar))
+    return axis, rows
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
@@ -422,7 +353,8 @@ def summary_csv(results: Results) -> str:
 
     `what` is share (of model `a` on the scale `of`, at level `b`), wins (of `b` against `a`; `of`
     is votes, or the scale of the ratings), strength (of `a`, log-odds), elo, or alpha (`b` is its
-    metric). `low` and `high` are the ends of the 95 % interval.
+    metric). `panel` is wins for these annotators only, `answers` the share of an annotator, `a`,
+    among the answers of a kind, `of`. `low` and `high` are the ends of the 95 % interval.
     """
     rows: list[Sequence[CsvCell]] = [
         ("share", one.scale, one.model, level, *astuple(share), None, None)
@@ -432,9 +364,9 @@ def summary_csv(results: Results) -> str:
     ]
     for source, comparison in results.comparisons.items():
         for wins in comparison.wins:
-            rows.append(
-                ("wins", source, wins.a, wins.b, *astuple(wins.rate), wins.p, wins.p_of_all)
-            )
+            pair = source, wins.a, wins.b
+            rows.append(("wins", *pair, *astuple(wins.rate), wins.p, wins.p_of_all))
+            rows.append(("panel", *pair, *astuple(wins.panel), None, wins.p_panel))
         for model in comparison.ranking.order():
             strength = comparison.ranking.interval(model)
             points = [elo(end) for end in (strength.value, strength.low, strength.high)]
@@ -445,6 +377,10 @@ def summary_csv(results: Results) -> str:
             ends = found.interval if metric == "ordinal" else None
             low, high = (ends.low, ends.high) if ends else (None, None)
             rows.append(("alpha", source, None, metric, value, low, high, found.units, None, None))
+    for kind, people in (("ratings", results.raters), ("votes", results.voters)):
+        for one in people:
+            share = one.share, None, None, one.answers
+            rows.append(("answers", kind, one.name, None, *share, None, None))
     return csv_table(SUMMARY_COLUMNS, rows)
 
 
@@ -453,23 +389,22 @@ def _answers(store: Store) -> str:
     return answers_csv(Rating, store.ratings()) if rate else answers_csv(Vote, store.votes())
 
 
-def _history(store: Store) -> str:
-    return csv_table(HISTORY_COLUMNS, [tuple(row.values()) for row in store.history()])
-
-
-def _items(store: Store) -> str:
-    rows = [(item, prompt, seed) for item, (prompt, seed, _) in store.items().items()]
-    return csv_table(("item", "prompt", "seed"), rows)
-
-
 def _gather(store: Store) -> Results:
     return gather(store.ratings(), store.votes(), store.models())
 
 
 TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
     "answers.csv": ("Answers that count", _answers),
-    "history.csv": ("All answers ever given", _history),
-    "items.csv": ("Prompts", _items),
+    "history.csv": (
+        "All answers ever given",
+        lambda store: csv_table(HISTORY_COLUMNS, [[*row.values()] for row in store.history()]),
+    ),
+    "items.csv": (
+        "Prompts",
+        lambda store: csv_table(
+            ("item", "prompt", "seed"), [(item, *own[:2]) for item, own in store.items().items()]
+        ),
+    ),
     "numbers.csv": ("Numbers on this page", lambda store: summary_csv(_gather(store))),
 }
 """Tables that can be downloaded: {file: (link text, content)}."""
@@ -478,7 +413,8 @@ TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
 def render_store(store: Store, folder: str) -> str:
     """The result page of a database; its links lead to the tables in `folder`."""
     links = [(text, f"{folder}{name}") for name, (text, _) in TABLES.items()]
-    return render_results(_gather(store), store.title, links)
+    open_to_all = store.invited() is None and len(store.annotators()) > 1
+    return render_results(_gather(store), store.title, links, [OPEN] if open_to_all else [])
 
 
 def write_results(database: Path, out: Path) -> list[Path]:

@@ -14,10 +14,11 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger("directalign.arena")
@@ -110,7 +111,7 @@ class RequestFilter:
             return
         send = _with_headers(send)
         try:
-            headers = _headers(scope)
+            headers = Headers(scope=scope)
             _check(scope["method"], headers)
             if scope["method"] == "POST":
                 receive = _replayed(await _body(receive, headers), receive)
@@ -121,18 +122,10 @@ class RequestFilter:
             await self.app(scope, receive, send)
 
 
-def _headers(scope: Scope) -> dict[str, str]:
-    """Header values by name. Raises: Refused if one that decides about trust comes twice."""
-    found: dict[str, str] = {}
-    for raw_name, value in scope["headers"]:
-        name = raw_name.decode("latin-1").lower()
-        if name in found and name in ("host", "origin", "content-length", "content-type"):
+def _check(method: str, headers: Headers) -> None:
+    for name in ("host", "origin", "content-length", "content-type"):  # they decide about trust
+        if len(headers.getlist(name)) > 1:
             raise Refused(400, f"duplicate header {name}")
-        found[name] = value.decode("latin-1")
-    return found
-
-
-def _check(method: str, headers: Mapping[str, str]) -> None:
     if method not in ("GET", "POST"):
         raise Refused(405, "method not allowed")
     if method == "GET":
@@ -148,7 +141,7 @@ def _check(method: str, headers: Mapping[str, str]) -> None:
         raise Refused(403, f"posted from another site, {quoted(origin or site)}")
 
 
-async def _body(receive: Receive, headers: Mapping[str, str]) -> bytes:
+async def _body(receive: Receive, headers: Headers) -> bytes:
     """The whole body. Raises: Refused if it is larger than 64 kB or takes longer than 10 s."""
     length = headers.get("content-length", "0")
     if not length.isdecimal():
@@ -186,10 +179,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 def _with_headers(send: Send) -> Send:
     async def sent(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            present = {name.lower() for name, _ in message["headers"]}
-            ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            extra = [(name, value) for name, value in ours if name not in present]
-            message = {**message, "headers": [*message["headers"], *extra]}
+            found = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                found.setdefault(name, value)
         await send(message)
 
     return sent

@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
+from ..io.bidi import isolated
 from .records import ArenaError, Axis, Level
 from .results import PAGES, TABLES, TEMPLATES, render_store
 from .security import Refused, RequestFilter, log, log_refusal, quoted
@@ -57,10 +58,12 @@ class Posted(BaseModel):
 
 
 class JoinPosted(Posted):
-    """`request` is random and the same when the browser repeats a request."""
+    """`request` is random and the same when the browser repeats a request. `is_other_person`: not
+    the one whose session the browser has."""
 
     request: Token
     name: Annotated[str, StringConstraints(max_length=1000)]
+    is_other_person: bool = False
     invitation: Annotated[str, StringConstraints(max_length=100)] = ""
 
 
@@ -110,6 +113,13 @@ class Auth:
         """Annotator of the session. Raises: Refused."""
         return self.arena.annotator(request.cookies.get(self.annotator_cookie, ""))
 
+    def session(self, request: Request) -> int | None:
+        """Annotator of the session, None without a valid one."""
+        try:
+            return self.annotator(request)
+        except Refused:
+            return None
+
     def author(self, request: Request, posted: AnswerPosted) -> int:
         """Annotator of an answer. Raises: Refused if the session is of someone else, as when two
         people open their links in one browser."""
@@ -147,8 +157,10 @@ def create_app(arena: Arena, host: str | None) -> ASGIApp:
 
 
 def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    def start(invitation: str = "", name: str = "") -> HTMLResponse:
-        return page("start.html.j2", mode=arena.mode, invitation=invitation, name=name)
+    def start(invitation: str = "", name: str = "", is_other_person: bool = False) -> HTMLResponse:
+        known = {"invitation": invitation, "name": name, "is_other_person": is_other_person}
+        may_join = arena.invited is None and (invitation or not auth.needs_invitation)
+        return page("start.html.j2", mode=arena.mode, may_join=may_join, **known)
 
     @app.get("/")
     def home(request: Request) -> Response:
@@ -159,9 +171,15 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
         return start()
 
     @app.get("/invitation/{token}")
-    def invited(token: str) -> Response:
+    def invited(token: str, request: Request) -> Response:
         auth.require_invitation(token)
-        return start(invitation=token)
+        session = auth.session(request)
+        return start(token, "" if session is None else arena.names[session])
+
+    @app.get("/another")
+    def another_person(invitation: str = "") -> Response:
+        auth.require_invitation(invitation)
+        return start(invitation, is_other_person=True)
 
     @app.get("/me/{link}")
     def personal_link(link: str) -> Response:
@@ -197,10 +215,16 @@ def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
 
 def _add_api(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.post("/api/join")
-    def join(posted: JoinPosted) -> Response:
+    def join(posted: JoinPosted, request: Request) -> Response:
         auth.require_invitation(posted.invitation)
-        link = arena.signer.link(arena.join(posted.name, posted.request))
+        session = None if posted.is_other_person else auth.session(request)
+        link = arena.signer.link(arena.join(posted.name, posted.request, session))
         return with_cookie(JSONResponse({"link": link}), auth.annotator_cookie, link)
+
+    @app.get("/api/session")
+    def session(request: Request) -> Response:
+        number = auth.session(request)
+        return JSONResponse({"name": None if number is None else arena.names[number]})
 
     @app.get("/api/state")
     def state(request: Request) -> Response:
@@ -293,7 +317,7 @@ def serve(
         listening = listen(host or LOCALHOST, port)
         address = _url(host or LOCALHOST, listening.getsockname()[1])
         for name, link in arena.invite(annotators, everybody).items():
-            print_line(f"{name}: {address}/me/{link}")
+            print_line(f"{isolated(name)}: {address}/me/{link}")
         if arena.invited is None:
             path = f"invitation/{arena.signer.token('invitation')}"
             print_line(f"annotators: {address}/{path if needs_invitation(host) else ''}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import random
 import threading
 import unicodedata
 from collections import Counter, defaultdict
@@ -25,6 +26,7 @@ from .store import Answer, Store, create_store, lock
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""
 MAX_NAME_LENGTH = 60
+MAX_ANNOTATORS = 1000
 
 Question = tuple[str, str]
 """(model, axis) in rate mode, `VOTE_QUESTION` in vote mode."""
@@ -49,7 +51,8 @@ class TaskScheduler:
 
     Tasks that are handed out count like answered ones; otherwise people who start at the same
     moment would all get the same few. Equal tasks come in a random order per annotator. The state
-    is in memory and rebuilt from the database at the start. Not thread-safe.
+    is in memory and rebuilt from the database at the start; after an annotator's first task, the
+    cost does not depend on the number of tasks. Not thread-safe.
     """
 
     def __init__(self, mode: Mode, tasks: Sequence[Task], signer: TokenSigner) -> None:
@@ -57,21 +60,28 @@ class TaskScheduler:
         self._signer = signer
         self._mode = mode
         self._answers: defaultdict[int, dict[Task, dict[Question, str]]] = defaultdict(dict)
-        self._completed: Counter[Task] = Counter()
-        self._assigned: defaultdict[int, list[Task]] = defaultdict(list)
-        self._assignments: Counter[Task] = Counter()
-        self._orders: dict[int, list[Task]] = {}
+        self._completed: defaultdict[int, dict[Task, None]] = defaultdict(dict)
+        self._handed_out: defaultdict[int, dict[Task, None]] = defaultdict(dict)
+        self._annotators: Counter[Task] = Counter()  # who completed it or have it; only rises
+        self._queues: dict[int, tuple[list[Task], list[int]]] = {}
         self.unavailable: set[int] = set()
         """Items of which an image is missing; their tasks are not handed out."""
 
     def record(self, annotator: int, task: Task, question: Question, answer: str | None) -> None:
         """Set the answer to a question of a task; None takes it back."""
-        before = self._is_complete(annotator, task)
-        answers = {**self._answers[annotator].pop(task, {}), question: answer}
-        answers = {key: given for key, given in answers.items() if given is not None}
-        if answers:
-            self._answers[annotator][task] = answers  # last: the one answered most recently
-        self._completed[task] += self._is_complete(annotator, task) - before
+        answers = self._answers[annotator].setdefault(task, {})
+        if answer is None:
+            answers.pop(question, None)
+        else:
+            answers[question] = answer
+        completed, handed_out = self._completed[annotator], self._handed_out[annotator]
+        self._annotators[task] += task not in completed and task not in handed_out
+        completed.pop(task, None)
+        handed_out.pop(task, None)
+        if len(answers) == (len(AXES) * len(task.models) if self._mode == "rate" else 1):
+            completed[task] = None
+        else:
+            self._handed_out[annotator] = {task: None, **handed_out}
 
     def answers(self, annotator: int, task: Task) -> Mapping[Question, str]:
         """Answers of an annotator to a task so far."""
@@ -79,50 +89,51 @@ class TaskScheduler:
 
     def num_completed(self, annotator: int) -> int:
         """Number of tasks that the annotator has completed."""
-        return sum(self._is_complete(annotator, task) for task in self._answers[annotator])
+        return len(self._completed[annotator])
 
     def total(self, annotator: int) -> int:
         """Number of tasks that the annotator has completed or can complete."""
         if not self.unavailable:
             return len(self.tasks)
-        missing = [task for task in self.tasks if task.item in self.unavailable]
-        return len(self.tasks) - sum(not self._is_complete(annotator, task) for task in missing)
+        completed = self._completed[annotator]
+        return sum(task in completed or self._is_available(task) for task in self.tasks)
 
     def last(self, annotator: int) -> Task | None:
         """The task completed most recently."""
-        answered = reversed(self._answers[annotator])
-        return next((task for task in answered if self._is_complete(annotator, task)), None)
+        return next(reversed(self._completed[annotator]), None)
 
     def next(self, annotator: int, count: int) -> list[Task]:
         """Hand out up to `count` tasks: those begun, those handed out before, then the rarest."""
-        open_tasks = dict.fromkeys([*self._answers[annotator], *self._assigned[annotator]])
-        line = [task for task in open_tasks if self._is_open(annotator, task)][:count]
-        if annotator not in self._orders:
-            self._orders[annotator] = sorted(
-                self.tasks,
-                key=lambda task: self._signer.token("order", annotator, task.item, *task.models),
-            )
-        candidates = (
-            task
-            for task in self._orders[annotator]
-            if task not in line and self._is_open(annotator, task)
-        )
-        line += heapq.nsmallest(
-            count - len(line),
-            candidates,
-            key=lambda task: self._completed[task] + self._assignments[task],
-        )
-        self._assignments.subtract(self._assigned[annotator])
-        self._assignments.update(line)
-        self._assigned[annotator] = line
-        return line
+        handed_out = self._handed_out[annotator]
+        line = [task for task in handed_out if self._is_available(task)]
+        order, heap = self._queue(annotator)
+        while len(line) < count and heap:
+            annotators, place = divmod(heap[0], len(order))
+            task = order[place]
+            if self._annotators[task] > annotators:
+                heapq.heapreplace(heap, self._annotators[task] * len(order) + place)
+                continue
+            heapq.heappop(heap)
+            is_known = task in self._completed[annotator] or task in handed_out
+            if not is_known and self._is_available(task):
+                self._annotators[task] += 1
+                handed_out[task] = None
+                line.append(task)
+        return line[:count]
 
-    def _is_open(self, annotator: int, task: Task) -> bool:
-        return task.item not in self.unavailable and not self._is_complete(annotator, task)
+    def _queue(self, annotator: int) -> tuple[list[Task], list[int]]:
+        """The tasks in the annotator's order, and a heap of number of annotators × number of tasks
+        + place; the former may have risen since."""
+        if annotator not in self._queues:
+            order = [*self.tasks]
+            random.Random(self._signer.token("order", annotator)).shuffle(order)
+            heap = [self._annotators[task] * len(order) + n for n, task in enumerate(order)]
+            heapq.heapify(heap)
+            self._queues[annotator] = order, heap
+        return self._queues[annotator]
 
-    def _is_complete(self, annotator: int, task: Task) -> bool:
-        questions = len(AXES) * len(task.models) if self._mode == "rate" else 1
-        return len(self.answers(annotator, task)) == questions
+    def _is_available(self, task: Task) -> bool:
+        return task.item not in self.unavailable
 
 
 def open_arena(
@@ -208,9 +219,22 @@ class Arena:
         how = "stop with Ctrl-C, continue with the same command"
         return f"{items}, {questions}; answers are stored in {self.store.file}; {how}"
 
-    def join(self, name: str, request: str) -> int:
-        """Add an annotator, once per `request`. Raises: Refused for an invalid or taken name."""
+    def join(self, name: str, request: str, session: int | None = None) -> int:
+        """Add an annotator, once per `request`; the one of the browser's `session` stays the same.
+
+        Raises: Refused for an invalid or taken name, another name than the session's, and once
+        there are `MAX_ANNOTATORS`.
+        """
         name = normalized_name(name)
+        if session is not None:
+            if name.casefold() == self.names[session].casefold():
+                return session
+            remedy = "continue under this name, or choose to join as another person"
+            raise Refused(409, f"this browser takes part as {self.names[session]}: {remedy}")
+        if len(self.names) >= MAX_ANNOTATORS:
+            raise Refused(
+                403, f"{MAX_ANNOTATORS} people have joined already; ask who sent the link"
+            )
         annotator = self.store.join(name, request)
         if annotator is None:
             remedy = "open your personal link to continue, or choose another name"

@@ -5,7 +5,8 @@ images.jsonl. Records may name only regular files inside their folder: `..`, abs
 symbolic links are refused, and no other path is ever opened.
 
 Browsers receive re-encoded PNG files without name, EXIF or text, at one size per item, so that
-nothing but the pixels can reveal the model. Colour profiles are ignored.
+nothing but the pixels can reveal the model; transparent ones are composited on white, and colour
+profiles are converted to sRGB.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..io.colour import upright_srgb
 from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
@@ -34,6 +36,8 @@ HASHED_BYTES = 65536
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 8192 * 8192
 CACHE_BYTES = 256 * 2**20
+DECODED_PIXELS = 4096 * 4096
+"""Pixels that are decoded at a time, or a single image; each takes some 12 bytes of memory."""
 ASPECT_TOLERANCE = 0.01
 """Largest relative difference between the aspect ratios of an item's images."""
 UNREADABLE = (OSError, EOFError, SyntaxError, Image.DecompressionBombError, ValueError)
@@ -263,14 +267,16 @@ class ImageCache:
     """PNG files by opaque token, the most recently used kept in memory. Thread-safe.
 
     `files` has the image file and size by token; no other file is opened, and none that was
-    replaced or changed since the cache was made.
+    replaced or changed since the cache was made. An image is decoded once however many ask for it
+    at a time, and as many images at a time as have `DECODED_PIXELS` in all.
     """
 
     def __init__(self, files: Mapping[str, tuple[Path, Size]]) -> None:
         self._files = files
-        self._digests = {token: _digest(file.read_bytes()) for token, (file, _) in files.items()}
+        self._known = {token: _known(file) for token, (file, _) in files.items()}
         self._cache: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._decoding: dict[str, int] = {}
+        self._changed = threading.Condition()
 
     def png(self, token: str) -> bytes | None:
         """The image as PNG, None for an unknown token.
@@ -279,14 +285,29 @@ class ImageCache:
         """
         if token not in self._files:
             return None
-        with self._lock:
-            content = self._cache.pop(token, None)
-        if content is None:
+        _, pixels = self._known[token]
+
+        def is_next() -> bool:
+            room = DECODED_PIXELS - sum(self._decoding.values())
+            is_idle = token not in self._decoding and (room >= pixels or not self._decoding)
+            return token in self._cache or is_idle
+
+        with self._changed:
+            self._changed.wait_for(is_next)
+            if token in self._cache:
+                self._cache.move_to_end(token)
+                return self._cache[token]
+            self._decoding[token] = pixels
+        try:
             content = self._encoded(token)
-        with self._lock:
-            self._cache[token] = content
-            while sum(map(len, self._cache.values())) > CACHE_BYTES:
-                self._cache.popitem(last=False)
+            with self._changed:
+                self._cache[token] = content
+                while sum(map(len, self._cache.values())) > CACHE_BYTES and len(self._cache) > 1:
+                    self._cache.popitem(last=False)
+        finally:
+            with self._changed:
+                del self._decoding[token]
+                self._changed.notify_all()
         return content
 
     def _encoded(self, token: str) -> bytes:
@@ -295,9 +316,16 @@ class ImageCache:
             content = file.read_bytes()
         except OSError as error:
             raise ArenaError(f"{file}: cannot be read ({error.strerror}); restore it") from None
-        if file.resolve() != file or _digest(content) != self._digests[token]:
+        if file.resolve() != file or _digest(content) != self._known[token][0]:
             raise ArenaError(f"{file}: was replaced after the start; restore it and start again")
         return _encode_png(file, content, size)
+
+
+def _known(file: Path) -> tuple[bytes, int]:
+    """Digest and number of pixels."""
+    content = file.read_bytes()
+    with _open_image(file, content) as image:
+        return _digest(content), image.width * image.height
 
 
 def _digest(content: bytes) -> bytes:
@@ -307,7 +335,7 @@ def _digest(content: bytes) -> bytes:
 def _encode_png(file: Path, content: bytes, size: Size) -> bytes:
     """The pixels without any metadata, upright and resized; `file` is named in errors."""
     with _open_image(file, content) as image:
-        pixels = ImageOps.exif_transpose(image).convert("RGB")
+        pixels = upright_srgb(image)
     if pixels.size != size:
         pixels = pixels.resize(size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()

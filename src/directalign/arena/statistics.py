@@ -2,17 +2,20 @@
 
 An image is excellent overall if it is excellent on every axis (SRPO, arXiv 2509.06942, human
 evaluation). The paper leaves the other levels open; here the overall level is the lowest of the
-axes. Ratings imply votes: of two images that one annotator rated, the better level wins. Intervals
-resample items, and sign tests count items, since answers on one item are alike.
+axes. Ratings imply votes: of two images that one annotator rated, the better level wins.
+
+Every annotator counts equally, however many answers he gave. Intervals and tests are about other
+annotators and other prompts: answers of one person are alike, and so are those on one prompt,
+whatever its seeds (`stats.clustered_rate`).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import chain, combinations, compress
 from statistics import fmean, median
 from typing import Literal, get_args
 
@@ -21,8 +24,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .. import stats
-from ..stats import Interval, Ranking
-from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, Vote, latest
+from ..stats import Clusters, Interval, Ranking
+from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, Vote, latest, prompt_of
 
 Scale = Literal["overall", Axis]
 SCALES: tuple[Scale, ...] = ("overall", *AXES)
@@ -32,10 +35,8 @@ ELO_PER_LOG_ODDS, ELO_MEAN = 400 / math.log(10), 1000.0
 
 RatedImage = tuple[str, int, str]
 """Annotator, item and model."""
-Tallies = Float[np.ndarray, "m k k"]
-"""Per item, wins of the row's model over the column's; a tie is half a win to each."""
 Unit = tuple[int, str] | tuple[int, str, str]
-"""What is answered, beginning with its item: (item, model), or (item, model, model)."""
+"""What is answered: (item, model), or (item, model, model)."""
 Answers = Float[np.ndarray, "u a"]
 """Units × annotators, nan without an answer."""
 
@@ -81,39 +82,44 @@ def _by_image(ratings: Iterable[Rating]) -> dict[RatedImage, dict[Axis, Level]]:
     return images
 
 
-def shares(ratings: Iterable[Rating], scale: Scale, models: Sequence[str]) -> list[Shares]:
+def shares(ratings: Sequence[Rating], scale: Scale, models: Sequence[str]) -> list[Shares]:
     """One `Shares` per model that was rated on the scale, in the order of `models`."""
-    given = judgements(ratings, scale)
-    rated = {image[2] for image in given}
-    return [_shares(model, scale, given) for model in models if model in rated]
+    given, found = judgements(ratings, scale), []
+    prompts = prompts_of(ratings)
+    for model in models:
+        own = {image: level for image, level in given.items() if image[2] == model}
+        if own:
+            people, items = [image[0] for image in own], [image[1] for image in own]
+            weights = stats.person_weights(people)
+            clusterings = _clusterings(people, [prompts[item] for item in items])
+            rates: dict[Level, Interval] = {
+                level: stats.clustered_rate(
+                    [one == level for one in own.values()], weights, clusterings
+                )[0]
+                for level in LEVELS
+            }
+            counts: dict[Level, int] = {level: [*own.values()].count(level) for level in LEVELS}
+            found.append(Shares(model, scale, rates, counts, len(set(items)), len(set(people))))
+    return found
 
 
-def _shares(model: str, scale: Scale, given: Mapping[RatedImage, Level]) -> Shares:
-    own = [
-        (annotator, item, given[annotator, item, one])
-        for annotator, item, one in given
-        if one == model
-    ]
-    rows = {item: row for row, item in enumerate(sorted({item for _, item, _ in own}))}
-    hits = np.zeros((len(rows), len(LEVELS)))
-    for _, item, level in own:
-        hits[rows[item], LEVELS.index(level)] += 1
-    columns = dict(zip(LEVELS, hits.T, strict=True))
-    rates: dict[Level, Interval] = {
-        level: stats.grouped_rate_interval(one, hits.sum(1)) for level, one in columns.items()
-    }
-    counts: dict[Level, int] = {level: int(one.sum()) for level, one in columns.items()}
-    annotators = len({annotator for annotator, _, _ in own})
-    return Shares(model, scale, rates, counts, len(rows), annotators)
+def prompts_of(answers: Iterable[Rating | Vote]) -> dict[int, Hashable]:
+    """The prompt of each item."""
+    return {one.item: prompt_of(one) for one in answers}
+
+
+def _clusterings(people: Clusters, prompts: Clusters) -> list[Clusters]:
+    """By person and prompt; of a single person by prompt, for that person only."""
+    return [people, prompts] if len(set(people)) > 1 else [prompts]
 
 
 @dataclass(frozen=True)
 class Wins:
     """Result of model `b` against model `a`.
 
-    `rate` = (wins + ties / 2) / votes. `items_won` and `items_lost` are items where b got more, or
-    fewer, votes than a; `p` is of the sign test on them, `p_of_all` is corrected for the number of
-    pairs (Holm).
+    `rate` is the mean over annotators of (wins + ties / 2) / votes, with the interval for people
+    like them; `p` that it is 1/2, `p_of_all` corrected for the number of pairs (Holm). `panel` is
+    the same rate for these annotators only, on other prompts, `p_panel` corrected too.
     """
 
     a: str
@@ -122,39 +128,26 @@ class Wins:
     wins: int
     losses: int
     ties: int
-    items: int
-    items_won: int
-    items_lost: int
+    prompts: int
+    annotators: int
     p: float
     p_of_all: float
+    panel: Interval
+    p_panel: float
 
 
-def implied_votes(ratings: Iterable[Rating], scale: Scale) -> list[Vote]:
+def implied_votes(ratings: Sequence[Rating], scale: Scale) -> list[Vote]:
     """A vote per two models that one annotator rated on an item; the sides have no meaning."""
     ranks: dict[tuple[str, int], list[tuple[str, int]]] = {}
     for (annotator, item, model), level in judgements(ratings, scale).items():
         ranks.setdefault((annotator, item), []).append((model, LEVELS.index(level)))
-    votes = []
+    votes, prompts = [], {one.item: one.prompt for one in ratings}
     for (annotator, item), judged in ranks.items():
         for (left, rank_left), (right, rank_right) in combinations(sorted(judged), 2):
             better = left if rank_left < rank_right else right
             winner = None if rank_left == rank_right else better
-            votes.append(Vote(annotator, item, left, right, winner))
+            votes.append(Vote(annotator, item, left, right, winner, prompt=prompts[item]))
     return votes
-
-
-def tallies(votes: Iterable[Vote], models: Sequence[str]) -> Tallies:
-    """The latest votes between `models`, summed per item; items without a vote are left out."""
-    place = {model: index for index, model in enumerate(models)}
-    votes = [vote for vote in latest(votes) if vote.left in place and vote.right in place]
-    rows = {item: row for row, item in enumerate(sorted({vote.item for vote in votes}))}
-    table = np.zeros((len(rows), len(models), len(models)))
-    for vote in votes:
-        row, left, right = rows[vote.item], place[vote.left], place[vote.right]
-        share = 0.5 if vote.winner is None else float(vote.winner == vote.left)
-        table[row, left, right] += share
-        table[row, right, left] += 1 - share
-    return table
 
 
 def win_rates(votes: Iterable[Vote], models: Sequence[str]) -> list[Wins]:
@@ -164,31 +157,46 @@ def win_rates(votes: Iterable[Vote], models: Sequence[str]) -> list[Wins]:
         pair = [vote for vote in votes if {vote.left, vote.right} == {a, b}]
         if pair:
             found.append(_wins(a, b, pair))
-    corrected = stats.holm([one.p for one in found])
-    return [replace(one, p_of_all=p) for one, p in zip(found, corrected, strict=True)]
+    of_all = stats.holm([one.p for one in found])
+    of_panel = stats.holm([one.p_panel for one in found])
+    return [
+        replace(one, p_of_all=p, p_panel=p_panel)
+        for one, p, p_panel in zip(found, of_all, of_panel, strict=True)
+    ]
 
 
 def _wins(a: str, b: str, votes: Sequence[Vote]) -> Wins:
-    table = tallies(votes, [a, b])
-    won, lost = table[:, 1, 0], table[:, 0, 1]
-    rate = stats.grouped_rate_interval(won, won + lost)
-    counts = Counter(vote.winner for vote in votes)
-    items_won, items_lost = int((won > lost).sum()), int((won < lost).sum())
-    p = stats.sign_test(items_won, items_lost)
-    votes_won = counts[b], counts[a], counts[None]
-    return Wins(a, b, rate, *votes_won, len(table), items_won, items_lost, p, p_of_all=p)
+    won = [0.5 if vote.winner is None else float(vote.winner == b) for vote in votes]
+    people, prompts = [vote.annotator for vote in votes], [prompt_of(vote) for vote in votes]
+    weights = stats.person_weights(people)
+    rate, p = stats.clustered_rate(won, weights, _clusterings(people, prompts))
+    panel, p_panel = stats.clustered_rate(won, weights, [prompts])
+    sizes = len(set(prompts)), len(set(people))
+    counts = won.count(1.0), won.count(0.0), won.count(0.5)
+    return Wins(a, b, rate, *counts, *sizes, p, p, panel, p_panel)
 
 
 def rank_models(votes: Iterable[Vote], models: Sequence[str]) -> Ranking:
-    """Bradley-Terry strengths of all `models`; their covariance is grouped by item.
+    """Bradley-Terry strengths of all `models`, from the rates of `win_rates`: every annotator of a
+    pair counts equally, and the covariance is clustered by annotator and prompt.
 
     Raises: ArenaError for a model without a vote.
     """
-    wins = tallies(votes, models)
-    votes_of = (wins.sum(0) + wins.sum(0).T).sum(1)
-    if not votes_of.all():
-        raise ArenaError(f"no vote on {models[votes_of.argmin()]}: leave it out")
-    return stats.bradley_terry(wins, models)
+    place = {model: index for index, model in enumerate(models)}
+    votes = [vote for vote in latest(votes) if vote.left in place and vote.right in place]
+    pairs = np.array([(place[vote.left], place[vote.right]) for vote in votes], int).reshape(-1, 2)
+    unseen = set(range(len(models))) - set(pairs.ravel().tolist())
+    if unseen:
+        raise ArenaError(f"no vote on {models[min(unseen)]}: leave it out")
+    won = np.array([0.5 if v.winner is None else float(v.winner == v.left) for v in votes])
+    by_pair: defaultdict[frozenset[str], list[int]] = defaultdict(list)
+    for index, vote in enumerate(votes):
+        by_pair[frozenset((vote.left, vote.right))].append(index)
+    people, weights = [vote.annotator for vote in votes], np.empty(len(votes))
+    for own in by_pair.values():
+        weights[own] = stats.person_weights([people[index] for index in own])
+    clusterings = _clusterings(people, [prompt_of(vote) for vote in votes])
+    return stats.bradley_terry(pairs, won, weights, clusterings, models)
 
 
 def elo(log_odds: float) -> float:
@@ -198,10 +206,10 @@ def elo(log_odds: float) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers of a panel; `items[u]` is the item of unit u."""
+    """Answers of a panel; `prompts[u]` is the prompt of unit u."""
 
     answers: Answers
-    items: tuple[int, ...]
+    prompts: tuple[Hashable, ...]
     annotators: tuple[str, ...]
 
 
@@ -210,7 +218,7 @@ class Agreement:
     """Krippendorff's alpha (2011) by metric: 1 is full agreement, 0 chance.
 
     None if no unit has two answers, or all answers are equal. `interval` is for the ordinal alpha,
-    by resampling items. `units` is the number of units with two or more answers.
+    by resampling prompts. `units` is the number of units with two or more answers.
     """
 
     alpha: Mapping[AlphaMetric, float | None]
@@ -219,33 +227,35 @@ class Agreement:
     annotators: int
 
 
-def rated(ratings: Iterable[Rating], scale: Scale) -> Reliability:
+def rated(ratings: Sequence[Rating], scale: Scale) -> Reliability:
     """Units are images (item × model); values 0 for the worst level to 3 for the best."""
     best = len(LEVELS) - 1.0
     found = [
         ((item, model), annotator, best - LEVELS.index(level))
         for (annotator, item, model), level in judgements(ratings, scale).items()
     ]
-    return _reliability(found)
+    return _reliability(found, prompts_of(ratings))
 
 
-def voted(votes: Iterable[Vote]) -> Reliability:
+def voted(votes: Sequence[Vote]) -> Reliability:
     """Units are item × pair; values −1, 0 (tie) and 1 for the model whose name sorts second."""
     found = []
     for vote in latest(votes):
         first, second = sorted((vote.left, vote.right))
         value = float(vote.winner == second) - float(vote.winner == first)
         found.append(((vote.item, first, second), vote.annotator, value))
-    return _reliability(found)
+    return _reliability(found, prompts_of(votes))
 
 
-def _reliability(found: Sequence[tuple[Unit, str, float]]) -> Reliability:
+def _reliability(
+    found: Sequence[tuple[Unit, str, float]], prompts: Mapping[int, Hashable]
+) -> Reliability:
     units = {unit: row for row, unit in enumerate(dict.fromkeys(unit for unit, _, _ in found))}
     names = sorted({name for _, name, _ in found})
     answers = np.full((len(units), len(names)), np.nan)
     for unit, name, value in found:
         answers[units[unit], names.index(name)] = value
-    return Reliability(answers, tuple(unit[0] for unit in units), tuple(names))
+    return Reliability(answers, tuple(prompts[unit[0]] for unit in units), tuple(names))
 
 
 def agreement(panel: Reliability) -> Agreement:
@@ -255,12 +265,14 @@ def agreement(panel: Reliability) -> Agreement:
     known: dict[AlphaMetric, float | None] = {
         metric: alpha(panel.answers, metric) for metric in ALPHA_METRICS
     }
-    items = np.unique(np.asarray(panel.items)[paired], return_inverse=True)[1]
+    known_prompts = list(compress(panel.prompts, paired))
+    drawn_from = {prompt: place for place, prompt in enumerate(dict.fromkeys(known_prompts))}
+    prompts = np.array([drawn_from[prompt] for prompt in known_prompts])
     interval, ordinal = None, known["ordinal"]
-    if ordinal is not None and items.max() > 0:
+    if ordinal is not None and len(drawn_from) > 1:
         drawn = [
-            _alpha(np.repeat(counts[paired], times[items], axis=0), values, "ordinal")
-            for times in stats.resample_counts(int(items.max()) + 1).astype(int)
+            _alpha(np.repeat(counts[paired], times[prompts], axis=0), values, "ordinal")
+            for times in stats.resample_counts(len(drawn_from)).astype(int)
         ]
         interval = stats.percentile_interval(ordinal, np.array(drawn), int(paired.sum()))
     return Agreement(known, interval, units=int(paired.sum()), annotators=len(panel.annotators))
@@ -303,20 +315,23 @@ class SideBias:
 class Annotator:
     """Habits of one annotator: hints for a check, not grounds for exclusion. None: not defined.
 
-    `seconds` is the median time between completed items. `commonest` is the share of the most
-    frequent answer. `against_others` is alpha with only the disagreement of this annotator's
-    pairs in its numerator, `without` alpha of the others. `ties` and `side` are for votes only.
+    `share` is of all answers, `seconds` the median time between completed items, `commonest` the
+    share of the most frequent answer. `against_others` is alpha with only the disagreement of this
+    annotator's pairs in its numerator, `without` alpha of the others. `ties`, `side` and `p_side`
+    (corrected for the number of annotators) are for votes only.
     """
 
     name: str
     answers: int
     items: int
+    share: float
     seconds: float | None
     commonest: float
     against_others: float | None
     without: float | None
     ties: float | None = None
     side: SideBias | None = None
+    p_side: float = 1.0
 
 
 def rating_annotators(ratings: Iterable[Rating]) -> list[Annotator]:
@@ -324,7 +339,7 @@ def rating_annotators(ratings: Iterable[Rating]) -> list[Annotator]:
     by_name: dict[str, list[Rating]] = {}
     for one in latest(ratings):
         by_name.setdefault(one.annotator, []).append(one)
-    panels = [rated(chain(*by_name.values()), axis) for axis in AXES]
+    panels = [rated([*chain(*by_name.values())], axis) for axis in AXES]
     found = []
     for name, own in sorted(by_name.items()):
         completed: dict[int, float | None] = {}
@@ -332,7 +347,8 @@ def rating_annotators(ratings: Iterable[Rating]) -> list[Annotator]:
             at = one.at
             completed[one.item] = at if at is None else max(at, completed.get(one.item) or at)
         habits = _habits(panels, name, [one.level for one in own], completed.values())
-        found.append(Annotator(name, len(own), len(completed), *habits))
+        share = len(own) / sum(map(len, by_name.values()))
+        found.append(Annotator(name, len(own), len(completed), share, *habits))
     return found
 
 
@@ -341,13 +357,15 @@ def voting_annotators(votes: Iterable[Vote]) -> list[Annotator]:
     by_name: dict[str, list[Vote]] = {}
     for vote in latest(votes):
         by_name.setdefault(vote.annotator, []).append(vote)
-    panels, found = [voted(chain(*by_name.values()))], []
+    panels, found = [voted([*chain(*by_name.values())])], []
     for name, own in sorted(by_name.items()):
         answers = [{vote.left: "left", vote.right: "right"}.get(vote.winner or "") for vote in own]
         habits = _habits(panels, name, answers, [vote.at for vote in own])
         ties, items = answers.count(None) / len(own), len({vote.item for vote in own})
-        found.append(Annotator(name, len(own), items, *habits, ties, side_bias(own)))
-    return found
+        share = len(own) / sum(map(len, by_name.values()))
+        found.append(Annotator(name, len(own), items, share, *habits, ties, side_bias(own)))
+    corrected = stats.holm([one.side.p if one.side else 1.0 for one in found])
+    return [replace(one, p_side=p) for one, p in zip(found, corrected, strict=True)]
 
 
 def _habits(

@@ -29,48 +29,12 @@ Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = get_args(Side)
 SECRET = re.compile("[0-9a-f]{64}")
 
-SCHEMA = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE models (place INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, label TEXT NOT NULL);
-CREATE TABLE items (
-    item INTEGER PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, digest TEXT NOT NULL
-);
-CREATE TABLE annotators (
-    annotator INTEGER PRIMARY KEY,
-    name TEXT NOT NULL,
-    folded TEXT NOT NULL UNIQUE,
-    request TEXT NOT NULL,
-    at REAL NOT NULL
-);
-CREATE TABLE answers (
-    answer INTEGER PRIMARY KEY AUTOINCREMENT,
-    annotator INTEGER NOT NULL REFERENCES annotators,
-    request TEXT NOT NULL,
-    item INTEGER NOT NULL REFERENCES items,
-    model TEXT NOT NULL REFERENCES models (key),
-    other TEXT REFERENCES models (key),
-    axis TEXT,
-    said TEXT,
-    at REAL NOT NULL,
-    UNIQUE (annotator, request),
-    CHECK ((other IS NULL) <> (axis IS NULL))
-);
-CREATE TRIGGER answers_stay BEFORE DELETE ON answers BEGIN
-    SELECT RAISE(ABORT, 'answers are never deleted');
-END;
-CREATE TRIGGER answers_stand BEFORE UPDATE ON answers BEGIN
-    SELECT RAISE(ABORT, 'answers are never changed');
-END;
-CREATE VIEW counted AS SELECT * FROM answers
-    WHERE said IS NOT NULL AND answer IN (
-        SELECT max(answer) FROM answers GROUP BY annotator, item, model, other, axis
-    );
-"""
-"""In answers, `model` was rated on `axis`, or stood left of `other`. `said` is the level, or
-left, right, tie; NULL takes an answer back."""
-_NAMED = (
-    "SELECT name, item, model, other, axis, said, counted.at "
-    "FROM counted JOIN annotators USING (annotator)"
+SCHEMA = Path(__file__).with_name("schema.sql")
+_COUNTED = "FROM counted JOIN annotators USING (annotator) JOIN items USING (item)"
+_RATINGS = f"SELECT name, item, model, axis, said, counted.at, prompt {_COUNTED}"
+_VOTES = (
+    "SELECT name, item, model, other, CASE said WHEN 'left' THEN model WHEN 'right' THEN other END,"
+    f" counted.at, prompt {_COUNTED}"
 )
 
 
@@ -105,12 +69,12 @@ class Store:
         self._inode = _lock_inode(file) if locked else None
         self._lock = threading.RLock()
         try:
-            self._connection = sqlite3.connect(
-                file, check_same_thread=False, isolation_level=None, timeout=5
-            )
-            self._connection.row_factory = sqlite3.Row
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._connection.execute(f"PRAGMA {setting}").fetchall()
+            try:
+                self._connection = _connect(file.resolve().as_uri())
+            except sqlite3.OperationalError:  # in a folder that cannot be written to, or on a CD
+                if locked or file.with_name(f"{file.name}-wal").exists():
+                    raise
+                self._connection = _connect(f"{file.resolve().as_uri()}?immutable=1")
             facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")}
             for table in ("models", "items", "annotators", "counted"):
                 self._connection.execute(f"SELECT 1 FROM {table}").fetchone()
@@ -197,19 +161,15 @@ class Store:
 
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""
-        return [
-            Rating(row["name"], row["item"], row["model"], row["axis"], row["said"], row["at"])
-            for row in self._rows(f"{_NAMED} WHERE axis IS NOT NULL ORDER BY answer")
-        ]
+        with self._lock:
+            query = f"{_RATINGS} WHERE axis IS NOT NULL ORDER BY answer"
+            return [Rating(*row) for row in self._connection.execute(query)]
 
     def votes(self) -> list[Vote]:
         """The answers that count in vote mode."""
-        votes = []
-        for row in self._rows(f"{_NAMED} WHERE other IS NOT NULL ORDER BY answer"):
-            left, right = row["model"], row["other"]
-            winner = {"left": left, "right": right}.get(row["said"])
-            votes.append(Vote(row["name"], row["item"], left, right, winner, row["at"]))
-        return votes
+        with self._lock:
+            query = f"{_VOTES} WHERE other IS NOT NULL ORDER BY answer"
+            return [Vote(*row) for row in self._connection.execute(query)]
 
     def history(self) -> list[dict[str, Any]]:
         """Every answer ever given, including superseded ones and those taken back."""
@@ -236,6 +196,16 @@ class Store:
         with self._lock, self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        uri, check_same_thread=False, isolation_level=None, timeout=5, uri=True
+    )
+    connection.row_factory = sqlite3.Row
+    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {setting}").fetchall()
+    return connection
 
 
 def lock(file: Path) -> sqlite3.Connection:
@@ -293,7 +263,7 @@ def create_store(file: Path, mode: Mode, collection: Collection, secret: str) ->
         unfinished.touch(mode=0o600)
         connection = sqlite3.connect(unfinished)
         with contextlib.closing(connection), connection:
-            connection.executescript(SCHEMA)
+            connection.executescript(SCHEMA.read_text(encoding="utf-8"))
             connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
             connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
             connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..io.bidi import isolated
 from .common import (
     Debug,
     RunFolder,
@@ -211,7 +212,7 @@ def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
     title = "↑ larger is better, ↓ smaller is better, † trained on; 95 % intervals over prompts"
     table = Table("", "", title=title, title_justify="left")
     for model in models:
-        table.add_column(escape(model["label"]), justify="right")
+        table.add_column(escape(isolated(model["label"])), justify="right")
     for role, title in ROLES.items():
         names = [name for name, info in summary["names"].items() if info["role"] == role]
         if names:
@@ -229,7 +230,7 @@ def _row(
     wins = {
         each["b"]: each for each in summary["wins"] if each["name"] == name and each["a"] == first
     }
-    yield escape(info["label"])
+    yield escape(isolated(info["label"]))
     yield BETTER[info["better"]]
     for model in models:
         found, won = summary["models"][model["key"]].get(name), wins.get(model["key"])

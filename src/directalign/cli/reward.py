@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..io.bidi import isolated
 from .common import Debug, one_line_errors, option, require_new_file, require_room, seed_option
 
 app = typer.Typer(
@@ -160,7 +161,7 @@ def _phrase_table(found: Any) -> Table:
         cosine = "" if each.cosine is None else f"{each.cosine:.3f}"
         warnings = "; ".join(warning.split(":")[0] for warning in found.phrase_warnings(each))
         size = f"{each.lift.size:+.2f}"
-        table.add_row(escape(each.phrase), lift, size, content, cosine, warnings)
+        table.add_row(escape(isolated(each.phrase)), lift, size, content, cosine, warnings)
     return table
 
 
@@ -173,8 +174,8 @@ def _suggestion_table(found: Any) -> Table:
         ramp = "unknown for this reward"
         if mu is not None:
             ramp = f"0 at low noise to {2 * mu:.2f} at high noise"
-        table.add_row("positive", escape(", ".join(suggestion.pair.positive)))
-        table.add_row("negative", escape(", ".join(suggestion.pair.negative)))
+        table.add_row("positive", escape(", ".join(map(isolated, suggestion.pair.positive))))
+        table.add_row("negative", escape(", ".join(map(isolated, suggestion.pair.negative))))
         table.add_row("gap", f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
         table.add_row("k_pos − k_neg", ramp)
         table.add_row("tolerance", "unknown" if tolerance is None else f"{tolerance:g}")

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..io.colour import upright_srgb, warn_of_profile
 from ..types import DirectAlignError
 
 Picture = Path | bytes
@@ -83,28 +84,10 @@ def _decode(picture: Picture) -> np.ndarray:
         if image.mode == "F":
             raise ValueError("floating-point pixels of unknown range; save it with 8 or 16 bits")
         if image.mode.startswith("I"):
+            if opened.info.get("icc_profile"):
+                warn_of_profile("a profile on a picture of 16 bits")
             return _from_16_bit(np.asarray(image))
-        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if opened.info.get("icc_profile"):
-            image = _to_srgb(image, opened.info["icc_profile"])
-        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-
-
-def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
-    """The image in sRGB; as it is if its profile is sRGB, unreadable or of another kind."""
-    try:
-        profile = ImageCms.ImageCmsProfile(BytesIO(icc))
-        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]  # pyright: ignore
-        is_srgb = "srgb" in ImageCms.getProfileDescription(profile).lower()
-        if is_srgb or (mode == "CMYK") != (image.mode == "CMYK"):
-            return image
-        srgb = ImageCms.createProfile("sRGB")
-        found = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
-        return image if found is None else found
-    except (ImageCms.PyCMSError, OSError, KeyError):
-        return image
+        return np.asarray(upright_srgb(opened), dtype=np.float32) / 255
 
 
 def _from_16_bit(grey: np.ndarray) -> np.ndarray:

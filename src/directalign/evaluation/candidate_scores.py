@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from ..report.read import RESULTS
 from ..rewards import load_reward, reward_class
 from ..toyworld.judges import load_judge
 from ..types import PerSample
-from .adherence import ADHERENCE, Adherence, adherence_of, check_adherence, check_rows, numbers
+from .adherence.geneval import ADHERENCE, numbers
+from .adherence.settings import Adherence, adherence_of, check_adherence, check_rows
 from .candidates import Candidate, image_file, load_images
 from .eval_prompts import EvalSample, PromptRow, batches
 from .eval_rewards import EvalReward
@@ -98,16 +99,18 @@ def metric_groups(
 
 
 def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[str, Metric]:
-    label, scale = each.label, each.settings.scale
-    sides = phrases.positive, phrases.negative
-    embedded = reward_class(each.settings.name).image_embeddings
-    found = [
-        metrics.score_metric(label, each.kind, scale, bool(each.trained)),
-        metrics.sgp_metric(label, each.kind, scale, *sides),
-        *(metrics.feature_metrics(label).values() if embedded else ()),
-        metrics.off_topic_score_metric(label),
-    ]
-    return {metric.name: metric for metric in found}
+    found = metrics.reward_metrics(
+        each.label, each.kind, each.settings.scale, (phrases.positive, phrases.negative)
+    )
+    if each.trained:
+        name = metrics.SCORE + each.label
+        found[name] = replace(found[name], role="trained")
+    if not reward_class(each.settings.name).image_embeddings:
+        del (
+            found[metrics.BASE_FEATURES + each.label],
+            found[metrics.DIVERSITY_FEATURES + each.label],
+        )
+    return found
 
 
 def adherence_group(

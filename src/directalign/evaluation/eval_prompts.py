@@ -21,9 +21,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .. import config
 from ..data.hf_datasets import is_address
@@ -154,29 +155,19 @@ def _hpdv2(source: str) -> Iterator[PromptRow]:
         )
     for file in files:
         style = file.stem.removeprefix("benchmark_")
-        for place, prompt in enumerate(_json_list(file), start=1):
-            where = f"{file}: item {place}"
-            if not isinstance(prompt, str):
-                raise DirectAlignError(
-                    f"{where}: {type(prompt).__name__} instead of a prompt; {LISTS_OF_TEXTS}"
-                )
-            yield PromptRow(checked_prompt(prompt, where), style)
+        try:
+            prompts = _TEXTS.validate_json(read_text(file, "prompt set"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = f"{file}: item {first['loc'][0] + 1}" if first["loc"] else f"{file}"  # type: ignore[operator]
+            raise DirectAlignError(
+                f"{where}: {first['msg']}; HPDv2's files are lists of texts"
+            ) from error
+        for place, prompt in enumerate(prompts, start=1):
+            yield PromptRow(checked_prompt(prompt, f"{file}: item {place}"), style)
 
 
-LISTS_OF_TEXTS = "HPDv2's files are lists of texts"
-
-
-def _json_list(file: Path) -> list[Any]:
-    text = read_text(file, "prompt set")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise DirectAlignError(f"{file}:{line}: not JSON ({error}); {LISTS_OF_TEXTS}") from error
-    if not isinstance(found, list):
-        kind = type(found).__name__
-        raise DirectAlignError(f"{file}:1: {kind} instead of a list; {LISTS_OF_TEXTS}")
-    return found
+_TEXTS = TypeAdapter(list[str], config=ConfigDict(strict=True))
 
 
 def _table(source: str, prompt: str) -> Iterator[PromptRow]:
@@ -215,7 +206,25 @@ _READERS: dict[Form, Callable[[str], Iterator[PromptRow]]] = {
 }
 
 
-RELATIONS = ("left of", "right of", "above", "below")
+Relation = Literal["left of", "right of", "above", "below"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+
+
+class _Thing(BaseModel):
+    """What an image must show; `position` is to the n-th thing of "include", an earlier one."""
+
+    model_config = ConfigDict(strict=True)
+    kind: str = Field(alias="class", min_length=1)
+    count: int = Field(ge=1)
+    color: str | None = None
+    position: tuple[Relation, Annotated[int, Field(ge=0)]] | None = None
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True)
+    tag: str = Field(min_length=1)
+    include: list[_Thing] = Field(min_length=1)
+    exclude: list[_Thing] = []
 
 
 def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -225,51 +234,22 @@ def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Raises: DirectAlignError for anything else, beginning with `where`.
     """
-    if not isinstance(row.get("tag"), str) or not row["tag"]:
+    try:
+        facts = _Facts.model_validate_json(json.dumps(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc = "".join(f"[{n}]" if isinstance(n, int) else f".{n}" for n in first["loc"])[1:]
+        found = "missing" if first["type"] == "missing" else f"{first['input']!r:.60}"
         raise DirectAlignError(
-            f"{where}: tag is {row.get('tag')!r:.60}; GenEval names the kind of a prompt there, "
-            "such as counting"
-        )
-    if not row.get("include"):
-        raise DirectAlignError(
-            f"{where}: include is missing or empty; GenEval lists there what the image must show"
-        )
-    facts: dict[str, Any] = {"tag": row["tag"]}
-    for key in ("include", "exclude"):
-        listed = row.get(key, [])
-        if not isinstance(listed, list):
+            f"{where}: {loc} is {found}: {first['msg']}, as in GenEval"
+        ) from None
+    for place, thing in enumerate(facts.include):
+        if thing.position is not None and thing.position[1] >= place:
             raise DirectAlignError(
-                f"{where}: {key} is {type(listed).__name__}; "
-                "write a list of objects, each with class and count"
+                f"{where}: include[{place}].position is {list(thing.position)}; name an earlier "
+                "object, counted from 0"
             )
-        facts[key] = [_object(each, i, f"{where}: {key}[{i}]") for i, each in enumerate(listed)]
-    return facts
-
-
-def _object(entry: Any, place: int, where: str) -> dict[str, Any]:
-    def refuse(key: str, problem: str) -> None:
-        raise DirectAlignError(f"{where}.{key} is {entry.get(key)!r:.60}; {problem}")
-
-    if not isinstance(entry, dict):
-        kind = type(entry).__name__
-        raise DirectAlignError(f"{where} is {kind}; write an object with class and count")
-    if not isinstance(entry.get("class"), str) or not entry["class"]:
-        refuse("class", "name a kind of thing, such as dog")
-    if type(entry.get("count")) is not int or entry["count"] < 1:
-        refuse("count", "a whole number from 1 is needed")
-    if not isinstance(entry.get("color", ""), str):
-        refuse("color", "name a colour")
-    if "position" in entry and not _is_position(entry["position"], place):
-        names = ", ".join(RELATIONS)
-        refuse("position", f"write [relation, n]: one of {names}, and an earlier object")
-    return {name: entry[name] for name in ("class", "count", "color", "position") if name in entry}
-
-
-def _is_position(value: Any, place: int) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    relation, target = value
-    return relation in RELATIONS and type(target) is int and 0 <= target < place
+    return facts.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 CONTROL_KEY = "evaluate.control_prompts"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -118,18 +119,11 @@ class ReferencePairs:
 
     def __init__(self, pairs: Pairs, make: Callable[[Pairs], Images]) -> None:
         self.pairs, self.make = pairs, make
-        self._images: Images | None = None
 
-    @property
+    @cached_property
     def images(self) -> Images:
         """Images (n, 3, H, W) of all pairs."""
-        if self._images is None:
-            self._images = self.make(self.pairs)
-        return self._images
-
-    def prepare(self, make: Callable[[Pairs], Images]) -> None:
-        """Make the images now, with `make`."""
-        self._images = make(self.pairs)
+        return self.make(self.pairs)
 
     def drift(self, images: Images) -> float:
         """Colour drift of images of the first pairs."""
@@ -179,7 +173,7 @@ class Measurer:
         """Make the base model's images before training if all weights are trained."""
         for each in (self.fixed, self.control):
             if self.run.model.tune == "full" and each and each.make == self.base_images:
-                each.prepare(self._generate)
+                each.images = self._generate(each.pairs)
 
     def measure(self, num_samples: int) -> dict[str, Any]:
         """Metrics of the first `num_samples` pairs: {"photo_rate": {value, low, high, n},
@@ -232,14 +226,16 @@ class Measurer:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
-        return {**summarise_images(each), COLOR_DRIFT: self.fixed.drift(images)}
+        found = summarise_images(each, self.pairs.prompts[: len(images)])
+        return {**found, COLOR_DRIFT: self.fixed.drift(images)}
 
     def control_summary(self, images: Images) -> dict[str, Any]:
         """The same for images of the control prompts, under `off_topic_<name>`."""
         assert self.control is not None
         samples = samples_of(self.control.pairs, CONTROL_GROUP)
         each = per_image(self.functions, MetricInput(samples, images))
-        return {**summarise_images(each), OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
+        found = summarise_images(each, self.control.pairs.prompts)
+        return {**found, OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Metrics of the pairs evaluated during the run; per-image values for early stopping."""

@@ -16,24 +16,19 @@ from typing import Any
 import numpy as np
 
 from ..metrics import Metric, metric
-from ..stats import (
-    bootstrap_interval,
-    bootstrap_rate_interval,
-    holm,
-    rate_interval,
-    resample_groups,
-    win_rate,
-)
+from ..stats import bootstrap_interval, grouped_mean, holm, rate_interval, resample_groups, win_rate
 from ..types import PerSample
 
 
-def summarise_images(each: Mapping[str, PerSample]) -> dict[str, Any]:
+def summarise_images(each: Mapping[str, PerSample], prompts: Sequence[str]) -> dict[str, Any]:
     """Of metrics (b,) by name: Wilson's interval {value, low, high, n} of a rate, else the mean.
 
+    `prompts` names the prompt of each image: images of one prompt are not independent.
     Prompt adherence is left out: a run's records have `content`, of which it is a part.
     """
     names = [name for name in each if metric(name).role != "adherence"]
-    rates = {name: rate_interval(each[name]).as_dict() for name in names if metric(name).is_rate}
+    is_rate = [name for name in names if metric(name).is_rate]
+    rates = {name: rate_interval(each[name], prompts).as_dict() for name in is_rate}
     means = {name: float(each[name].double().mean()) for name in names if name not in rates}
     return {**rates, **means}
 
@@ -51,10 +46,7 @@ class Results:
     def mean(self, name: str, key: str) -> dict[str, float]:
         """Mean of a candidate's metric with its interval."""
         column = self.columns[name, key]
-        values = np.array(list(column.values()))
-        is_binary = np.isin(values, (0, 1)).all()
-        interval = bootstrap_rate_interval if is_binary else bootstrap_interval
-        return interval(values, resample_groups(self._groups(column))).as_dict()
+        return grouped_mean([*column.values()], self._groups(column)).as_dict()
 
     def compare(
         self, a: str, b: str, about: Metric

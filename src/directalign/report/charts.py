@@ -460,9 +460,9 @@ class IntervalAxis:
         pad = 0.08 * (high - low) or max(abs(high), 1.0) * 0.05
         return cls(low - pad, high + pad)
 
-    def ticks(self, percent: bool) -> list[tuple[float, str]]:
+    def ticks(self, percent: bool, about: int = 2) -> list[tuple[float, str]]:
         """(position in percent of the row, number) of a few round numbers."""
-        found = ticks(self.low, self.high, 2)
+        found = ticks(self.low, self.high, about)
         places = [100 * _bar_x(value, self.low, self.high) / BAR_WIDTH for value in found]
         return list(zip(places, distinct(found, percent), strict=True))
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from ..io.bidi import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
-from ..stats import normal_interval, rate_interval
+from ..stats import grouped_mean
 from .charts import (
     BASE,
     Ends,
@@ -57,11 +58,14 @@ def html(folder: Path) -> str:
     if len(labels) in (1, 2):
         title = labels[0] if len(labels) == 1 else f"{labels[1]} against {labels[0]}"
     corrected = any("p_holm" in win for name in found.metrics for win in found.wins(name).values())
+    groups = {index: image.group for own in found.images.values() for index, image in own.items()}
     one_scatter = model_scatter(found)
     return render(
         "comparison.html.j2",
         title=title,
-        lead=_lead(found),
+        prompts=mapping(found.record.get("prompts")),
+        control=sum(group == OFF_TOPIC for group in groups.values()),
+        pairs=len(groups),
         models=found.models,
         styles=styles,
         headlines=_headlines(wins, styles),
@@ -87,19 +91,6 @@ def styles_of(comparison: Comparison) -> dict[str, str]:
     return dict(zip(keys, [BASE, *line_styles(len(keys))], strict=False))
 
 
-def _lead(found: Comparison) -> str:
-    prompts = mapping(found.record.get("prompts"))
-    groups = {index: image.group for own in found.images.values() for index, image in own.items()}
-    control = sum(group == OFF_TOPIC for group in groups.values())
-    count = number(prompts.get("count"))
-    origin = f" from {counted(int(count), 'prompt')}" if count is not None else ""
-    origin += f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
-    beside = f", and {control} of control prompts" if control else ""
-    pairs = counted(len(groups) - control, "pair")
-    of = f"{pairs} of prompt and seed{origin}{beside}"
-    return f"{of}, the same for every model. Intervals are 95 %."
-
-
 @dataclass(frozen=True)
 class WinCell:
     """Share of pairs that one model wins against another (a tie counts half), as text.
@@ -117,11 +108,6 @@ class WinCell:
     counts: str
     bar: Markup
 
-    @property
-    def strength(self) -> float:
-        """Distance from even, 0 to 1."""
-        return round(min(1.0, abs(self.share - 0.5) * 2), 2)
-
 
 @dataclass(frozen=True)
 class WinMatrix:
@@ -130,11 +116,6 @@ class WinMatrix:
     metric: Metric
     models: list[Model]
     rows: list[tuple[Model, list[WinCell | None]]]
-
-    @property
-    def duel(self) -> WinCell | None:
-        """Of two models: the second against the first."""
-        return self.rows[1][1][0] if len(self.rows) == 2 else None
 
 
 def win_matrices(comparison: Comparison) -> list[WinMatrix]:
@@ -176,15 +157,8 @@ def _win_cell(win: Record | None) -> WinCell | None:
     )
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A model against the first by the main judge, and by the other judges."""
-
-    model: Model
-    style: str
-    by: Metric
-    cell: WinCell
-    others: list[tuple[Metric, WinCell]]
+Headline = tuple[Model, str, Metric, WinCell, list[tuple[Metric, WinCell]]]
+"""A model, its style, its wins against the first by the main judge, and by other judges."""
 
 
 def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headline]:
@@ -197,27 +171,18 @@ def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headli
             models[model.key] = model
             if row[0] is not None:
                 cells.setdefault(model.key, []).append((matrix.metric, row[0]))
-    return [Headline(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """A model's metric as text; `trained`: the model was trained on it."""
-
-    model: Model
-    style: str
-    bar: Markup
-    value: str
-    ends: str
-    trained: bool
+    return [(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model."""
+    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model.
+
+    A row is (model, style, bar, value, ends, whether the model was trained on the metric).
+    """
 
     metric: Metric
-    rows: list[PanelRow]
+    rows: list[tuple[Model, str, Markup, str, str, bool]]
     ticks: list[tuple[float, str]]
     n: int
 
@@ -246,7 +211,7 @@ def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
         title = f"{model.label}: {text} ({span})" if span else f"{model.label}: {text}"
         bar = axis.bar(styles[model.key], _ends(value), number(value) or 0.0, title)
         trained = metric.name in model.trained_on
-        rows.append(PanelRow(model, styles[model.key], bar, text, span, trained))
+        rows.append((model, styles[model.key], bar, text, span, trained))
     n = max((number(mapping(value).get("n")) or 0 for _, value in values), default=0)
     return Panel(metric, rows, axis.ticks(metric.percent), int(n))
 
@@ -292,15 +257,11 @@ def _points(comparison: Comparison, x: Metric, y: Metric) -> list[tuple[Model, P
     return found
 
 
-@dataclass(frozen=True)
-class GroupTable:
-    """A metric by group of prompts: (group, number of pairs, a cell per model).
+GroupTable = tuple[Metric, list[tuple[str, str, list[tuple[str, str, str]]]]]
+"""A metric by group of prompts: (group, number of pairs, a cell per model).
 
-    A cell is (value, interval, share won against the first model).
-    """
-
-    metric: Metric
-    rows: list[tuple[str, str, list[tuple[str, str, str]]]]
+A cell is (value, interval, share won against the first model).
+"""
 
 
 def group_tables(comparison: Comparison) -> list[GroupTable]:
@@ -312,32 +273,35 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
         if role in GROUP_ROLES and each.better > 0
     ]
     tables = [_group_table(comparison, each) for each in metrics[:MAX_GROUP_METRICS]]
-    return [table for table in tables if len(table.rows) > 1]
+    return [table for table in tables if len(table[1]) > 1]
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
+    prompts: dict[int, str] = {}
     columns: list[dict[str, dict[int, float]]] = []  # per model: values by group and index
     for model in comparison.models:
         groups: dict[str, dict[int, float]] = {}
         for index, image in comparison.images[model.key].items():
+            prompts[index] = image.prompt
             if metric.name in image.numbers:
                 groups.setdefault(image.group, {})[index] = image.numbers[metric.name]
         columns.append(groups)
     rows = []
     for group in list(dict.fromkeys(group for groups in columns for group in groups))[:MAX_GROUPS]:
         values = [groups.get(group, {}) for groups in columns]
-        cells = [_group_cell(values[0], column, metric) for column in values]
+        cells = [_group_cell(values[0], column, metric, prompts) for column in values]
         pairs = counted(max(map(len, values)), "pair")
         rows.append((group or "without a group", pairs, cells))
-    return GroupTable(metric, rows)
+    return metric, rows
 
 
 def _group_cell(
-    first: dict[int, float], column: dict[int, float], metric: Metric
+    first: dict[int, float], column: dict[int, float], metric: Metric, prompts: Mapping[int, str]
 ) -> tuple[str, str, str]:
     value, text = ("–", "")
     if column:
-        value, text = interval(_mean_interval(list(column.values())), metric.percent)
+        mean = grouped_mean([*column.values()], [prompts[index] for index in column])
+        value, text = interval(mean.as_dict(), metric.percent)
     shared = [index for index in column if index in first]
     if column is first or not shared:
         return value, text, ""
@@ -345,28 +309,14 @@ def _group_cell(
     return value, text, f"wins {100 * sum(points) / 2 / len(shared):.0f}\u00a0%"
 
 
-def _mean_interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean with its 95 % interval: Wilson's for 0 or 1, else 1.96 standard errors."""
-    if set(values) <= {0.0, 1.0}:
-        return rate_interval(values).as_dict()
-    return normal_interval(values).as_dict() if len(values) > 1 else {"value": values[0]}
-
-
-@dataclass(frozen=True)
-class GalleryRow:
-    """A prompt and seed; `cells` are (file, metrics as JSON) per model, None without an image."""
-
-    prompt: str
-    seed: str
-    group: str
-    cells: list[tuple[str, str] | None]
-
-
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of images, their groups, and the number of pairs in the comparison."""
+    """Rows of images, their groups, and the number of pairs in the comparison.
 
-    rows: list[GalleryRow]
+    A row is (an image with the prompt and seed, a (file, metrics as JSON) per model or None).
+    """
+
+    rows: list[tuple[ImageRecord, list[tuple[str, str] | None]]]
     groups: list[str]
     count: int
     images: Images
@@ -382,15 +332,14 @@ def gallery(comparison: Comparison, budget: int) -> Gallery:
     for index in chosen:
         images = [comparison.images[model.key].get(index) for model in comparison.models]
         cells = [(one.file, _image_metrics(one, metrics)) if one else None for one in images]
-        image = _any_image(comparison, index)
-        rows.append(GalleryRow(image.prompt, image.seed, image.group, cells))
-    files = [cell[0] for row in rows for cell in row.cells if cell]
+        rows.append((_any_image(comparison, index), cells))
+    files = [cell[0] for _, cells in rows for cell in cells if cell]
     embedded = embed(comparison.folder, files, comparison.notes, budget)
-    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row.cells)]
+    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row[1])]
     if len(counts) > len(rows):
         left_out, pairs = len(counts) - len(rows), counted(len(counts), "pair")
         comparison.notes.append(f"Images of {left_out:,} of {pairs} are left out to save space.")
-    groups = list(dict.fromkeys(row.group for row in rows if row.group))
+    groups = list(dict.fromkeys(image.group for image, _ in rows if image.group))
     return Gallery(rows, groups, len(counts), embedded)
 
 
@@ -417,22 +366,15 @@ def _any_image(comparison: Comparison, index: int) -> ImageRecord:
 
 def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
     found = {
-        each.label: of_one_image(each, image.numbers[each.name])
+        isolated(each.label): of_one_image(each, image.numbers[each.name])
         for each in metrics
         if each.name in image.numbers
     }
-    return json.dumps(found, ensure_ascii=False)
+    return json.dumps(found)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A prompt and seed in two models; `numbers` are (label, before, after) as text."""
-
-    prompt: str
-    seed: str
-    group: str
-    files: tuple[str, str]
-    numbers: list[tuple[str, str, str]]
+Pair = tuple[ImageRecord, ImageRecord, list[tuple[str, str, str]]]
+"""The images of a prompt and seed in two models; numbers as text: (label, before, after)."""
 
 
 @dataclass(frozen=True)
@@ -460,7 +402,8 @@ def extremes(comparison: Comparison) -> list[Extremes]:
 
 def embed_extremes(comparison: Comparison, found: Sequence[Extremes], budget: int) -> Images:
     """The images of all pairs."""
-    files = [file for each in found for pair in (*each.gained, *each.lost) for file in pair.files]
+    pairs = [pair for each in found for pair in (*each.gained, *each.lost)]
+    files = [image.file for before, after, _ in pairs for image in (before, after)]
     return embed(comparison.folder, files, comparison.notes, budget)
 
 
@@ -504,4 +447,4 @@ def _pair(before: ImageRecord, after: ImageRecord, metrics: Sequence[Metric]) ->
         values = [image.numbers.get(each.name) for image in (before, after)]
         texts = ["–" if value is None else of_one_image(each, value) for value in values]
         numbers.append((each.label, texts[0], texts[1]))
-    return Pair(after.prompt, after.seed, after.group, (before.file, after.file), numbers)
+    return before, after, numbers

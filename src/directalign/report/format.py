@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..io.bidi import isolated
 from ..metrics import Metric
 
 Number = float | int
@@ -149,9 +150,9 @@ def counted(count: int, thing: str, things: str = "") -> str:
 
 
 def cut(text: Any, most: int = MAX_LETTERS) -> str:
-    """A text, with an ellipsis if it is longer than `most`."""
+    """An outside text for a page, with an ellipsis if it is longer than `most`, `isolated`."""
     found = str(text)
-    return found if len(found) <= most else found[: most - 1].rstrip() + "…"
+    return isolated(found if len(found) <= most else found[: most - 1].rstrip() + "…")
 
 
 def lower_first(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from ..io.colour import upright_srgb
 from .format import cut, listing
 from .read import RunFiles, inside
 
@@ -105,7 +106,7 @@ def read_image(file: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as opened:
-            return opened.convert("RGB")
+            return upright_srgb(opened)
 
 
 def _open(folder: Path, name: str, notes: list[str]) -> Image.Image | None:

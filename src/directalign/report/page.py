@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..io.bidi import isolated
 from . import format as fmt
 from .format import cut, mapping
 from .read import Record, RunFiles
@@ -30,6 +31,7 @@ def environment(folder: Path) -> Environment:
     found = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
+        finalize=lambda value: isolated(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
+import yaml
 from markupsafe import Markup
 
 from ..metrics import HELD_OUT, NEG, POS, ROLES, STYLE, Metric, by_role, metric
@@ -26,7 +28,7 @@ from .charts import (
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
-from .format import cut, format_value, mapping, number, percent_of, seconds, span
+from .format import cut, mapping, number, percent_of, span
 from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
 from .read import Record, RunFiles, is_comparison, metric_of, read_comparison
@@ -36,18 +38,7 @@ EVALUATION = "evaluation"
 MAX_TEXT = 100_000
 """Most characters of run.yaml on the page."""
 STOP, KEPT = "stop", "kept"
-STOP_REASONS = {
-    "drift": "a limited metric moved too far",
-    "patience": "the judge found no further improvement",
-    "score_peak": "the absolute score fell from its peak",
-}
-FORMS = {
-    "absolute": "plain Direct-Align (one score, without a comparison)",
-    "relative": "SRPO (relative reward)",
-    "anchored": "SRPO with the anchored reward",
-}
-METHODS = {"refl": "ReFL", "draft": "DRaFT", "alignprop": "AlignProp", "drtune": "DRTune"}
-METHODS |= {"leapalign": "LeapAlign", "flowbp": "FlowBP", "flow_grpo": "Flow-GRPO"}
+TEXTS = yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text(encoding="utf-8"))
 MEMBER_SHARE = "share_"
 """Prefix of the contribution of a mixture's member."""
 SIDES = ("bare prompt", "wanted phrases", "unwanted phrases")
@@ -80,7 +71,7 @@ def html(run: RunFiles) -> str:
         title=cut(run.name, 120),
         run=run,
         ending=end,
-        lead=lead(run),
+        duration=align_seconds(run),
         changes=[(change, change_bar(change)) for change in changes(run)],
         grids=embed_cells([grids], BUDGET // 2 if pairs else BUDGET)[0],
         first_grid=kept[0] if kept else len(grids) - 1,
@@ -91,36 +82,13 @@ def html(run: RunFiles) -> str:
         extremes=pairs,
         extreme_images=pair_images,
         levels=level_figures(run),
-        facts=_facts(run),
+        method=method_of(run),
+        reward=reward_of(mapping(run.setting("reward"))),
         settings_text=run.settings_text[:MAX_TEXT],
         command=repeat_command(run),
         environment=environment_of(run.summary),
         notes=run.notes,
     )
-
-
-def _facts(run: RunFiles) -> list[tuple[str, Any]]:
-    """(name, value) of the main settings."""
-    phrases = [
-        ", ".join(map(str, run.setting("method", "control_phrases", side, default=[])))
-        for side in ("positive", "negative")
-    ]
-    found = [
-        ("Model", run.setting("model", "path")),
-        ("Trained", run.setting("model", "tune")),
-        ("Reward model", reward_of(mapping(run.setting("reward")))),
-        ("Method", method_of(run)),
-        ("Form of the reward", run.setting("method", "form")),
-        ("Wanted phrases", phrases[0]),
-        ("Unwanted phrases", phrases[1]),
-        ("Branches", run.setting("method", "branches")),
-        ("Sampling steps of a rollout", run.setting("rollout", "num_inference_steps")),
-        ("Learning rate", run.setting("train", "learning_rate")),
-        ("Updates", f"{len(run.steps)} of {run.setting('train', 'num_steps', default='?')}"),
-        ("Batch size", run.setting("data", "batch_size")),
-        ("Seed", run.setting("seed")),
-    ]
-    return [(name, cut(value)) for name, value in found if value not in (None, "")]
 
 
 @dataclass(frozen=True)
@@ -186,10 +154,10 @@ def method_of(run: RunFiles) -> str:
     """Name of the method and form of its reward."""
     name = run.setting("method", "name", default="srpo")
     form = run.setting("method", "form", default="relative")
-    if name in METHODS:
+    if name in TEXTS["methods"]:
         score = "one score" if form == "absolute" else f"{form} reward"
-        return f"{METHODS[name]} ({score})"
-    return FORMS.get(form, "alignment")
+        return f"{TEXTS['methods'][name]} ({score})"
+    return TEXTS["forms"].get(form, "alignment")
 
 
 def reward_of(section: Mapping[str, Any]) -> str:
@@ -204,17 +172,6 @@ def reward_of(section: Mapping[str, Any]) -> str:
         suffix = "" if weight in (None, 1.0) else f", weight {weight:g}".replace("-", "−")
         texts.append(f"{member.get('label')} ({reward_of(member.get('reward') or {})}{suffix})")
     return f"{section.get('name')} of {', '.join(texts)}"
-
-
-def lead(run: RunFiles) -> str:
-    """One or two sentences at the top of the page."""
-    count = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''}"
-    done = f"{count} of {method_of(run)}, {seconds(align_seconds(run))}"
-    found = [
-        f"{change.title.lower()} {format_value(change.before)} → {format_value(change.after)}"
-        for change in changes(run)
-    ]
-    return f"{done}: {', '.join(found)}." if found else f"{done}. Not evaluated before and after."
 
 
 @dataclass(frozen=True)
@@ -251,23 +208,15 @@ def ending(run: RunFiles) -> Ending | None:
         kept = number(stop.get("kept"))
     if at is None and kept is None:
         return None
-    reason = stop.get("says") or STOP_REASONS.get(str(stop.get("reason")), "no reason recorded")
+    reason = stop.get("says") or TEXTS["stop_reasons"].get(
+        str(stop.get("reason")), "no reason recorded"
+    )
     return Ending(at, kept, cut(reason).rstrip(".") + ".")
 
 
-@dataclass(frozen=True)
-class CurveGroup:
-    """Charts of one role; `title`, `chip` and `sentence` describe the role."""
-
-    role: str
-    title: str
-    chip: str
-    sentence: str
-    figures: list[Figure]
-
-
-def curve_groups(run: RunFiles) -> list[CurveGroup]:
-    """Charts of everything that was recorded over the updates, by role; at most `MAX_CHARTS`."""
+def curve_groups(run: RunFiles) -> list[tuple[str, str, str, str, list[Figure]]]:
+    """(role, title, chip, sentence, charts) of everything that was recorded over the updates; at
+    most `MAX_CHARTS`."""
     end = ending(run)
     rules = end.rules() if end else []
     names = dict.fromkeys(name for record in run.measured for name in record)
@@ -282,7 +231,7 @@ def curve_groups(run: RunFiles) -> list[CurveGroup]:
     for role, words in ROLES.items():
         figures = [figure for figure in drawn.get(role, []) if figure.chart]
         if figures:
-            groups.append(CurveGroup(role, *words, figures))
+            groups.append((role, *words, figures))
     return groups
 
 
@@ -331,58 +280,32 @@ def _metric_figures(
 def _training_figures(run: RunFiles, rules: Sequence[Rule]) -> list[Figure]:
     """Numbers of the training steps, and the members of a mixture of rewards."""
 
-    def one(title: str, key: str, caption: str) -> Figure:
+    def one(key: str, title: str, caption: str) -> Figure:
         return _chart(title, [Series("", run.curve(key))], caption, rules)
 
+    def titled(key: str, **words: str) -> list[str]:
+        return [text.format(**words) for text in TEXTS["training"][key]]
+
+    title, caption = titled("scores")
     scores = [run.curve(f"metrics.score_{side}") for side in ("plain", "pos", "neg")]
-    figures = [
-        one("Reward in training", "reward", "The objective, on the recovered images of an update."),
-        _chart(
-            "Scores in training",
-            list(map(Series, SIDES, scores, SIDE_STYLES)),
-            "Scores of the recovered images. A score under the wanted phrases that rises, peaks "
-            "and falls indicates reward hacking.",
-            rules,
-            Axes("update", "score"),
-        ),
-        one("Loss", "loss", "Mean over the branches of an update."),
-        one("Gradient norm", "grad_norm", "Before clipping. A jump often precedes a collapse."),
-    ]
+    lines = list(map(Series, SIDES, scores, SIDE_STYLES))
+    figures = [one(key, *titled(key)) for key in ("reward", "loss", "grad_norm")]
+    figures.insert(1, _chart(title, lines, caption, rules, Axes("update", "score")))
     last = mapping(run.steps[-1].get("metrics")) if run.steps else {}
     members = [name.removeprefix(MEMBER_SHARE) for name in last if name.startswith(MEMBER_SHARE)]
     if members:
+        title, caption = titled("shares")
         curves = [run.curve(f"metrics.{MEMBER_SHARE}{name}") for name in members]
-        caption = "Contribution of each member: weight times reward, normalized if so configured."
         lines = list(map(Series, members, curves, cycle(STYLES)))
-        axes = Axes("update", "share")
-        figures.append(_chart("Shares in the reward", lines, caption, rules, axes))
-    for name in members:
-        caption = f"Reward {name} in its own units, on the recovered images of an update."
-        figures.append(one(f"{name} in training", f"metrics.reward_{name}", caption))
+        figures.append(_chart(title, lines, caption, rules, Axes("update", "share")))
+    figures += [one(f"metrics.reward_{name}", *titled("member", name=name)) for name in members]
     return figures
 
 
 def level_figures(run: RunFiles) -> list[Figure]:
     """Recovery error, gain and reward by noise level, one line per branch."""
-    texts = {
-        "recovery_error": (
-            "Recovery error",
-            "Distance of the recovered image from the clean one. A level that stands out has too "
-            "large a noise step.",
-        ),
-        "gain": (
-            "Gain",
-            "Factor of the network's residual in the image: positive for denoising, negative for "
-            "inversion.",
-        ),
-        "reward": (
-            "Reward",
-            "Mean over the run. At a level far from the others, images are outside of the reward "
-            "model's distribution.",
-        ),
-    }
     figures = []
-    for key, (title, caption) in texts.items():
+    for key, (title, caption) in TEXTS["levels"].items():
         lines = []
         for (branch, rows), style in zip(run.levels().items(), cycle(STYLES), strict=False):
             known = [row for row in rows if key in row]

@@ -92,14 +92,22 @@ def _rate_bars(numbers: Record) -> dict[str, Markup]:
 def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
     """(key, name, metrics) of the base model and of each run.
 
-    Metrics come from the folder's summary.json, else from the run's last evaluation.
+    Metrics come from the folder's summary.json, else from the run's last evaluation; on the samples
+    that all evaluations have where those of one row have more than those of another.
     """
-    rows = []
-    base = summary.get("base") or (runs[0].measured[0] if runs and runs[0].measured else None)
+    rows, evaluated = [], [run for run in runs if run.measured]
+    ends = [*(run.measured[0] for run in evaluated[:1]), *(run.measured[-1] for run in evaluated)]
+    is_equal = len({"during" in end for end in ends}) < 2
+
+    def at(run: RunFiles, place: int) -> Record:
+        records = run.measured if is_equal else run.comparable
+        return records[place] if records else {}
+
+    base = summary.get("base") or (at(runs[0], 0) if runs else None)
     if base:
         rows.append(("base", "Base model", base))
     for run in runs:
-        numbers = summary.get(run.key) or (run.measured[-1] if run.measured else {})
+        numbers = summary.get(run.key) or at(run, -1)
         rows.append((run.key, run.name, {"align_seconds": align_seconds(run), **numbers}))
     return rows
 

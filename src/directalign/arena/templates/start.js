@@ -6,6 +6,14 @@ const form = document.getElementById("join");
 
 const KEY = "arena:joining";
 const drawn = uuid();
+const isOther = form !== null && "other" in form.dataset;
+
+// A link in a mail opens without the session (SameSite=Strict), a request of this page has it: whoever takes part already
+// goes on under the own name.
+if (form && !isOther) {
+  fetch("/api/session").then((response) => response.json()).then(({ name }) => { if (name) location.replace(location.pathname); })
+    .catch(() => {});
+}
 
 function request() {
   try {
@@ -29,7 +37,9 @@ form?.addEventListener("submit", async (event) => {
     const response = await fetch("/api/join", {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ request: request(), name: form.elements.name.value, invitation: form.dataset.invitation }),
+      body: JSON.stringify({
+        request: request(), name: form.elements.name.value, invitation: form.dataset.invitation, is_other_person: isOther,
+      }),
       signal: AbortSignal.timeout(15000),
     });
     const answer = await response.json();

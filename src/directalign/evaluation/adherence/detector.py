@@ -11,7 +11,6 @@ classes. Frozen, float32, no gradient.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from transformers import (
 
 from ... import config
 from ...io import hub
+from ...models.weight_files import read_json
 from ...rewards import weights
 from ...rewards.clip import ClipReward
 from ...rewards.common import read_settings
@@ -309,9 +309,7 @@ def load_detector(
     """The detector of a section, float32. Raises DirectAlignError, which names the key."""
     key = f"{key}.path"
     folder = locate(settings.path, key, (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS))
-    kind = kind_of(folder, key)
-    weights.check_folder(folder, key, KINDS[kind].model)
-    pixels, tokenizer = DetectorPixels.read(folder, kind), _tokenizer(folder, kind, key)
+    kind, pixels, tokenizer = _read(folder, key, has_weights=True)
     model = weights.load_model(KINDS[kind].model, folder, key).eval().requires_grad_(False)
     torch.nn.Module.to(model, device)
     return Detector(model, pixels, classes_of(folder, kind), tokenizer)
@@ -320,17 +318,21 @@ def load_detector(
 def check_detector(settings: config.DetectorConfig, key: str, online: bool = False) -> None:
     """Refuse what `load_detector` would refuse, without weights; on the hub when `online`."""
     key, is_remote = f"{key}.path", hub.is_hub_id(settings.path)
-    if is_remote and not online:
-        return
-    if is_remote:
-        folder = hub.download(settings.path, weights.FOLDER_SETTINGS, key)
-    else:
-        folder = locate(settings.path, key, ())
-    kind = kind_of(folder, key)
     if not is_remote:
+        _read(locate(settings.path, key, ()), key, has_weights=True)
+    elif online:
+        folder = hub.download(settings.path, weights.FOLDER_SETTINGS, key)
+        _read(folder, key, has_weights=False)
+
+
+def _read(
+    folder: Path, key: str, has_weights: bool
+) -> tuple[str, DetectorPixels, PreTrainedTokenizerBase | None]:
+    kind = kind_of(folder, key)
+    if has_weights:
         weights.check_folder(folder, key, KINDS[kind].model)
-    DetectorPixels.read(folder, kind)
-    _tokenizer(folder, kind, key)
+    tokenizer = weights.read_tokenizer(folder, key) if kind == "owlv2" else None
+    return kind, DetectorPixels.read(folder, kind), tokenizer
 
 
 def known_classes(settings: config.DetectorConfig, key: str) -> dict[int, str] | None:
@@ -380,17 +382,7 @@ def _config(folder: Path, key: str) -> dict[str, Any]:
             f"{key}: {folder}: config.json is missing; "
             "it must be the complete transformers folder of a detector"
         )
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DirectAlignError(
-            f"{key}: {file}: not readable as JSON ({error}); "
-            "copy it again from the original checkpoint"
-        ) from error
-
-
-def _tokenizer(folder: Path, kind: str, key: str) -> PreTrainedTokenizerBase | None:
-    return weights.read_tokenizer(folder, key) if kind == "owlv2" else None
+    return read_json(file)
 
 
 @dataclass(frozen=True)

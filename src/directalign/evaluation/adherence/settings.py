@@ -1,8 +1,14 @@
-"""Settings of an adherence judge: read from the command line, checked before loading."""
+"""An adherence judge from its settings, which are checked before loading.
+
+adherence_of(settings, device)(images, rows) -> {"adherence": (b,), "adherence_<tag>": (b,)}
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from ... import config
 from ...config.load import is_recipe, load_run, parse_section
@@ -10,11 +16,12 @@ from ...io import hub
 from ...io.yaml_text import parse_yaml
 from ...rewards import clip, qwen_vl
 from ...rewards.weights import locate
-from ...types import DirectAlignError
+from ...types import DirectAlignError, Images, PerSample
 from ..eval_prompts import PromptRow
-from .detector import COLORS, check_detector, coco_name, known_classes, model_type
+from .detector import COLORS, DetectorJudge, check_detector, coco_name, known_classes, model_type
 from .detector import KINDS as DETECTORS
-from .vqa import require_probability
+from .geneval import Judged, numbers
+from .vqa import VlmJudge, require_probability
 
 KEY = "evaluate.adherence"
 
@@ -105,3 +112,33 @@ def check_facts(
             f"{key}.path: {settings.path} knows no {unknown[0]} ({len(unknown)} of {len(things)} "
             "classes are unknown to it); take an OWLv2"
         )
+
+
+@dataclass(frozen=True)
+class Adherence:
+    """A frozen judge on its device, which judges one image at a time."""
+
+    by: DetectorJudge | VlmJudge
+    settings: config.AdherenceConfig
+    device: torch.device | str
+    key: str
+
+    def __call__(self, images: Images, rows: Sequence[PromptRow]) -> dict[str, PerSample]:
+        """`numbers` of images (b, 3, h, w) in [0, 1], one row each, on the CPU."""
+        return numbers(self.judged(images, rows))
+
+    def judged(self, images: Images, rows: Sequence[PromptRow]) -> list[Judged]:
+        """The verdicts on every image. Raises DirectAlignError as `check_rows`."""
+        if isinstance(self.by, DetectorJudge) and isinstance(self.settings, config.DetectorConfig):
+            check_facts(self.settings, rows, self.by.detector.classes, self.key)
+        pairs = zip(images, rows, strict=True)
+        return [self.by.judge(image.to(self.device), row) for image, row in pairs]
+
+
+def adherence_of(
+    settings: config.AdherenceConfig, device: torch.device | str = "cpu", key: str = KEY
+) -> Adherence:
+    """Load the judge of a section; `key` names it in errors."""
+    if isinstance(settings, config.QwenVLConfig):
+        return Adherence(VlmJudge.load(settings, device, key), settings, device, key)
+    return Adherence(DetectorJudge.load(settings, device, key), settings, device, key)
