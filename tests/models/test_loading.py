@@ -153,7 +153,7 @@ DAMAGE = {
     "FluxTransformer2DModel is needed": lambda d: edit(
         d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
     ),
-    "system of os, which is not known": lambda d: edit(
+    "system of os, which is no class": lambda d: edit(
         d / "model_index.json", transformer=["os", "system"]
     ),
     "vae is None of None": lambda d: edit(d / "model_index.json", vae=None),

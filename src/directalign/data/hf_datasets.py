@@ -200,14 +200,14 @@ def _load(source: str, address: Address) -> dict[str, Any]:
 
 def _from_hub(address: Address) -> Any:
     """From the hub, or from the cache if the hub does not answer (the library asks for minutes)."""
-    import datasets
+    from datasets import config, load_dataset
 
-    offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or not hub.is_reachable()
+    offline = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = offline or not hub.is_reachable()
     try:
-        return datasets.load_dataset(address.name, address.config)
+        return load_dataset(address.name, address.config)
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+        config.HF_HUB_OFFLINE = offline
 
 
 def _check_tables(source: str, folder: Path) -> None:

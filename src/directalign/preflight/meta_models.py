@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
+from ..io.pretrained import from_pretrained
 from ..models import model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
@@ -362,7 +363,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
         if "tokenizer" in name:
             return Tokenizer(_longest(found.folder / name.replace("tokenizer", "text_encoder")))
         if not issubclass(part, nn.Module):
-            return part.from_pretrained(found.folder / name, local_files_only=True)
+            return from_pretrained(part, found.folder / name)
         made = network(part, read_json(found.folder / name / "config.json"))
         with on_meta():
             nn.Module.to(made, dtype)
