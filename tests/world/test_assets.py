@@ -119,7 +119,16 @@ def test_resolve_writes_once_and_into_the_cache_that_is_named(cache, name):
     written = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     assert assets.resolve(f"world:{name}") == folder
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == written
-    assert [path.name for path in folder.parent.iterdir()] == [name]
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [name]
+
+
+@pytest.mark.parametrize("damage", [b"", b"other"])
+def test_a_damaged_folder_is_written_again(cache, damage):
+    file = assets.resolve("world:reward") / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(damage)
+    assets.resolve("world:reward")
+    assert file.read_bytes() == whole
 
 
 def test_changed_weights_get_a_cache_folder_of_their_own(cache, tmp_path, monkeypatch):
@@ -148,7 +157,9 @@ def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(cache, mo
     assert [path for path in cache.rglob("*") if path.is_file()] == []
     monkeypatch.setattr(assets, "_write", overtaken)
     folder = assets.resolve("world:reward")
-    assert weights_in(folder) and [path.name for path in folder.parent.iterdir()] == ["reward"]
+    assert weights_in(folder) and [each for each in folder.parent.iterdir() if each.is_dir()] == [
+        folder
+    ]
 
 
 def judged(name: str, phrase: str) -> dict[str, float]:

@@ -85,18 +85,25 @@ def file(name: str) -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A folder on disk: `world:NAME` of `PIPELINES` and `REWARDS` from the cache, else `path`."""
+    """A folder on disk: `world:NAME` of `PIPELINES` and `REWARDS` from the cache, else `path`.
+
+    A damaged folder of the cache is written again.
+    """
     if not path.startswith("world:"):
         return Path(path)
     name = path.removeprefix("world:")
     if name not in (*PIPELINES, *REWARDS):
         names = ", ".join(f"world:{each}" for each in (*PIPELINES, *REWARDS))
         raise DirectAlignError(f"no embedded model {path!r}: choose {names}")
-    folder = _cache() / name
+    folder = cache_root() / f"world-{_digest(ASSETS)[:12]}" / name
+    whole = folder.with_suffix(".sha256")
+    if folder.exists() and (not whole.exists() or whole.read_text() != _digest(folder)):
+        shutil.rmtree(folder)
     if not folder.exists():
         _make(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as partial:
             _write(name, Path(partial) / name)
+            whole.write_text(_digest(Path(partial) / name))
             _move_unless_there(Path(partial) / name, folder)
     return folder
 
@@ -136,12 +143,13 @@ def cache_root() -> Path:
     )
 
 
-def _cache() -> Path:
+def _digest(folder: Path) -> str:
+    """Of the names and contents of all files."""
     digest = hashlib.sha256()
-    for path in sorted(ASSETS.rglob("*")):
+    for path in sorted(folder.rglob("*")):
         if path.is_file():
-            digest.update(str(path.relative_to(ASSETS)).encode() + path.read_bytes())
-    return cache_root() / f"world-{digest.hexdigest()[:12]}"
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _move_unless_there(source: Path, target: Path) -> None:
