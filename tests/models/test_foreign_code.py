@@ -9,7 +9,7 @@ import transformers
 
 from directalign.config import ClipConfig, ModelConfig
 from directalign.io import hub
-from directalign.io.pretrained import from_pretrained
+from directalign.io.pretrained import contents, from_pretrained
 from directalign.models import load_model
 from directalign.rewards import check_reward
 from directalign.types import DirectAlignError
@@ -100,3 +100,25 @@ def test_python_is_not_downloaded(clip_folder, tmp_path, monkeypatch):
         point_at(served.url, tmp_path / "cache", monkeypatch)
         hub.download("maker/clip", ["tokenizer*", "*"], "reward.path")
         assert served.fetched and not any(name.endswith(".py") for name in served.fetched)
+
+
+def test_a_folder_in_the_place_of_another_is_described(tiny_flux, clip_folder, tmp_path):
+    assert "diffusers pipeline" in contents(tiny_flux)
+    assert "FluxTransformer2DModel, one part" in contents(tiny_flux / "transformer")
+    assert contents(clip_folder).endswith("of type clip") and contents(tmp_path) == "nothing"
+    for name, words in {
+        "a.png": "images",
+        "adapter_config.json": "LoRA",
+        "run.yaml": "run of",
+    }.items():
+        (tmp_path / name).touch()
+        assert words in contents(tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(clip_folder, tmp_path, monkeypatch):
+    with hub_stand_in() as served:
+        served.publish("maker/clip", clip_folder)
+        (tmp_path / "file").touch()
+        point_at(served.url, tmp_path / "file" / "cache", monkeypatch)
+        with pytest.raises(DirectAlignError, match=r"cannot be written .*: set HF_HOME"):
+            hub.download("maker/clip", ["*"], "reward.path")

@@ -14,7 +14,7 @@ from concurrent import futures
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -31,6 +31,7 @@ from ..types import DirectAlignError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.(?:safetensors|pt|pth|bin))")
 REFUSED = (401, 403)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SIGN_IN = "run `hf auth login` or set HF_TOKEN"
 CODE = ("*.py", "*.pyc", "*.so")
 """Files that are never downloaded."""
@@ -138,7 +139,7 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
         raise TimeoutError(f"{constants.ENDPOINT} does not answer") from None
 
 
-def _reason(error: Exception, repo: str, revision: str | None) -> str:
+def _reason(error: Any, repo: str, revision: str | None) -> str:
     page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
     if isinstance(error, GatedRepoError):
         return f"is gated: accept its licence at {page} in a browser, then {SIGN_IN}"
@@ -159,6 +160,11 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
         )
     if getattr(error, "errno", None) == errno.ENOSPC:
         return f"the disk of {cache} is full: free some space, or set HF_HOME to a larger disk"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return (
+            f"the cache {cache} cannot be written ({error.strerror}): set HF_HOME to a folder that "
+            "you may write to"
+        )
     if constants.HF_HUB_OFFLINE:
         return (
             f"no such folder here, and incomplete in the cache {cache}, with HF_HUB_OFFLINE set: "

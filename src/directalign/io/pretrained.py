@@ -22,11 +22,9 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     Raises DirectAlignError for a folder that names code of its own (auto_map, kernels) without
     which it cannot be read; else what the library raises.
     """
-    file = folder / "config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    named = [settings.get(key) for key in KERNELS] if isinstance(settings, dict) else []
-    if any("/" in str(name) for name in named):
-        raise DirectAlignError(f"{file}: {NEVER_RUN}")
+    settings = _settings(folder)
+    if any("/" in str(settings.get(key)) for key in KERNELS):
+        raise DirectAlignError(f"{folder / 'config.json'}: {NEVER_RUN}")
     if kind.__module__.startswith("transformers."):  # diffusers runs none for a class
         options["trust_remote_code"] = False
     try:
@@ -35,3 +33,32 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
         if "trust_remote_code" not in str(error):
             raise
         raise DirectAlignError(f"{folder}: {NEVER_RUN}") from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Of config.json; empty if there is none, or no JSON (which the library says better)."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def contents(folder: Path) -> str:
+    """What a folder holds that was given in the place of another, in words for an error."""
+    names = sorted(file.name for file in folder.iterdir())
+    files = {Path(name).suffix.lower() for name in names}
+    if "model_index.json" in names:
+        return "a diffusers pipeline, for model.path"
+    if "run.yaml" in names:
+        return "a run of directalign, for directalign sample and export"
+    if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
+        return "a LoRA, which is no model of its own"
+    if "config.json" in names:
+        settings = _settings(folder)
+        if "_class_name" in settings:
+            return f"a {settings['_class_name']}, one part of a pipeline, whose folder is above it"
+        return f"a transformers model of type {settings.get('model_type')}"
+    if files & {".png", ".jpg", ".jpeg", ".webp"}:
+        return "images, for data.images"
+    return f"{', '.join(names[:3])} and no configs" if names else "nothing"

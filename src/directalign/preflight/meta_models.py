@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
-from ..io.pretrained import from_pretrained
+from ..io.pretrained import contents, from_pretrained
 from ..models import model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
@@ -76,13 +76,13 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     """
     path, key, held = settings.path, "model.path", ()
     if path.endswith(".safetensors"):
-        contents = single_file.contents(Path(path).expanduser())
+        within = single_file.contents(Path(path).expanduser())
         if settings.components is None:
             raise DirectAlignError(
-                f"model.components: missing; {path} contains {contents.layout.name} only: give a "
+                f"model.components: missing; {path} contains {within.layout.name} only: give a "
                 "diffusers folder or hub id of that architecture, for configs and tokenizers"
             )
-        path, key, held = settings.components, "model.components", tuple(contents.parts)
+        path, key, held = settings.components, "model.components", tuple(within.parts)
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
         return _published_pipeline(path, key, settings.architecture)
@@ -95,6 +95,11 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
         raise DirectAlignError(
             f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or "
             "world:flux, world:sd, world:sd_v"
+        )
+    if not (folder / "model_index.json").exists():
+        raise DirectAlignError(
+            f"{key}: {path}: no such file model_index.json; the folder holds {contents(folder)}: "
+            "give a complete diffusers folder"
         )
     kind = model_class(settings.architecture)
     index = read_json(folder / "model_index.json")

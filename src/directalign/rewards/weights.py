@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .. import config
 from ..io import hub
-from ..io.pretrained import from_pretrained
+from ..io.pretrained import contents, from_pretrained
 from ..io.tensors import check_kinds, check_weights
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
@@ -303,7 +303,8 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
     file = folder / "config.json"
     if not file.exists():
         raise DirectAlignError(
-            f"{key}: {folder}: config.json is missing; it must be a complete {kind} folder"
+            f"{key}: {folder}: config.json is missing; the folder holds {contents(folder)}: give a "
+            f"complete {kind} folder"
         )
     return read_json(file, key).get("model_type")
 
