@@ -34,7 +34,7 @@ from ..io.pretrained import contents, from_pretrained
 from ..models import model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
-from ..models.quantization import is_quantized, stored_bytes
+from ..models.quantization import quantized_layers, stored_bytes
 from ..models.weight_files import read_json
 from ..rewards.weights import is_weight_file, locate, on_the_hub
 from ..toyworld import assets
@@ -311,13 +311,12 @@ class _StubProduct(torch.autograd.Function):
 
 
 def _quantize(denoiser: nn.Module, quantization: str) -> None:
-    for name, layer in list(denoiser.named_modules()):
-        if isinstance(layer, nn.Linear) and is_quantized(name, layer.weight.shape):
-            sizes = layer.in_features, layer.out_features, layer.bias is not None
-            stub = QuantizedStub(*sizes, device="meta", dtype=layer.weight.dtype)
-            stub.stored = stored_bytes(layer.weight.shape, quantization)
-            parent, _, own = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), own, stub.requires_grad_(False).eval())
+    for name, layer in list(quantized_layers(denoiser)):
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        stub = QuantizedStub(*sizes, device="meta", dtype=layer.weight.dtype)
+        stub.stored = stored_bytes(layer.weight.shape, quantization)
+        parent, _, own = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), own, stub.requires_grad_(False).eval())
 
 
 # Models
