@@ -202,7 +202,7 @@ CASES: list[Case] = [
     (
         None,
         ("reward={{name: clip, path: {flux}}}",),
-        "config.json is missing; it must be a complete transformers CLIPModel folder",
+        "give a complete transformers CLIPModel folder",
     ),
     (
         text_encoder_as_reward,

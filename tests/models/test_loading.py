@@ -1,11 +1,13 @@
 """Files of a checkpoint: the variant and its shards; damage is one line that names the file."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5EncoderModel
 
 from directalign.config import ModelConfig
@@ -159,7 +161,7 @@ DAMAGE = {
     "FluxTransformer2DModel is needed": lambda d: edit(
         d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
     ),
-    "system of os, which is not known": lambda d: edit(
+    "system of os, which is no class": lambda d: edit(
         d / "model_index.json", transformer=["os", "system"]
     ),
     "vae is None of None": lambda d: edit(d / "model_index.json", vae=None),
@@ -194,6 +196,21 @@ def test_damage_is_named(tiny_flux, tmp_path, message):
     with pytest.raises(DirectAlignError, match=message) as caught:
         load_model(ModelConfig(architecture="flux", path=str(folder)), "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["nan", "inf", "int8", "bool", "complex64"])
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
+def test_weights_that_cannot_be_right_are_named(tiny_flux, tmp_path, part, change):
+    folder = shutil.copytree(tiny_flux, tmp_path / "flux")
+    file = weights(folder / part)
+    tensors = load_file(file)
+    name = max(tensors)
+    kind = getattr(torch, change)
+    value = tensors[name].to(kind) if isinstance(kind, torch.dtype) else tensors[name] * kind
+    save_file(tensors | {name: value}, file, {"format": "pt"})
+    with pytest.raises(DirectAlignError, match=re.escape(f"{name} ")) as caught:
+        load_model(ModelConfig(architecture="flux", path=str(folder)), "cpu")
+    assert str(folder / part) in str(caught.value)
 
 
 def test_weights_stored_in_16_bit_are_widened(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from directalign.config import ModelConfig
+from directalign.data.hf_datasets import open_rows
 from directalign.io import hub
 from directalign.models import load_model
 from directalign.models.checkpoint_source import open_source
@@ -130,6 +132,22 @@ def test_no_network_and_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", full)
     assert "is full: free some space, or set HF_HOME" in refusal()
+
+
+def test_a_hub_that_never_answers_is_asked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "ANSWER_WITHIN", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        point_at(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, monkeypatch)
+        assert "cannot be reached" in refusal()
+        assert hub.listing(NAME, "model.path") is None and not hub.is_reachable()
+        with pytest.raises(DirectAlignError, match="the hub cannot be reached"):
+            open_rows(f"hf:{NAME}")
+        with pytest.raises(DirectAlignError, match=f"{hub.constants.ENDPOINT} cannot be reached"):
+            hub.push(tmp_path, NAME)
+        silent.settimeout(0)
+        silent.accept()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_components_bring_no_weights_that_the_file_has(online, tiny_flux):

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option
+from .common import (
+    Debug,
+    Overrides,
+    Recipe,
+    default_out,
+    one_line_errors,
+    option,
+    without_garbage_collection,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +41,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Check a recipe and its files, estimate memory and disk. Loads and downloads no weights."""
-    with one_line_errors(debug):
+    with one_line_errors(debug), without_garbage_collection():
         from ..config.load import load_run
 
         run = load_run(recipe, overrides)

@@ -6,6 +6,7 @@ Exit codes: 1 for any error, 2 for an invalid command line (typer's own), 130 fo
 from __future__ import annotations
 
 import errno
+import gc
 import inspect
 import logging
 import os
@@ -70,6 +71,18 @@ def _message(error: Exception) -> str:
         f"unexpected {type(error).__name__}: {error}; this is a bug in directalign: please report "
         "it with the output of --debug"
     )
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """For a short command: the import of torch and diffusers takes a fifth less time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

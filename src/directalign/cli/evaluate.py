@@ -107,19 +107,10 @@ def comparison_options(
     ] = None,
 ) -> dict[str, Any]:
     """Fields of `evaluation.compare.Request`."""
-    return {
-        "prompts": prompts,
-        "num_samples": num_samples,
-        "seeds_per_prompt": seeds_per_prompt,
-        "rewards": tuple(reward),
-        "metrics": tuple(metric),
-        "positive": tuple(positive),
-        "negative": tuple(negative),
-        "judge": judge.value if judge else None,
-        "control_prompts": control_prompts,
-        "adherence": adherence,
-        "batch_size": batch_size,
-    }
+    given = dict(locals())
+    lists = {"rewards": given.pop("reward"), "metrics": given.pop("metric")}
+    lists |= {"positive": positive, "negative": negative}
+    return given | {k: tuple(v) for k, v in lists.items()} | {"judge": judge and judge.value}
 
 
 @shared_options(rollout=sampling_options, settings=comparison_options)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..io import hub
 from ..io.text import listed, prompt_key, table
 from ..types import DirectAlignError
 
@@ -172,8 +173,10 @@ def _load(source: str, address: Address) -> dict[str, Any]:
     try:
         if folder is not None and any((folder / name).is_file() for name in _SAVED):
             loaded = datasets.load_from_disk(str(folder))
+        elif folder is not None:
+            loaded = datasets.load_dataset(str(folder), address.config)
         else:
-            loaded = datasets.load_dataset(str(folder or address.name), address.config)
+            loaded = _from_hub(address)
     except Exception as error:  # the library, its readers and the connection raise nearly anything
         if folder is not None:
             _check_tables(source, folder)
@@ -193,6 +196,18 @@ def _load(source: str, address: Address) -> dict[str, Any]:
                 "quote fields that hold a separator"
             )
     return splits
+
+
+def _from_hub(address: Address) -> Any:
+    """From the hub, or from the cache if the hub does not answer (the library asks for minutes)."""
+    from datasets import config, load_dataset
+
+    offline = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = offline or not hub.is_reachable()
+    try:
+        return load_dataset(address.name, address.config)
+    finally:
+        config.HF_HUB_OFFLINE = offline
 
 
 def _check_tables(source: str, folder: Path) -> None:

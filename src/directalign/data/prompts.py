@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..config.load import RECIPES
@@ -90,10 +91,6 @@ def _rows(source: str | Path) -> Iterator[tuple[str, str]]:
     return ((text, f"{path}:{line}") for line, text in _READERS[path.suffix.lower()](path))
 
 
-def _lines(path: Path) -> Lines:
-    yield from numbered_lines(path, "prompt file")
-
-
 def _objects(path: Path) -> Lines:
     for line, row in json_rows(path, "prompt file"):
         yield line, prompt_of_row(row, f"{path}:{line}")
@@ -136,7 +133,7 @@ def _parquet(path: Path) -> Lines:
 
 
 _READERS: dict[str, Callable[[Path], Lines]] = {
-    ".txt": _lines,
+    ".txt": partial(numbered_lines, what="prompt file"),
     ".jsonl": _objects,
     ".csv": _cells,
     ".tsv": _cells,

@@ -21,6 +21,7 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..io.pretrained import from_pretrained
 from ..models.checkpoint_source import UNUSED, Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.weight_files import read_json, weights_files
@@ -111,9 +112,7 @@ def _network(finished: FinishedRun, source: Source, name: str, dtype: torch.dtyp
     if model.tune == "full":
         kind: Any = check_parts(source, pipeline, {name: None}, weights=False)[name]
         weights_files(finished.weights)
-        return kind.from_pretrained(
-            finished.weights, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        return from_pretrained(kind, finished.weights, torch_dtype=dtype, use_safetensors=True)
     trained_dtype = {name: getattr(torch, model.dtype)}
     network = load_parts(source, pipeline, {name: None}, trained_dtype)[name]
     merge(network, read_updates(finished.weights, name), dtype)

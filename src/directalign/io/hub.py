@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from functools import partial
 from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,7 +31,15 @@ from ..types import DirectAlignError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.(?:safetensors|pt|pth|bin))")
 REFUSED = (401, 403)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SIGN_IN = "run `hf auth login` or set HF_TOKEN"
+CODE = ("*.py", "*.pyc", "*.so")
+"""Files that are never downloaded."""
+ANSWER_WITHIN, ASK_AGAIN_AFTER = 4.0, 60.0
+"""Seconds that a hub has for its first answer, and for which one without an answer is not asked."""
+_silent: dict[str, float] = {}
+"""When a hub last gave no answer, by its address."""
+Answer = TypeVar("Answer")
 
 
 def is_hub_id(path: str) -> bool:
@@ -59,30 +72,74 @@ def download_file(path: str, key: str) -> Path:
 def download(repo: str, patterns: Sequence[str], key: str, revision: str | None = None) -> Path:
     """The snapshot folder of a model repository, with the files that match `patterns`.
 
-    Patterns are those of fnmatch; `*` also matches "/". Without a network, or under HF_HUB_OFFLINE,
-    the cached snapshot is used. `key` is the setting that errors name.
-    Raises DirectAlignError for a repository that is gated, private or missing, a missing revision,
-    no network while the cache lacks the files, a full disk.
+    Patterns are those of fnmatch; `*` also matches "/"; files of `CODE` never match. Without a
+    network, or under HF_HUB_OFFLINE, the cached snapshot is used. `key` is the setting that errors
+    name. Raises DirectAlignError for a repository that is gated, private or missing, a missing
+    revision, no network while the cache lacks the files, a full disk.
     """
+    found = _files(repo, key, revision)
+    wanted = {"allow_patterns": list(patterns), "ignore_patterns": list(CODE)}
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        offline = isinstance(found, Exception)
+        return Path(snapshot_download(repo, revision=revision, local_files_only=offline, **wanted))
     except (OSError, HTTPError) as error:
-        raise DirectAlignError(f"{key}: {repo}: {_reason(error, repo, revision)}") from error
+        cause = found if isinstance(found, HfHubHTTPError) else error
+        raise DirectAlignError(f"{key}: {repo}: {_reason(cause, repo, revision)}") from error
 
 
 def listing(repo: str, key: str, revision: str | None = None) -> list[str] | None:
     """Names of all files of a repository, or None if the hub is unreachable."""
+    found = _files(repo, key, revision)
+    return None if isinstance(found, Exception) else found
+
+
+def _files(repo: str, key: str, revision: str | None) -> list[str] | Exception:
+    """Names of all files of a repository, or why the hub gave no answer.
+
+    Raises DirectAlignError for a repository that is private or missing, or a missing revision.
+    """
     try:
-        return [
-            file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()
-        ]
+        about = ask_once(lambda: HfApi().model_info(repo, revision=revision))
+        return [file.rfilename for file in about.siblings or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DirectAlignError(f"{key}: {repo}: {_reason(error, repo, revision)}") from error
+    except (OSError, HTTPError) as error:
+        return error
+
+
+def is_reachable() -> bool:
+    """Whether the hub answers at all; False under HF_HUB_OFFLINE."""
+    try:
+        ask_once(lambda: get_session().head(constants.ENDPOINT))
     except (OSError, HTTPError):
-        return None
+        return False
+    return True
 
 
-def _reason(error: Exception, repo: str, revision: str | None) -> str:
+def ask_once(question: Callable[[], Answer]) -> Answer:
+    """What the hub answers within `ANSWER_WITHIN` seconds, the time to find its address included.
+
+    Raises what `question` raises, and TimeoutError; that at once if the hub was just silent.
+    """
+    if time.monotonic() - _silent.get(constants.ENDPOINT, -ASK_AGAIN_AFTER) < ASK_AGAIN_AFTER:
+        raise TimeoutError(f"{constants.ENDPOINT} does not answer")
+    answer: futures.Future[Answer] = futures.Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question())
+        except Exception as error:
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(ANSWER_WITHIN)
+    except futures.TimeoutError:
+        _silent[constants.ENDPOINT] = time.monotonic()
+        raise TimeoutError(f"{constants.ENDPOINT} does not answer") from None
+
+
+def _reason(error: Any, repo: str, revision: str | None) -> str:
     page, cache = f"{constants.ENDPOINT}/{repo}", constants.HF_HUB_CACHE
     if isinstance(error, GatedRepoError):
         return f"is gated: accept its licence at {page} in a browser, then {SIGN_IN}"
@@ -103,6 +160,11 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
         )
     if getattr(error, "errno", None) == errno.ENOSPC:
         return f"the disk of {cache} is full: free some space, or set HF_HOME to a larger disk"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return (
+            f"the cache {cache} cannot be written ({error.strerror}): set HF_HOME to a folder that "
+            "you may write to"
+        )
     if constants.HF_HUB_OFFLINE:
         return (
             f"no such folder here, and incomplete in the cache {cache}, with HF_HUB_OFFLINE set: "
@@ -138,7 +200,7 @@ def push(folder: Path, repo: str, private: bool = False, api: HfApi | None = Non
     api = api or HfApi()
     try:
         for kind in ("dataset", "space"):
-            if api.repo_exists(repo, repo_type=kind):
+            if ask_once(partial(api.repo_exists, repo, repo_type=kind)):
                 raise DirectAlignError(
                     f"--push-to-hub {repo}: is already a {kind}, so a model of the same name is "
                     "probably a mistake; give another name"

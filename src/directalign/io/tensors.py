@@ -14,6 +14,21 @@ from torch import Tensor
 
 from ..types import DirectAlignError, NonFiniteError
 
+KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
+"""Of weights in safetensors, and of buffers that count something."""
+NO_WEIGHTS = (
+    "{file}: {name} is of type {kind}, and weights are floating-point numbers: take the file in "
+    "float32, bfloat16 or float16"
+)
+
+
+def check_kinds(opened: Any, file: Path) -> None:
+    """`check_weights` for an opened safetensors file, of the types in its header only."""
+    for name in opened.keys():  # noqa: SIM118 (no mapping)
+        kind = opened.get_slice(name).get_dtype()
+        if kind not in KINDS:
+            raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
+
 
 def check_weights(tensors: Mapping[str, Tensor], file: Path | str) -> None:
     """Raise DirectAlignError, naming file and tensor, for NaN, infinities, or no real numbers.
@@ -25,10 +40,7 @@ def check_weights(tensors: Mapping[str, Tensor], file: Path | str) -> None:
         if not tensor.is_floating_point():
             if kind in ("int64", "int32"):
                 continue
-            raise DirectAlignError(
-                f"{file}: {name} is of type {kind}, and weights are floating-point numbers: take "
-                "the file in float32, bfloat16 or float16"
-            )
+            raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
         wide = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats have no isfinite
         if not tensor.is_meta and not wide.isfinite().all():
             raise DirectAlignError(

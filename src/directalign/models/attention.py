@@ -69,7 +69,8 @@ def check_attention(denoiser: Any, name: str) -> None:
             f"model.attention: {name} is not a backend that can train: choose one of "
             f"{', '.join(known)}, or leave the key out"
         )
-    if not any(hasattr(module, "_attention_backend") for module in _processors(denoiser)):
+    processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
         raise DirectAlignError(
             f"model.attention: {name}, and a {type(denoiser).__name__} has no choice of attention "
             "backends: leave the key out"
@@ -87,7 +88,3 @@ def set_attention(denoiser: Any, name: str) -> None:
             f"model.attention: {name} cannot be used here ({reason}): install what it needs, "
             "or leave the key out"
         ) from error
-
-
-def _processors(denoiser: Any) -> list[Any]:
-    return [module.processor for module in denoiser.modules() if hasattr(module, "processor")]

@@ -135,7 +135,7 @@ def _parts(folder: Path) -> list[str]:
     return [
         name
         for name, value in read_json(folder / ROOT[0]).items()
-        if isinstance(value, list) and value[0] is not None and name not in UNUSED
+        if isinstance(value, list) and value[:1] not in ([], [None]) and name not in UNUSED
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .. import config
+from ..io.pretrained import from_pretrained
 from ..io.tensors import check_weights
 from ..types import DirectAlignError
 from . import single_file
@@ -24,6 +25,13 @@ from .checkpoint_source import Source
 from .weight_files import brief, read_json, variant_of_part, weights_files
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+BASES = (
+    diffusers.ModelMixin,
+    diffusers.SchedulerMixin,
+    transformers.PreTrainedModel,
+    transformers.PreTrainedTokenizerBase,
+)
+"""Classes of these may be parts: no Auto* class, which would follow what other files say."""
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
@@ -103,12 +111,13 @@ def _held(source: Source) -> single_file.Contents | None:
 def _part_class(
     index_file: FilePath, index: Mapping[str, Any], name: str, wanted: type | None
 ) -> type:
-    library, class_name = index.get(name) or (None, None)
+    entry = index.get(name)
+    library, class_name = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
     found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
-    if found is None:
+    if not isinstance(found, type) or not issubclass(found, BASES):
         raise DirectAlignError(
-            f"{index_file}: {name} is {class_name} of {library}, which is not known here: "
-            "give a complete folder"
+            f"{index_file}: {name} is {class_name} of {library}, which is no class of models, "
+            "tokenizers or schedulers there: give a complete folder"
         )
     if wanted is not None and not issubclass(found, wanted):
         raise DirectAlignError(
@@ -153,7 +162,7 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
             return model.requires_grad_(False).eval()
         if issubclass(part, nn.Module):
             return _load_model(folder, part, dtype, _variant(source, name))
-        return part.from_pretrained(folder, local_files_only=True)
+        return from_pretrained(part, folder)
     except DirectAlignError:
         raise
     except UNREADABLE as error:
@@ -167,8 +176,7 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
 def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
     options: dict[str, Any] = {name: dtype, "variant": variant, "output_loading_info": True}
-    options |= {"local_files_only": True, "use_safetensors": True}
-    model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
+    model, info = from_pretrained(part, folder, use_safetensors=True, **options)
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:
         raise DirectAlignError(

@@ -39,7 +39,7 @@ def quantize(
     They are rounded on `device`, then moved to `home` (None: not moved).
     Raises DirectAlignError if there are none.
     """
-    layers = list(_layers(denoiser))
+    layers = list(quantized_layers(denoiser))
     if not layers:
         raise DirectAlignError(
             f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or "
@@ -82,7 +82,8 @@ def stored_bytes(shape: Sequence[int], quantization: str) -> int:
     return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + NF4_TABLES
 
 
-def _layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def quantized_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Name and layer of everything that `quantize` replaces."""
     for name, layer in denoiser.named_modules():
         if isinstance(layer, nn.Linear) and is_quantized(name, layer.weight.shape):
             yield name, layer

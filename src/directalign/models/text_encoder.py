@@ -75,7 +75,10 @@ class EmbeddingCache:
             return f"{self.path_of(prompt)}: truncated or not a safetensors file ({reason})"
 
     def read(self, prompt: str) -> dict[str, Tensor]:
-        """The tensors on the CPU. Raises DirectAlignError for a missing or damaged file."""
+        """The tensors on the CPU. Raises DirectAlignError for a missing or damaged file.
+
+        A damaged file is deleted.
+        """
         path = self.path_of(prompt)
         if not path.exists():
             raise DirectAlignError(
@@ -89,8 +92,9 @@ class EmbeddingCache:
                 if _digest(tensors) == opened.metadata()["digest"]:
                     return tensors
             fault = f"{path}: its numbers were altered"
+        path.unlink()
         raise DirectAlignError(
-            f"{fault}: delete it, and start again with --resume, which writes it again"
+            f"{fault}: it was deleted; start again with --resume, which writes it again"
         )
 
     def write(self, prompt: str, tensors: Mapping[str, Tensor]) -> None:

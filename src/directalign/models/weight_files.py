@@ -16,10 +16,9 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 
 from ..io import json_file
+from ..io.tensors import check_kinds
 from ..types import DirectAlignError
 
-DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
-"""Of weights, and of buffers that count something."""
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files in diffusers and transformers."""
@@ -110,13 +109,7 @@ def check_safetensors(file: Path) -> None:
     """Raise DirectAlignError for a missing or truncated file, or another format."""
     tensor_shapes(file)
     with safe_open(file, framework="pt") as opened:
-        kinds = {name: opened.get_slice(name).get_dtype() for name in list(opened.keys())}
-    wrong = next((name for name, kind in kinds.items() if kind not in DTYPES), None)
-    if wrong is not None:
-        raise DirectAlignError(
-            f"{file}: {wrong} is of type {kinds[wrong]}, and weights are floating-point numbers: "
-            "take the file in float32, bfloat16 or float16"
-        )
+        check_kinds(opened, file)
 
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -290,7 +291,8 @@ def _traced(
     run: config.RunConfig, model: MetaModel, reward: Reward, held_out: Sequence[Reward]
 ) -> Traced:
     tracker, kept = MemoryTracker(), 0
-    with tracker:
+    with tracker, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about types that only this trace has
         tracker.phase = "method"
         method = load_method(run, model.model, reward)
         held = tracker.now

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from pydantic import ValidationError
@@ -88,9 +89,12 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
             every.append({"method.kl_beta": 0.0})
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
     for changes in every:
-        new = {key: value for key, value in changes.items() if value != _value(run, key)}
+        new = {key: each for key, each in changes.items() if each != attrgetter(key)(run)}
+        typed = {
+            key: each if isinstance(each, str) else json.dumps(each) for key, each in new.items()
+        }
         if new:
-            yield ", ".join(f"{key}: {_yaml(value)}" for key, value in new.items()), new
+            yield ", ".join(f"{key}: {each}" for key, each in typed.items()), new
 
 
 def _smaller(run: config.RunConfig) -> Changes:
@@ -114,12 +118,3 @@ def _changed(run: config.RunConfig, changes: Changes, place: Place) -> Estimate 
         return estimate(config.RunConfig.model_validate(given), place)
     except (ValidationError, DirectAlignError):
         return None
-
-
-def _value(run: config.RunConfig, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(run, section), name)
-
-
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

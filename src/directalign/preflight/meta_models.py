@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
+from ..io.pretrained import contents, from_pretrained
 from ..models import model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
-from ..models.quantization import is_quantized, stored_bytes
+from ..models.quantization import quantized_layers, stored_bytes
 from ..models.weight_files import read_json
 from ..rewards.weights import is_weight_file, locate, on_the_hub
 from ..toyworld import assets
@@ -75,13 +76,13 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     """
     path, key, held = settings.path, "model.path", ()
     if path.endswith(".safetensors"):
-        contents = single_file.contents(Path(path).expanduser())
+        within = single_file.contents(Path(path).expanduser())
         if settings.components is None:
             raise DirectAlignError(
-                f"model.components: missing; {path} contains {contents.layout.name} only: give a "
+                f"model.components: missing; {path} contains {within.layout.name} only: give a "
                 "diffusers folder or hub id of that architecture, for configs and tokenizers"
             )
-        path, key, held = settings.components, "model.components", tuple(contents.parts)
+        path, key, held = settings.components, "model.components", tuple(within.parts)
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
         return _published_pipeline(path, key, settings.architecture)
@@ -94,6 +95,11 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
         raise DirectAlignError(
             f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or "
             "world:flux, world:sd, world:sd_v"
+        )
+    if not (folder / "model_index.json").exists():
+        raise DirectAlignError(
+            f"{key}: {path}: no such file model_index.json; the folder holds {contents(folder)}: "
+            "give a complete diffusers folder"
         )
     kind = model_class(settings.architecture)
     index = read_json(folder / "model_index.json")
@@ -305,13 +311,12 @@ class _StubProduct(torch.autograd.Function):
 
 
 def _quantize(denoiser: nn.Module, quantization: str) -> None:
-    for name, layer in list(denoiser.named_modules()):
-        if isinstance(layer, nn.Linear) and is_quantized(name, layer.weight.shape):
-            sizes = layer.in_features, layer.out_features, layer.bias is not None
-            stub = QuantizedStub(*sizes, device="meta", dtype=layer.weight.dtype)
-            stub.stored = stored_bytes(layer.weight.shape, quantization)
-            parent, _, own = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), own, stub.requires_grad_(False).eval())
+    for name, layer in list(quantized_layers(denoiser)):
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        stub = QuantizedStub(*sizes, device="meta", dtype=layer.weight.dtype)
+        stub.stored = stored_bytes(layer.weight.shape, quantization)
+        parent, _, own = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), own, stub.requires_grad_(False).eval())
 
 
 # Models
@@ -362,7 +367,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
         if "tokenizer" in name:
             return Tokenizer(_longest(found.folder / name.replace("tokenizer", "text_encoder")))
         if not issubclass(part, nn.Module):
-            return part.from_pretrained(found.folder / name, local_files_only=True)
+            return from_pretrained(part, found.folder / name)
         made = network(part, read_json(found.folder / name / "config.json"))
         with on_meta():
             nn.Module.to(made, dtype)

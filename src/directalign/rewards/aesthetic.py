@@ -26,6 +26,7 @@ from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
 
 from .. import config
 from ..io import hub
+from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
 from .common import BaseReward, Device, Preprocessing, recompute
@@ -207,7 +208,7 @@ def _checked_head(
 ) -> tuple[nn.Module, int]:
     """The head without weights, checked against its file and the backbone's config; image side."""
     try:
-        found: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        found: Any = from_pretrained(AutoConfig, folder)
     except files.UNREADABLE as error:
         raise DirectAlignError(
             f"{key}.backbone: {folder}: its config.json cannot be read "

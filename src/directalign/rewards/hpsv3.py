@@ -32,6 +32,7 @@ from transformers import (
 
 from .. import config
 from ..io import hub
+from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
 from .common import BaseReward, Device, recompute
@@ -192,7 +193,7 @@ def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Qwen2
             f"{key}.processor: {reader}: holds no Qwen2-VL, from which HPSv3 was made; give "
             f"{MADE_FROM}"
         )
-    found: Qwen2VLConfig = Qwen2VLConfig.from_pretrained(reader)
+    found: Qwen2VLConfig = from_pretrained(Qwen2VLConfig, reader)
     text = found.get_text_config()
     text.vocab_size = int(shapes.get(EMBEDDING, [text.vocab_size])[0])
     with torch.device("meta"):

@@ -27,6 +27,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from .. import config
 from ..io import hub
+from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
 from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
@@ -172,7 +173,7 @@ def _described(
         )
     try:
         sizes = sizes_of(shapes, "cross_model.")
-        clip = CLIPConfig.from_pretrained(reader)
+        clip = from_pretrained(CLIPConfig, reader)
     except (KeyError, ValueError, IndexError, OSError, TypeError) as error:
         raise DirectAlignError(
             f"{key}.path: {file}: not the weights of an MPS (no {files.first_line(error)})"

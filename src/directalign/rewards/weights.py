@@ -26,7 +26,8 @@ from transformers.utils import logging
 
 from .. import config
 from ..io import hub
-from ..io.tensors import check_weights
+from ..io.pretrained import contents, from_pretrained
+from ..io.tensors import check_kinds, check_weights
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from .common import IMAGE_SETTINGS, Preprocessing, read_json
@@ -216,7 +217,12 @@ def build(
     """A transformers model of class `kind` from its config and checked weights, on the CPU."""
     logging.disable_progress_bar()
     return kind.from_pretrained(
-        None, config=model_config, state_dict=weights, dtype=dtype, **options
+        None,
+        config=model_config,
+        state_dict=weights,
+        dtype=dtype,
+        trust_remote_code=False,
+        **options,
     )
 
 
@@ -297,7 +303,8 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
     file = folder / "config.json"
     if not file.exists():
         raise DirectAlignError(
-            f"{key}: {folder}: config.json is missing; it must be a complete {kind} folder"
+            f"{key}: {folder}: config.json is missing; the folder holds {contents(folder)}: give a "
+            f"complete {kind} folder"
         )
     return read_json(file, key).get("model_type")
 
@@ -319,8 +326,8 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
         )
     for file in weights:
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as opened:
+                check_kinds(opened, file)
         except SafetensorError as error:
             raise DirectAlignError(
                 f"{key}: {file}: not a complete safetensors file ({error}); copy it again"
@@ -332,14 +339,15 @@ def load_model(
 ) -> Model:
     """Load a model from a checked folder, in `dtype`, on the CPU."""
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     try:
-        loaded: Any = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        loaded: Any = from_pretrained(kind, folder, dtype=dtype, **options)
     except UNREADABLE as error:
         raise DirectAlignError(
             f"{key}: {folder}: not a transformers {kind.__name__} ({first_line(error)})"
         ) from error
     model, info = loaded
+    check_weights(model.state_dict(), f"{key}: {folder}")
     missing = sorted(info["missing_keys"])
     if missing:
         raise DirectAlignError(
@@ -386,7 +394,7 @@ def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
             "missing; copy it from the original checkpoint"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return from_pretrained(AutoTokenizer, folder)
     except (OSError, ValueError, LookupError, ImportError) as error:
         raise DirectAlignError(
             f"{key}: {folder}: its tokenizer cannot be read ({first_line(error)}); copy it from "

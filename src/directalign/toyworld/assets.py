@@ -23,7 +23,6 @@ from ..types import DirectAlignError
 from .scenes import STYLES, Scenes, draw_scenes, render
 
 ASSETS = Path(__file__).parent / "assets"
-MAX_SEQUENCE_LENGTH = 16
 
 PIPELINES: dict[str, dict[str, str]] = {
     "flux": {
@@ -48,27 +47,6 @@ PIPELINES: dict[str, dict[str, str]] = {
 }
 """Which shipped folder stands behind each part of each pipeline."""
 
-CLASSES: dict[str, dict[str, list[str]]] = {
-    "flux": {
-        "_class_name": ["FluxPipeline"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "T5TokenizerFast"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    },
-    "sd": {
-        "_class_name": ["StableDiffusionPipeline"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    },
-}
-CLASSES["sd_v"] = CLASSES["sd"]
 REWARDS = ("reward", "second_reward")
 """The reward with a taste for red, and one of other seeds and the opposite taste."""
 
@@ -85,18 +63,25 @@ def file(name: str) -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A folder on disk: `world:NAME` of `PIPELINES` and `REWARDS` from the cache, else `path`."""
+    """A folder on disk: `world:NAME` of `PIPELINES` and `REWARDS` from the cache, else `path`.
+
+    A damaged folder of the cache is written again.
+    """
     if not path.startswith("world:"):
         return Path(path)
     name = path.removeprefix("world:")
     if name not in (*PIPELINES, *REWARDS):
         names = ", ".join(f"world:{each}" for each in (*PIPELINES, *REWARDS))
         raise DirectAlignError(f"no embedded model {path!r}: choose {names}")
-    folder = _cache() / name
+    folder = cache_root() / f"world-{_digest(ASSETS)[:12]}" / name
+    whole = folder.with_suffix(".sha256")
+    if folder.exists() and (not whole.exists() or whole.read_text() != _digest(folder)):
+        shutil.rmtree(folder)
     if not folder.exists():
         _make(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as partial:
             _write(name, Path(partial) / name)
+            whole.write_text(_digest(Path(partial) / name))
             _move_unless_there(Path(partial) / name, folder)
     return folder
 
@@ -136,12 +121,13 @@ def cache_root() -> Path:
     )
 
 
-def _cache() -> Path:
+def _digest(folder: Path) -> str:
+    """Of the names and contents of all files."""
     digest = hashlib.sha256()
-    for path in sorted(ASSETS.rglob("*")):
+    for path in sorted(folder.rglob("*")):
         if path.is_file():
-            digest.update(str(path.relative_to(ASSETS)).encode() + path.read_bytes())
-    return cache_root() / f"world-{digest.hexdigest()[:12]}"
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _move_unless_there(source: Path, target: Path) -> None:
@@ -160,15 +146,8 @@ def _write(name: str, folder: Path) -> None:
         _copy_part(file(source), folder / part)
     if name != "flux":  # a Stable Diffusion pipeline scales its latents but does not shift them
         _edit_json(folder / "vae/config.json", shift_factor=None)
-    index = {"_class_name": CLASSES[name]["_class_name"][0], "_diffusers_version": "0.38.0"}
-    index |= {part: library for part, library in CLASSES[name].items() if part != "_class_name"}
-    index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
-    if name == "flux":
-        settings = json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH})
-        (folder / "directalign.json").write_text(settings + "\n")
-    else:
-        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for path in file(name).glob("*.json"):
+        shutil.copy(path, folder / path.name)
 
 
 def _copy_part(source: Path, target: Path) -> None:
