@@ -21,7 +21,6 @@ from methods.by_hand import CASES, PROMPTS
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 PHRASES = {"positive": ["Photo"], "negative": ["Render"], "order": "average"}
-ROLLOUT = config.RolloutConfig(num_inference_steps=4)
 SIX = tuple(prompt for prompt in PROMPTS for _ in range(3))
 BATCH = Batch(0, PROMPTS)
 
