@@ -117,10 +117,7 @@ def derived(
     for name in ("denoise", "inversion"):
         if settings.branches in ("both", name):
             position, branch = getattr(window, name)(target).position, getattr(settings, name)
-            ramps = (
-                noise_levels.Ramp(k.low_noise, k.high_noise) for k in (branch.k_pos, branch.k_neg)
-            )
-            k_pos, k_neg = (float(ramp.at(position)) for ramp in ramps)
+            k_pos, k_neg = (float(k.at(position)) for k in (branch.k_pos, branch.k_neg))
             weights.append([float(weight) for weight in absolute_relative(k_pos, k_neg)])
     return math.fsum(mu for mu, _ in weights), math.fsum(nu for _, nu in weights)
 

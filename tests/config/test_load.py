@@ -128,6 +128,9 @@ def test_a_resume_keeps_the_overrides_of_the_earlier_call(recipe, tmp_path, monk
     monkeypatch.setenv("WORLD_SIZE", "2")  # batch sizes are those of one number of processes
     assert resumed_overrides(tmp_path, []) == [given[0], *given[2:]]
     assert resumed_overrides(tmp_path / "none", ["name=b"]) == ["name=b"]
+    (tmp_path / "run.yaml").write_text("# --set [\n")
+    with pytest.raises(DirectAlignError, match="is damaged"):
+        resumed_overrides(tmp_path, [])
 
 
 @pytest.mark.parametrize(

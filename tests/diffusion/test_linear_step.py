@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from directalign.diffusion.path import to_x0
-from directalign.diffusion.sampling import (
-    chain_coefficients,
-    linear_step,
-    sampling_step,
-    step_coefficients,
-)
+from directalign.diffusion.sampling import chain_coefficients, linear_step, sampling_step
 from directalign.types import Conditioning
 from methods.toy import ToyFamily
 
@@ -36,16 +30,6 @@ def test_the_linear_form_is_the_samplers_step(native, start, end, latents):
 
 
 @pytest.mark.parametrize("native", NATIVE)
-def test_a_step_to_the_end_is_the_one_step_guess(native, latents):
-    x_t, pred, _ = latents
-    assert_close(
-        linear_step(*native, x_t, pred, HIGH, torch.zeros_like(HIGH)),
-        to_x0(*native, pred, x_t, HIGH),
-        **EXACT,
-    )
-
-
-@pytest.mark.parametrize("native", NATIVE)
 def test_chain_coefficients_are_the_gradients_of_the_predictions(native):
     x_t = torch.randn(1, 4, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     preds = [torch.randn_like(x_t).requires_grad_() for _ in SIGMAS[1:]]
@@ -55,10 +39,3 @@ def test_chain_coefficients_are_the_gradients_of_the_predictions(native):
         [gradient[0, 0, 0, 0] for gradient in torch.autograd.grad(x_t.sum(), preds)]
     )
     assert_close(chain_coefficients(*native, SIGMAS), found, **EXACT)
-
-
-def test_v_turns_by_the_angle_between_the_levels():
-    a, b = step_coefficients("vp", "v", HIGH, LOW)
-    angle = HIGH.asin() - LOW.asin()
-    assert_close(a, angle.cos(), **EXACT)
-    assert_close(b, -angle.sin(), **EXACT)

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import Ramp
 from directalign.methods.objective_math import (
     absolute_relative,
     anchored_reward,
@@ -16,7 +15,6 @@ from directalign.methods.objective_math import (
 )
 
 weights = st.floats(-2, 2)
-OFFICIAL_DENOISE, OFFICIAL_INVERSION = Ramp(0.10, 0.25), Ramp(0.30, 0.01)
 
 
 def test_ramps_weigh_each_phrasing_by_sample(scores):

@@ -14,7 +14,6 @@ from directalign.diffusion.path import (
     classifier_free_guidance,
     expand_like,
     flow_sigmas,
-    shift_sigmas,
     target,
     to_noise,
     to_x0,
@@ -33,13 +32,6 @@ def test_coefficients_of_both_paths():
     assert_close(alpha("vp", LEVELS) ** 2 + LEVELS**2, torch.ones_like(LEVELS))
     sigma = torch.tensor([1 - 1e-12], dtype=torch.float64)
     assert_close(alpha("vp", sigma), (2 * (1 - sigma)).sqrt(), rtol=1e-9, atol=0)
-
-
-@given(st.floats(0, 1), st.floats(0.1, 10))
-def test_shift_is_undone_by_its_inverse(sigma, shift):
-    there = shift_sigmas(torch.tensor(sigma, dtype=torch.float64), shift)
-    assert 0 <= there <= 1
-    assert_close(shift_sigmas(there, 1 / shift).item(), sigma, rtol=0, atol=1e-12)
 
 
 def test_flow_grid_falls_from_one_to_zero():

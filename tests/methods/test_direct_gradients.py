@@ -194,15 +194,6 @@ def test_loss_and_gradient_are_those_of_the_form_along_the_chain(
     torch.testing.assert_close(ours, theirs, **EXACT)
 
 
-def test_the_hinge_stops_at_its_margin():
-    rewards = torch.tensor(next(make("refl").losses(BATCHES[0])).levels["reward"])
-    margin = float(rewards.mean())  # one of the two is above it
-    loss = next(make("refl", margin=margin).losses(BATCHES[0]))
-    assert float(loss.value.detach()) == pytest.approx(
-        float((margin - rewards).clamp(min=0).mean())
-    )
-
-
 # --- DRTune ---------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from directalign import config
 from directalign.diffusion import sde
 from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_generator
+from directalign.diffusion.sampling import rollout_conditioning
 from directalign.methods.flow_grpo import FlowGRPO
 from directalign.models.lora import ReferenceModel
 from directalign.types import Batch, DirectAlignError, LossTerm
@@ -20,7 +21,6 @@ from methods.by_hand import CASES, PROMPTS
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 PHRASES = {"positive": ["Photo"], "negative": ["Render"], "order": "average"}
-ROLLOUT = config.RolloutConfig(num_inference_steps=4)
 SIX = tuple(prompt for prompt in PROMPTS for _ in range(3))
 BATCH = Batch(0, PROMPTS)
 
@@ -217,7 +217,7 @@ def test_the_kl_is_from_the_weights_at_the_beginning():
     with torch.no_grad():
         grpo.model.denoiser.bias += 0.1
     made = grpo._roll_out(Batch(1, PROMPTS))
-    cond = grpo._conditioning(made.prompts)
+    cond = rollout_conditioning(grpo.model.encode_prompt(made.prompts), grpo.rollout)
     found = grpo._step_loss(made, cond, 1, 1)
     with torch.no_grad():
         step = made.states[1], cond, made.sigmas[1], made.sigmas[2]
@@ -235,7 +235,8 @@ def test_the_released_kl_leaves_out_the_length_of_the_step():
         rollouts = each._roll_out(Batch(1, PROMPTS))
         with torch.no_grad():
             each.model.denoiser.bias += 0.1
-        each.found = each._step_loss(rollouts, each._conditioning(rollouts.prompts), 1, 1)
+        cond = rollout_conditioning(each.model.encode_prompt(rollouts.prompts), each.rollout)
+        each.found = each._step_loss(rollouts, cond, 1, 1)
     exact, released = (each.found.metrics["kl"] for each in made)
     length = float(rollouts.sigmas[1] - rollouts.sigmas[2])
     assert released == pytest.approx(exact * length) and released < exact

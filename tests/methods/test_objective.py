@@ -158,20 +158,6 @@ def test_a_member_of_negative_weight_agrees_by_a_low_reward():
 # --- gradient -------------------------------------------------------------------------------------
 
 
-def test_equal_members_have_no_disagreement_and_a_finite_gradient():
-    same, absolute = (({}, Squares()), ({}, Squares())), settings_of("absolute")
-    gradient, output = slope(build_objective(mix(*same, std_penalty=0.5), absolute))
-    assert gradient.isfinite().all() and gradient.norm() > 0
-    plain = build_objective(mix(*same), absolute)(images(), BATCH)
-    torch.testing.assert_close(output.reward, plain.reward, rtol=0, atol=1e-6)
-    members = ({"weight": 3.0}, Squares()), ({}, Squares())  # of equal norms: nothing changes
-    ours, theirs = (
-        slope(build_objective(mix(*members, gradient_normalization=each), absolute))[0]
-        for each in (True, False)
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
-
-
 @pytest.mark.parametrize("penalty", [0.0, 0.4])
 def test_normalization_gives_every_member_one_norm_and_leaves_the_value(penalty):
     ours, output = slope(toys(gradient_normalization=True, std_penalty=penalty))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.config import RolloutConfig, RunConfig
+from directalign.config import RolloutConfig
 from directalign.config import SRPOConfig as Settings
 from directalign.diffusion import noise_levels, rng
 from directalign.diffusion.rng import NOISE, NOISE_LEVEL
@@ -236,27 +236,6 @@ def test_min_max_stretches_each_image_and_ignores_brightness():
     assert stretched.amin() == 0 and stretched.amax() == 1
     torch.testing.assert_close(map_images(images * 0.5 + 0.3, "min_max"), stretched)
     assert map_images(images, "clamp").equal(images.clamp(0, 1))
-
-
-@pytest.mark.parametrize(
-    ("preset", "values"),
-    [
-        ("official_flux", (25, 0.7, "both", 0.25, 0.3, 1.0, 1.0)),
-        ("official_pickscore", (30, 0.7, "both", 0.5, 0.6, 2.0, 5.0)),
-        ("official_qwen", (40, None, "denoise", 0.0, 0.0, None, 5.0)),
-    ],
-)
-def test_presets_have_the_published_values_and_the_recipe_wins(preset, values):
-    recipe = {"name": "x", "preset": preset, "model": {"architecture": "flux", "path": "p"}}
-    recipe |= {"reward": {"name": "clip", "path": "r"}, "data": {"prompts": "world"}}
-    recipe |= {"train": {"num_steps": 1, "learning_rate": 1e-3}}
-    run: Any = RunConfig.model_validate(recipe)
-    m = run.method
-    found = m.noise_levels.last, m.margin, m.branches
-    found += m.denoise.k_pos.high_noise, m.inversion.k_neg.low_noise
-    assert (*found, run.rollout.embedded_guidance, run.reward.scale) == values
-    assert run.train.learning_rate == 1e-3
-    assert m.control_phrases.positive == ["Natural-lighting", "Detail", "Detailed", "Real"]
 
 
 # --- the trust region -----------------------------------------------------------------------------

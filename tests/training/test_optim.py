@@ -52,15 +52,6 @@ def test_only_weights_that_ask_for_a_gradient_are_trained():
         trained_parameters(layer.requires_grad_(False))
 
 
-def test_trained_weights_are_of_one_dtype():
-    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
-    assert {p.dtype for p in trained_parameters(mixed[1]).values()} == {torch.bfloat16}
-    with pytest.raises(AssertionError, match="all be float32 or all be bfloat16"):
-        trained_parameters(mixed)
-    with pytest.raises(AssertionError, match="need adamw8bit"):
-        adamw(trained_parameters(mixed[1]), settings())
-
-
 def test_the_recipe_chooses_the_optimiser():
     weights = trained_parameters(nn.Linear(2, 2))
     assert type(adamw(weights, settings())) is torch.optim.AdamW

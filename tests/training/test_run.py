@@ -167,6 +167,7 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys)
     "line",
     [
         *(b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}'),
+        b'{"event": "evaluate", "step": 2, "during": [1]}',
         b'{"event": "step", "step": 1, "seconds": [], "loss": 1, "reward": 1, "grad_norm": 1}',
     ],
 )

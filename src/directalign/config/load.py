@@ -130,7 +130,13 @@ def resumed_overrides(out: Path, overrides: Sequence[str]) -> list[str]:
     if here not in lines:
         layout = {RESUME: LAYOUT}
         dropped |= {key for key, field in all_keys(RunConfig) if field.json_schema_extra == layout}
-    found = [json.loads(line[len(_OVERRIDE) :]) for line in lines if line.startswith(_OVERRIDE)]
+    given = [line[len(_OVERRIDE) :] for line in lines if line.startswith(_OVERRIDE)]
+    try:
+        found = [str(json.loads(each)) for each in given]
+    except ValueError as error:
+        raise DirectAlignError(
+            f"{file}: a line {_OVERRIDE}is damaged ({error}); restore it"
+        ) from error
     return [*(each for each in found if each.partition("=")[0] not in dropped), *overrides]
 
 

@@ -34,6 +34,10 @@ class RampConfig(Strict):
     high_noise: float = 0.0
     """Value at the high-noise end of the window."""
 
+    def at(self, position: Any) -> Any:
+        """Its value at `position` in [0, 1], a number or tensor; 0 is the low-noise end."""
+        return self.low_noise + (self.high_noise - self.low_noise) * position
+
 
 class BranchConfig(Strict):
     """The ramps of one branch: reward = (1 + k_pos)·pos − (1 + k_neg)·neg."""

@@ -1,4 +1,4 @@
-"""How pairs of noise levels are drawn for a training step, and values that ramp over the levels.
+"""How pairs of noise levels are drawn for a training step.
 
 A sampler draws one target level per image, and both branches of a step end there: `denoise(target)`
 starts above it, `inversion(target)` below. The three samplers share that interface: draw, denoise,
@@ -36,18 +36,6 @@ class NoiseStep:
     sigma_to: SigmaBatch
     position: SigmaBatch
     discount_position: SigmaBatch
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A value that changes linearly over the sampler's range of noise levels."""
-
-    low_noise: float
-    high_noise: float
-
-    def at(self, position: SigmaBatch) -> SigmaBatch:
-        """Its value at `position` in [0, 1]."""
-        return self.low_noise + (self.high_noise - self.low_noise) * position
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -114,15 +114,13 @@ class TargetLayer:
     height: int | None = None
 
 
-LayerNames = Callable[[str], TargetLayer | None]
-"""Layer in diffusers -> layer in another format, None if it has no name there."""
-
 LAYERS_PER_BLOCK = 2
 """Of SDXL's UNet, unless its config has another number; blocks are counted with it."""
 
 
-def by_block(architecture: str) -> LayerNames:
-    """Names from the table of an architecture in published.yaml."""
+@cache
+def _table(architecture: str) -> dict[str, TargetLayer]:
+    """By name in diffusers with * for the block: the layers of published.yaml."""
     table: dict[str, TargetLayer] = {}
     for name, given in PUBLISHED["layers"][architecture].items():
         entry = given if isinstance(given, dict) else {"layers": given}
@@ -130,21 +128,23 @@ def by_block(architecture: str) -> LayerNames:
         shares = tuple(entry.get("shares", (1,) * len(layers)))
         for part, layer in enumerate(layers):
             table[layer] = TargetLayer(name, part, shares, entry.get("height"))
-
-    def find(layer: str) -> TargetLayer | None:
-        match = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer)
-        found = table.get(f"{match[1]}.*.{match[3]}") if match else None
-        return found and match and replace(found, name=found.name.replace("*", match[2]))
-
-    return find
+    return table
 
 
-def same_names(pattern: str) -> LayerNames:
-    """Layers that match `pattern` keep their names; others have none."""
-    return lambda layer: TargetLayer(layer) if re.match(pattern, layer) else None
+def target_layer(
+    layer: str, architecture: str, names: str, layers_per_block: int
+) -> TargetLayer | None:
+    """The layer of another format, None if it has no name there; `names`: see published.yaml."""
+    if names == "sdxl":
+        return sdxl_names(layer, layers_per_block)
+    if names != "layers":
+        return TargetLayer(layer) if re.match(names, layer) else None
+    match = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer)
+    found = _table(architecture).get(f"{match[1]}.*.{match[3]}") if match else None
+    return found and match and replace(found, name=found.name.replace("*", match[2]))
 
 
-def sdxl_names(layer: str, layers_per_block: int = LAYERS_PER_BLOCK) -> TargetLayer | None:
+def sdxl_names(layer: str, layers_per_block: int) -> TargetLayer | None:
     """SDXL's attention blocks as numbered in Stability AI's UNet, through all resolutions."""
     match = re.fullmatch(
         r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.attentions\.(\d+)\.(.+)", layer
@@ -161,60 +161,15 @@ def sdxl_names(layer: str, layers_per_block: int = LAYERS_PER_BLOCK) -> TargetLa
     return TargetLayer(f"{heads[kind]}.{inside}")
 
 
-@dataclass(frozen=True)
-class KeyFormat:
-    """Keys of a LoRA file: prefix + layer name (`flat`: with underscores for dots) + factor name.
+def key_format(architecture: str, form: LoraFormat) -> dict[str, Any]:
+    """Keys of a model architecture in `form`, see published.yaml.
 
-    `alpha`: whether each layer has an alpha, equal to its rank.
+    Raises: DirectAlignError if there are none.
     """
-
-    names: LayerNames
-    prefix: str
-    flat: bool = False
-    down: str = "lora_A"
-    up: str = "lora_B"
-    alpha: bool = False
-
-    def tensors(self, name: str, update: LowRank) -> dict[str, Tensor]:
-        """Entries of one layer."""
-        key = self.prefix + (name.replace(".", "_") if self.flat else name)
-        entries = {f"{key}.{self.down}.weight": update.down, f"{key}.{self.up}.weight": update.up}
-        return entries | ({f"{key}.alpha": torch.tensor(float(update.rank))} if self.alpha else {})
-
-
-def _kohya(names: LayerNames) -> KeyFormat:
-    return KeyFormat(names, "lora_unet_", flat=True, down="lora_down", up="lora_up", alpha=True)
-
-
-ANY = same_names("")
-UNET_ATTENTION = same_names(r"(down_blocks|up_blocks)\.\d+\.attentions\.|mid_block\.attentions\.")
-QWEN_BLOCKS = same_names(r"transformer_blocks\.\d+\.")
-Z_IMAGE_LAYERS = same_names(r"(layers|noise_refiner|context_refiner)\.\d+\.")
-KOHYA = {
-    "flux": _kohya(by_block("flux")),
-    "flux2_klein": _kohya(by_block("flux2_klein")),
-    "sd3": _kohya(by_block("sd3")),
-    "sd": _kohya(UNET_ATTENTION),
-    "sdxl": _kohya(sdxl_names),
-    "qwen_image": _kohya(QWEN_BLOCKS),
-    "z_image": _kohya(by_block("z_image")),
-}
-COMFYUI = {
-    "flux": replace(KOHYA["flux"], prefix="diffusion_model.", flat=False),
-    "flux2_klein": KeyFormat(by_block("flux2_klein"), "diffusion_model."),
-    "sd3": KeyFormat(ANY, "transformer."),
-    "sd": KOHYA["sd"],
-    "sdxl": KOHYA["sdxl"],
-    "qwen_image": KeyFormat(QWEN_BLOCKS, "diffusion_model."),
-    "z_image": KeyFormat(Z_IMAGE_LAYERS, "diffusion_model."),
-}
-
-
-def key_format(architecture: str, form: LoraFormat) -> KeyFormat:
-    """Keys of a model architecture in `form`. Raises: DirectAlignError if there are none."""
     if form == "diffusers":
-        return KeyFormat(ANY, "unet." if architecture in ("sd", "sdxl") else "transformer.")
-    formats = {"comfyui": COMFYUI, "kohya": KOHYA}[form]
+        prefix = "unet." if architecture in ("sd", "sdxl") else "transformer."
+        return {"names": "", "prefix": prefix}
+    formats = PUBLISHED["formats"][form]
     if architecture not in formats:
         raise DirectAlignError(
             f"--format {form}: no {form} format is known for model.architecture {architecture} "
@@ -234,11 +189,9 @@ def convert(
     Raises: DirectAlignError for an unknown format, or a layer that it has no name or size for.
     """
     keys = key_format(architecture, form)
-    if keys.names is sdxl_names:
-        keys = replace(keys, names=partial(sdxl_names, layers_per_block=layers_per_block))
     groups: dict[tuple[str, tuple[int, ...]], dict[int, LowRank]] = {}
     for layer, update in updates.items():
-        target = keys.names(layer)
+        target = target_layer(layer, architecture, keys["names"], layers_per_block)
         if target is None:
             raise DirectAlignError(
                 f"{layer} has no name in the {form} format of {architecture}; use --format "
@@ -252,7 +205,12 @@ def convert(
         groups.setdefault((target.name, target.shares), {})[target.part] = update
     tensors: dict[str, Tensor] = {}
     for (name, shares), parts in groups.items():
-        tensors |= keys.tensors(name, parts[0] if len(shares) == 1 else fuse(parts, shares))
+        fused = parts[0] if len(shares) == 1 else fuse(parts, shares)
+        key = keys["prefix"] + (name.replace(".", "_") if keys.get("flat") else name)
+        tensors[f"{key}.{keys.get('down', 'lora_A')}.weight"] = fused.down
+        tensors[f"{key}.{keys.get('up', 'lora_B')}.weight"] = fused.up
+        if keys.get("alpha"):
+            tensors[f"{key}.alpha"] = torch.tensor(float(fused.rank))
     return tensors
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..errors import DirectAlignError
-from .json_file import read_json
+from .text import read_json
 
 try:
     import fcntl

@@ -1,4 +1,4 @@
-"""Read UTF-8 files of the user and prompts in their rows; errors name file, line and remedy."""
+"""Read files of text: UTF-8, tables, JSON, prompts in rows; errors name file, line and remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..types import DirectAlignError
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import DirectAlignError
 
 MAX_CHARACTERS = 2000
 """Longest accepted prompt; no text encoder in use reads as much."""
@@ -128,6 +130,25 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             )
         checked_unicode(json.dumps(row, ensure_ascii=False), f"{path}:{number}")
         yield number, row
+
+
+def read_json(file: Path, remedy: str, shape: Any = dict[str, Any]) -> Any:
+    """The content of a file, checked to be of the type `shape`, of which models may have more keys.
+
+    Raises: DirectAlignError for a missing or unreadable file, or another shape; ends in `remedy`.
+    """
+    try:
+        content = file.read_bytes()
+        TypeAdapter(shape).validate_json(content, strict=True)
+        return json.loads(content)
+    except FileNotFoundError as error:
+        raise DirectAlignError(f"{file}: no such file; {remedy}") from error
+    except (OSError, ValidationError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
+        raise DirectAlignError(f"{file}: not readable as JSON ({reason}); {remedy}") from error
 
 
 def checked_unicode(text: str, where: str) -> str:

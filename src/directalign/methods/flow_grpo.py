@@ -89,8 +89,11 @@ class FlowGRPO(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 or reuse a rollout; for each trained step: predict, weigh by advantage, yield."""
-        made = self._rollouts(batch)
-        cond, trained = self._conditioning(made.prompts), self._trained_steps(made, batch)
+        made = self.stored.pop(batch.offset, None) or self._roll_out(batch)
+        if batch.step - made.step + 1 < self.settings.updates_per_rollout:  # for the next update
+            self.stored[batch.offset] = made
+        cond = rollout_conditioning(self.model.encode_prompt(made.prompts), self.rollout)
+        trained = self._trained_steps(made, batch)
         for index in trained:
             yield self._step_loss(made, cond, index, len(trained))
 
@@ -117,15 +120,6 @@ class FlowGRPO(ObjectiveMethod):
             "reward": made.reward.double().tolist(),
         }
         return LossTerm(loss.mean() / count, "policy", metrics, levels)
-
-    def _rollouts(self, batch: Batch) -> Rollouts:
-        """The samples of this update, new or stored; they are dropped with their last update."""
-        made = self.stored.pop(batch.offset, None)
-        if made is None:
-            made = self._roll_out(batch)
-        if batch.step - made.step + 1 < self.settings.updates_per_rollout:
-            self.stored[batch.offset] = made
-        return made
 
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
@@ -164,9 +158,6 @@ class FlowGRPO(ObjectiveMethod):
         order = torch.randperm(trainable, generator=generator).tolist()
         first = (batch.step - made.step) * count
         return [order[(first + index) % trainable] for index in range(count)]
-
-    def _conditioning(self, prompts: tuple[str, ...]) -> Conditioning:
-        return rollout_conditioning(self.model.encode_prompt(prompts), self.rollout)
 
     def _transition(
         self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor

@@ -178,16 +178,6 @@ class MixedObjective:
         self.rewards, self.norms = RunningStats(len(self.labels)), RunningStats(len(self.labels))
         self.group = group
 
-    @property
-    def group(self) -> ProcessGroup:
-        return self._group
-
-    @group.setter
-    def group(self, group: ProcessGroup) -> None:
-        self._group = group
-        for objective in self.objectives:
-            objective.group = group
-
     def __call__(
         self,
         images: Images,
@@ -196,6 +186,8 @@ class MixedObjective:
         k_neg: PerSample | float = 0.0,
     ) -> ObjectiveOutput:
         """Evaluate decoded images; the ramps act in every member of the relative form."""
+        for objective in self.objectives:
+            objective.group = self.group
         if self.settings.gradient_normalization:
             return self._normalized(images, batch, k_pos, k_neg)
         outputs = [objective(images, batch, k_pos, k_neg) for objective in self.objectives]

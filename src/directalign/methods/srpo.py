@@ -87,10 +87,7 @@ class SRPO(ObjectiveMethod):
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
-        k_pos, k_neg = (
-            noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(step.position)
-            for ramp in (ramps.k_pos, ramps.k_neg)
-        )
+        k_pos, k_neg = (ramp.at(step.position) for ramp in (ramps.k_pos, ramps.k_neg))
         output = self.objective(model.decode(recovered.x0), batch, k_pos, k_neg)
         direction = recovery.direction(recovered.gain)
         loss = objective_math.hinge(output.reward, direction, settings.margin)

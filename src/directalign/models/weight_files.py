@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 
-from ..io import json_file
+from ..io import text
 from ..io.tensors import check_kinds
 from ..types import DirectAlignError
 
@@ -38,7 +38,7 @@ class WeightMap(BaseModel):
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DirectAlignError for a missing or malformed file."""
     shape = INDEX if file.name == "model_index.json" else dict[str, Any]
-    return json_file.read_json(file, "give a complete diffusers folder, or copy it again", shape)
+    return text.read_json(file, "give a complete diffusers folder, or copy it again", shape)
 
 
 def variant_of(name: str) -> str | None:
@@ -91,7 +91,7 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
     files = [folder / name for name in names]
     indices = folder.glob("*.safetensors.index*.json")
     maps = [
-        json_file.read_json(index, "copy the folder again", WeightMap)["weight_map"]
+        text.read_json(index, "copy the folder again", WeightMap)["weight_map"]
         for index in indices
         if variant_of(index.name) == variant
     ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..io import json_file
+from ..io import text
 from ..io.tensors import resize
 from ..types import DirectAlignError, Images
 
@@ -78,7 +78,7 @@ class BaseReward:
 def read_json(file: Path, key: str = "") -> dict[str, Any]:
     """The object in a checkpoint's JSON file. Raises DirectAlignError if it holds none."""
     try:
-        return json_file.read_json(file, "copy it again from the original checkpoint")
+        return text.read_json(file, "copy it again from the original checkpoint")
     except DirectAlignError as error:
         raise DirectAlignError(f"{key}: {error}" if key else str(error)) from error
 

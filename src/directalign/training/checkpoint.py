@@ -44,7 +44,7 @@ from ..config.load import changes_at_resume
 from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
-from ..io.json_file import read_json
+from ..io.text import read_json
 from ..types import DirectAlignError
 from .data import global_batch_size
 from .distributed import TorchProcessGroup, class_of, empty_like_sharded

@@ -65,6 +65,8 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow")
     event: str
     step: int
+    during: dict[str, Any] | None = None
+    each: dict[str, list[float | None]] | None = None
 
 
 class StepRecord(Record):

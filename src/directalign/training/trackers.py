@@ -42,7 +42,7 @@ from pydantic import BaseModel
 
 from .. import config
 from ..io.atomic import write_text
-from ..io.json_file import read_json
+from ..io.text import read_json
 from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
