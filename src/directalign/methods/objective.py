@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
+from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
 from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample, Scores
 from . import objective_math
@@ -129,19 +130,21 @@ class RewardObjective:
         repeats = len(images) // len(batch.prompts)
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
 
-        def score(given: list[str]) -> Tensor:
-            selected = select_phrases(given, phrases.order, batch.step + phrases.cycle_start)
-            texts = ([f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected)
-            return torch.stack([model.score(features, each) for each in texts]).mean(0)
-
         if form == "absolute" and not (phrases.positive and model.reads_prompt):
             return Scores(plain=model.score(features, prompts))
-        pos = score(phrases.positive)
+        sides = [phrases.positive] if form == "absolute" else [phrases.positive, phrases.negative]
+        step = batch.step + phrases.cycle_start
+        selected = [select_phrases(side, phrases.order, step) for side in sides]
+        texts = [[f"{each}. {prompt}" for prompt in prompts] for side in selected for each in side]
+        if form == "anchored":
+            texts.append(prompts)
+        scores = score_all(model, features, texts)
+        ends = [len(selected[0]), sum(map(len, selected))]
+        pos = scores[: ends[0]].mean(0)
         if form == "absolute":
             return Scores(pos)
-        neg = score(phrases.negative)
-        plain = model.score(features, prompts) if form == "anchored" else None
-        return Scores(pos, neg, plain)
+        neg = scores[ends[0] : ends[1]].mean(0)
+        return Scores(pos, neg, scores[-1] if form == "anchored" else None)
 
     def _reward(
         self, scores: Scores, step: int, k_pos: PerSample | float, k_neg: PerSample | float

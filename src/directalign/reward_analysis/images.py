@@ -1,8 +1,8 @@
 """Wanted and unwanted example images, and the image changes that probe a reward for bias.
 
 Examples are toy-world renders or two folders. In the toy world both sides show the same scenes in
-two styles, so only the style differs. In a folder the sides are paired if their file names match and
-each pair has one caption.
+two styles, so only the style differs. The sides of a folder are paired if their file names match
+and each pair has one caption.
 """
 
 from __future__ import annotations

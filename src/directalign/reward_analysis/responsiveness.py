@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import Reward
+from ..rewards.common import score_all
 from ..types import Images, PerSample
 from .images import PROBES, Examples
 
@@ -56,7 +57,7 @@ def phrase_scores(
     reward: Reward, features: Any, prompts: Sequence[str], phrases: Sequence[str]
 ) -> Float[Tensor, "k b"]:
     """Scores under each phrase; differentiable."""
-    return torch.stack([reward.score(features, with_phrase(each, prompts)) for each in phrases])
+    return score_all(reward, features, [with_phrase(each, prompts) for each in phrases])
 
 
 def relative_score(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..interfaces import Reward
 from ..types import DirectAlignError, Images
 
 Device: TypeAlias = "torch.device | str"
@@ -73,6 +74,19 @@ class BaseReward:
         """Files, folders and hub ids that a recipe section needs, by the key that names them."""
         named = {key: getattr(settings, key, None) for key in cls.file_keys}
         return {key: path for key, path in named.items() if path is not None}
+
+
+def score_all(
+    reward: Reward, features: Any, texts: Sequence[Sequence[str]]
+) -> Float[Tensor, "k b"]:
+    """Scores (k, b) of b images under k lists of b prompts, gradient intact.
+
+    One call of a reward that has a method `score_all`, as black boxes do, else k calls of `score`.
+    """
+    at_once = getattr(reward, "score_all", None)
+    if at_once is not None:
+        return at_once(features, texts)
+    return torch.stack([reward.score(features, each) for each in texts])
 
 
 def read_json(file: Path, key: str = "") -> dict[str, Any]:
