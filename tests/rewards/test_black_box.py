@@ -4,7 +4,10 @@ import base64
 import importlib.util
 import io
 import json
+import socket
+import subprocess
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -559,6 +562,66 @@ def test_the_example_server_serves_a_function_and_reports_errors(tmp_path):
             score(reward_at(url.replace("/score", "/else")))
         with refused(r"HTTP 400 .*want .*prompts"):
             reward.score(("no picture",) * 3, PROMPTS)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def request_of(*pictures: bytes, prompts: Any = ("x",)) -> bytes:
+    texts = [base64.b64encode(each).decode() for each in pictures]
+    return json.dumps({"prompts": prompts, "images": texts}).encode()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A small PNG that claims to have this size."""
+    whole = bytearray(encoded(Image.new("RGB", (8, 8))))
+    whole[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
+    return bytes(whole)
+
+
+RED = Image.new("RGB", (64, 64), "red")
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+HOSTILE = {
+    "cut": request_of(encoded(RED)[:-40]),
+    "damaged": request_of(encoded(RED)[:60] + b"\0\1" + encoded(RED)[62:]),
+    "large": request_of(png_of_size(20_000, 20_000)),
+    "less large": request_of(png_of_size(9_000, 9_000)),
+    "many": request_of(*[png_of_size(2_000, 2_000)] * 9, prompts=["x"] * 9),
+    "program": request_of(EPS),
+    **{kind: request_of(encoded(RED, kind)) for kind in ("JPEG", "TIFF", "BMP", "GIF", "PPM")},
+    "two sizes": request_of(encoded(RED), encoded(RED.resize((8, 8))), prompts=["x", "y"]),
+    "deep": b"[" * 100_000,
+    "no object": b"[]",
+    "no list": request_of(encoded(RED), prompts={"x": 1}),
+    "no text": request_of(encoded(RED), prompts=[1]),
+    "no prompt": request_of(encoded(RED), prompts=[]),
+    "nothing": b"",
+    "no text at all": b"\xff\xfe",
+}
+LENGTHS_REFUSED = ["-1", "abc", "", "1e3", "+5", "9" * 30, "\u0663", str(256 * 2**20 + 1)]
+
+
+def test_the_example_server_refuses_what_it_cannot_read(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    server = example("reward_server")
+    with running(server.server_of(lambda images, prompts: [0.5] * len(prompts), 0)) as url:
+        port = int(url.split(":")[2].split("/")[0])
+
+        def status(body: bytes, length: str) -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 20) as client:
+                head = f"POST /score HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                return client.recv(1000).split(b" ")[1]
+
+        good = request_of(encoded(RED))
+        found = {name: status(body, str(len(body))) for name, body in HOSTILE.items()}
+        found |= {f"length {each}": status(good, each) for each in LENGTHS_REFUSED}
+        assert set(found.values()) == {b"400"}, found
+        assert status(good, str(len(good))) == b"200"
 
 
 # --- several ranks --------------------------------------------------------------------------------

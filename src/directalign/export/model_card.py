@@ -119,7 +119,7 @@ def before_and_after(records: RunFiles) -> Image.Image | None:
         return None
     images = []
     for step, file in (records.samples[0], records.samples[-1]):
-        with Image.open(file) as opened:
+        with Image.open(file, formats=["PNG"]) as opened:
             title = "before" if step == 0 else f"after {step} updates"
             images.append((title, opened.convert("RGB")))
     width = max(image.width for _, image in images)

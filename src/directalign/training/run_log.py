@@ -239,6 +239,6 @@ def save_grid(grid: Images, file: Path) -> None:
 
 def load_grid(file: Path) -> Images:
     """A grid (1, 3, H, W) that `save_grid` wrote."""
-    with Image.open(file) as image:
+    with Image.open(file, formats=["PNG"]) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.permute(2, 0, 1)[None].float() / 255
