@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,20 @@ from torch import Tensor
 
 from ..types import DirectAlignError, NonFiniteError
 
+COUNTS = ("int64", "int32")
 
-def check_weights(tensors: Mapping[str, Tensor], file: Path | str) -> None:
+
+def check_weights(
+    tensors: Mapping[str, Tensor], file: Path | str, counts: Sequence[str] = COUNTS
+) -> None:
     """Raise DirectAlignError, naming file and tensor, for NaN, infinities, or no real numbers.
 
-    Whole numbers are accepted where they count something (64 bits, such as position_ids).
+    Whole numbers of the types `counts` are accepted: such tensors count something (position_ids).
     """
     for name, tensor in tensors.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         if not tensor.is_floating_point():
-            if kind in ("int64", "int32"):
+            if kind in counts:
                 continue
             raise DirectAlignError(
                 f"{file}: {name} is of type {kind}, and weights are floating-point numbers: take "

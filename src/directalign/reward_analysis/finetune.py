@@ -522,7 +522,7 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
 
     def finish_clip() -> ClipReward:
         merge_adapters(model)
-        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale)
+        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale, clip.clean)
         final.directions = clip.directions
         return final
 

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..interfaces import Reward
+from ..rewards.common import TextReader
 from ..stats import SMALLEST, Effect, effect
 from ..types import DirectAlignError, Images
 from .images import PROBES, Examples
@@ -231,22 +232,6 @@ def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors
     return max(0.0, -(relative / absolute).item())
 
 
-def _token_limit(reward: Reward) -> int | None:
-    """Tokens that a CLIP-like reward reads; None if unknown."""
-    text_model = getattr(getattr(reward, "model", None), "text_model", None)
-    limit = getattr(getattr(text_model, "config", None), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and isinstance(reward, TextEncoder) else None
-
-
-def _truncated(reward: Reward, wanted: EncodedImages, phrase: str) -> int:
-    """Number of wanted prompts whose last word does not change the score under the phrase."""
-    whole = wanted.score(reward, phrase)
-    shorter = wanted.score(reward, phrase, [each.rsplit(" ", 1)[0] for each in wanted.prompts])
-    several = torch.tensor([" " in prompt for prompt in wanted.prompts])
-    same = torch.isclose(whole, shorter, rtol=0, atol=1e-6 * whole.abs().max().item())
-    return int((same & several).sum())
-
-
 @dataclass(frozen=True)
 class PhraseStats:
     """One phrase. `lift`: wanted minus unwanted, beyond the bare prompt; size over content spread.
@@ -346,7 +331,7 @@ class PhraseTable:
         """None if the reward has no separate text features (a VLM, ImageReward)."""
         if isinstance(reward, TextEncoder) and all(map(is_vectors, encoded.wanted.features)):
             self.texts = TextFeatures(reward, encoded.wanted)
-        self.limit = _token_limit(reward)
+        self.text_reader: TextReader | None = getattr(reward, "text_reader", None)
         self._cache: dict[str, PhraseScores] = {}
 
     def scores(self, phrase: str) -> PhraseScores:
@@ -374,7 +359,8 @@ class PhraseTable:
         beyond, paired = under - plain, self.encoded.paired
         lift = effect(beyond.wanted, beyond.unwanted, paired, beyond.wanted.double().std().item())
         cosine = self.texts.cosine([phrase], [""]) if self.texts else None
-        cut = _truncated(self.reward, self.encoded.wanted, phrase)
+        prompts = with_phrase(phrase, self.encoded.wanted.prompts)
+        cut = self.text_reader.cut(prompts) if self.text_reader else 0
         return PhraseStats(phrase, lift, _content_share(under, plain), cosine, cut)
 
     def pair(self, positive: Sequence[str], negative: Sequence[str]) -> PairStats:
@@ -559,7 +545,7 @@ def analyze_phrases(
         pairs,
         None if same else table.pair(positive, negative),
         suggestion,
-        table.limit,
+        table.text_reader and table.text_reader.length,
         len(encoded.wanted.prompts),
         gap_by_image,
     )

@@ -207,7 +207,9 @@ def _checked_head(
 ) -> tuple[nn.Module, int]:
     """The head without weights, checked against its file and the backbone's config; image side."""
     try:
-        found: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        found: Any = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except files.UNREADABLE as error:
         raise DirectAlignError(
             f"{key}.backbone: {folder}: its config.json cannot be read "

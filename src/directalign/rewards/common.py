@@ -20,12 +20,51 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..interfaces import Reward
+from ..io.tensors import check_weights
 from ..types import DirectAlignError, Images
 
 Device: TypeAlias = "torch.device | str"
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A text tower reads `length` tokens of the text after `clean`; the rest is cut."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    clean: Callable[[str], str] = str
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        """How many prompts lose their end."""
+        texts = [self.clean(prompt) for prompt in prompts]
+        rows: Any = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        return sum(len(row) > self.length for row in rows)
+
+
+def cut_warnings(
+    name: str, reader: TextReader | None, prompts: Sequence[str], phrases: Sequence[str] = ()
+) -> list[str]:
+    """A sentence if `reader` (of the reward or encoder `name`) cuts prompts, else nothing.
+
+    They are counted under the longest of the control phrases that are put before them.
+    """
+    if reader is None:
+        return []
+    starts = ["", *(f"{phrase}. " for phrase in phrases if not phrase.endswith(".safetensors"))]
+    rows: Any = reader.tokenizer([reader.clean(each) for each in starts], verbose=False)
+    longest = max(zip(map(len, rows["input_ids"]), starts, strict=True))[1]
+    texts = list(dict.fromkeys(prompts))
+    count = reader.cut([longest + text for text in texts])
+    under = f" after the control phrase {longest[:-2]!r}" if longest else ""
+    sentence = (
+        f"{name}: {count:,} of {len(texts):,} prompts are longer than its {reader.length} tokens"
+        f"{under}; their ends are ignored"
+    )
+    return [sentence] if count else []
 
 
 class BaseReward:
@@ -41,6 +80,8 @@ class BaseReward:
     """False: no gradient with respect to the image; only policy gradients can train on it."""
     image_embeddings: bool = False
     """`encode` returns one unit vector (b, d) per image in a space shared with text."""
+    text_reader: TextReader | None = None
+    """How it reads prompts; None if it reads none, or all of them."""
     soft_prompts: Any = None
     """`SoftPrompts` of the text tower; None where learned tokens are not supported."""
     supports_soft_prompts: bool = False
@@ -59,6 +100,14 @@ class BaseReward:
 
         `online` allows requests: a hub repository's file list is read and its settings are fetched.
         """
+
+    @classmethod
+    def read_text(cls, settings: Any, key: str, online: bool) -> TextReader | None:
+        """How it reads prompts, without reading weights; None if that is not known.
+
+        From the hub only if `online`.
+        """
+        del settings, key, online
 
     @classmethod
     def meta(cls, settings: Any, key: str, configs: Any) -> Any:
@@ -109,18 +158,22 @@ def read_annotated(
     """The tensor `name` (None without one) and the metadata of a safetensors file made by this
     package.
 
-    Raises DirectAlignError: no such file, or not a complete safetensors file.
+    Raises DirectAlignError: no such file, not a complete safetensors file, or values that are no
+    finite real numbers.
     """
     if not file.is_file():
         raise DirectAlignError(f"{key}: {file}: no such file; {remedy}")
     try:
         with safe_open(file, framework="pt") as opened:
             tensor = opened.get_tensor(name) if name in set(opened.keys()) else None
-            return tensor, dict(opened.metadata() or {})
+            facts = dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise DirectAlignError(
             f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {remedy}"
         ) from error
+    if tensor is not None:
+        check_weights({name: tensor}, f"{key}: {file}", counts=())
+    return tensor, facts
 
 
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")

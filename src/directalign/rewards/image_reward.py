@@ -43,6 +43,7 @@ from .common import (
     Device,
     Preprocessing,
     PromptCache,
+    TextReader,
     read_json,
     recompute,
 )
@@ -75,6 +76,7 @@ class ImageReward(BaseReward):
         )
         table = model.text.embeddings.word_embeddings
         self.soft_prompts = SoftPrompts("image_reward", table, TABLE, tokenizer, LENGTH)
+        self.text_reader = TextReader(tokenizer, LENGTH)
         self._prompts = PromptCache(self._tokenize)
 
     @classmethod
@@ -118,6 +120,13 @@ class ImageReward(BaseReward):
             tokenizer = _read_tokenizer(settings, key)
             if found is not None:
                 _check_vocabulary(tokenizer, found.text.vocab_size, settings, key)
+
+    @classmethod
+    def read_text(
+        cls, settings: config.ImageRewardConfig, key: str, online: bool
+    ) -> TextReader | None:
+        local = online or not hub.is_hub_id(settings.processor)
+        return TextReader(_read_tokenizer(settings, key), LENGTH) if local else None
 
     def encode(self, images: Images) -> Tokens:
         """Images (b, 3, h, w) in [0, 1], any size, to image tokens (b, n, d)."""

@@ -29,7 +29,15 @@ from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
-from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
+from .common import (
+    TEXT_BATCH,
+    BaseReward,
+    Device,
+    Preprocessing,
+    PromptCache,
+    TextReader,
+    recompute,
+)
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -83,6 +91,8 @@ class MpsReward(BaseReward):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.condition = condition or OVERALL
+        length = model.model.text_model.config.max_position_embeddings
+        self.text_reader = TextReader(tokenizer, length)
         self._prompts = PromptCache(self._encode_prompts, CACHED_PHRASES, TEXT_BATCH)
 
     @classmethod
@@ -112,6 +122,10 @@ class MpsReward(BaseReward):
         side: Any = clip.vision_config
         preprocessing = Preprocessing.of(folder, side.image_size)
         return cls(model, configs.tokenizer(), preprocessing, settings.scale, settings.condition)
+
+    @classmethod
+    def read_text(cls, settings: config.MpsConfig, key: str, online: bool) -> TextReader | None:
+        return files.text_reader(settings, key, online, 77)
 
     @classmethod
     def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +91,11 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
     """
     tokens, facts = read_annotated(file, key, "tokens", f"{MAKE}, or correct the path")
     complete = all(facts.get(name) for name in FACTS)
-    if tokens is None or tokens.ndim != 2 or len(tokens) == 0 or not complete:
+    if tokens is None or tokens.ndim != 2 or tokens.numel() == 0 or not complete:
         raise DirectAlignError(
             f"{key}: {file}: not a file of learned tokens (a tensor `tokens` and what it was "
             f"fitted to); {MAKE}"
         )
-    if not tokens.isfinite().all():
-        raise DirectAlignError(f"{key}: {file}: holds numbers that are not finite; {MAKE} again")
     return ControlTokens(tokens.float(), *(facts[name] for name in FACTS))
 
 
@@ -152,6 +150,7 @@ class SoftPrompts:
         kind: the kind of reward (`reward.name`).
         table: its token embedding; `name` is how the model's state dict calls its weight.
         longest: maximum text length in tokens; learned ones may take half of it.
+        clean: what the reward does to a text before it is tokenised.
         placeholder: a word that is one token, whose vectors are replaced; `joint` separates two.
     """
 
@@ -162,11 +161,13 @@ class SoftPrompts:
         name: str,
         tokenizer: PreTrainedTokenizerBase,
         longest: int,
+        clean: Callable[[str], str] = str,
         placeholder: str = "x",
         joint: str = " ",
     ) -> None:
         self.kind, self.table, self.name, self.longest = kind, table, name, longest
-        self.tokenizer, self.placeholder, self.joint = tokenizer, placeholder, joint
+        self.tokenizer, self.clean = tokenizer, clean
+        self.placeholder, self.joint = placeholder, joint
         self.held: dict[str, Tensor] = {}
         """Vectors by the name before the prompt; entries set by a caller need no file, and their
         gradient is intact."""
@@ -177,10 +178,12 @@ class SoftPrompts:
         parts = [split(prompt) for prompt in prompts]
         vectors = [None if name is None else self._vectors(name) for name, _ in parts]
         if all(each is None for each in vectors):
-            yield list(prompts)
+            yield [self.clean(prompt) for prompt in prompts]
             return
         texts = [
-            rest if each is None else f"{self.joint.join([self.placeholder] * len(each))}. {rest}"
+            self.clean(rest)
+            if each is None
+            else self.joint.join([self.placeholder] * len(each)) + self.clean(f". {rest}")
             for each, (_, rest) in zip(vectors, parts, strict=True)
         ]
 
@@ -196,7 +199,7 @@ class SoftPrompts:
 
     def embedding_of(self, words: str) -> Vectors:
         """The table's own vectors of a few words, (n, d)."""
-        return self.table.weight[self._ids(words)].detach().clone()
+        return self.table.weight[self._ids(self.clean(words))].detach().clone()
 
     def made(self, tokens: Vectors, how: str) -> ControlTokens:
         """The tokens with the metadata of a file."""
