@@ -114,8 +114,8 @@ class PythonReward(BaseReward):
     ) -> PythonReward:
         """The reward of a recipe section; the user's code chooses its own device."""
         del device
-        function = load_function(settings.path, f"{key}.path", settings.args)
-        source = f"{key}.path: {settings.path}"
+        source, args = f"{key}.path: {settings.path}", settings.args
+        function = load_function(settings.path, f"{key}.path", args)
         return cls(function, settings.scale, source, settings.differentiable)
 
     @classmethod
@@ -347,12 +347,18 @@ class HttpReward(BaseReward):
         raise AssertionError("the last attempt returns or raises")
 
     def _post(self, body: bytes, limit: int) -> bytes:
-        """The body of the response; `timeout` is for all of it."""
+        """The body of the response, at most `limit` bytes; `timeout` is for all of it."""
         answers: list[tuple[HTTPResponse, bytes] | Exception] = []
+        headers = {"Content-Type": "application/json"}
+        request = Request(self.settings.url, body, headers, method="POST")
 
         def ask() -> None:
+            response: HTTPResponse
             try:
-                answers.append(self._exchange(body, limit))
+                with build_opener(_AsSent).open(request, timeout=self.settings.timeout) as response:
+                    whole = response.length is not None and response.length <= limit
+                    content = response.read() if whole else response.read(limit + 1)
+                    answers.append((response, content))
             except Exception as error:
                 answers.append(error)
 
@@ -365,35 +371,23 @@ class HttpReward(BaseReward):
         if isinstance(answer, Exception):
             raise answer
         response, content = answer
-        if 300 <= response.status < 400:
+        status, check = response.status, "check that a reward server answers at this address"
+        if 300 <= status < 400:
             raise DirectAlignError(
                 f"{self.source}: redirects to {response.headers['Location']}, which is not "
                 "followed; give the address of the reward server itself"
             )
-        if not 200 <= response.status < 300:
-            trouble = (
-                f"HTTP {response.status} {response.reason}: {_excerpt(content)}{self._by_way()}"
-            )
-            if response.status == 429 or response.status >= 500:
+        if not 200 <= status < 300:
+            trouble = f"HTTP {status} {response.reason}: {_excerpt(content)}{self._by_way()}"
+            if status == 429 or status >= 500:
                 raise _Temporary(trouble)
-            raise DirectAlignError(
-                f"{self.source}: {trouble}; check that a reward server answers at this address"
-            )
+            raise DirectAlignError(f"{self.source}: {trouble}; {check}")
         if len(content) > limit:
             raise DirectAlignError(
-                f"{self.source}: responds with more than the {limit:,} bytes that its scores need; "
-                "check that a reward server answers at this address"
+                f"{self.source}: responds with more than the {limit:,} bytes that its scores "
+                f"need; {check}"
             )
         return content
-
-    def _exchange(self, body: bytes, limit: int) -> tuple[HTTPResponse, bytes]:
-        """The response and its content, of which no more than `limit` + 1 bytes are read."""
-        headers = {"Content-Type": "application/json"}
-        request = Request(self.settings.url, body, headers, method="POST")
-        response: HTTPResponse
-        with build_opener(_AsSent).open(request, timeout=self.settings.timeout) as response:
-            whole = response.length is not None and response.length <= limit
-            return response, response.read() if whole else response.read(limit + 1)
 
     def _by_way(self) -> str:
         """The proxy of the environment that requests take, in words; empty without one."""
@@ -504,7 +498,12 @@ def synchronized_call(function: Callable[[], Result], group: ProcessGroup) -> Re
     except DirectAlignError as error:
         message = str(error)
     if float(group.sum(torch.tensor(float(not results)))) > 0:
-        raise SynchronizedError(_first_message(message, group))
+        own = torch.zeros(1, MESSAGE_BYTES, dtype=torch.uint8)
+        content = message.encode()[:MESSAGE_BYTES]
+        own[0, : len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        rows = [bytes(row.tolist()).rstrip(b"\0") for row in group.gather(own)]
+        rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
+        raise SynchronizedError(f"rank {rank}: {text.decode(errors='replace')}")
     return results[0]
 
 
@@ -518,13 +517,3 @@ def synchronized(reward: Reward, group: ProcessGroup) -> Reward:
         ]
         return MixReward(members, reward.settings)
     return SynchronizedReward(reward, group)
-
-
-def _first_message(message: str, group: ProcessGroup) -> str:
-    """The error message of the first rank that failed."""
-    content = message.encode()[:MESSAGE_BYTES]
-    own = torch.zeros(1, MESSAGE_BYTES, dtype=torch.uint8)
-    own[0, : len(content)] = torch.tensor(list(content), dtype=torch.uint8)
-    rows = [bytes(row.tolist()).rstrip(b"\0") for row in group.gather(own)]
-    rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
-    return f"rank {rank}: {text.decode(errors='replace')}"
