@@ -22,9 +22,7 @@ PredictionName = Literal["velocity", "epsilon", "v"]
 
 
 class DirectAlignError(ValueError):
-    """A mistake that the user can correct: one line with the file or key, its value, and the
-    remedy.
-    """
+    """A mistake that the user can correct: one line with file or key, its value, and the remedy."""
 
 
 SAVED = "saved_as"
@@ -79,8 +77,7 @@ class Noised:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Direct-Align's recovered latents `x0 + gain·(target − pred)`, with gradient through `pred`
-    only.
+    """Direct-Align's latents `x0 + gain·(target − pred)`, with gradient through `pred` only.
 
     `residual` is target − pred, detached, for recovery error by noise level.
     """

@@ -64,6 +64,7 @@ class _DualEncoder(BaseReward):
     image_embeddings = True
     supports_soft_prompts = True
     model_class: Any
+    padding: bool | str = "max_length"
     usual_cleaning: Callable[[str], str]
     """What is done to a text before it is tokenised."""
     directions: Tensor | None = None
@@ -103,7 +104,7 @@ class _DualEncoder(BaseReward):
         recompute(model.vision_model, settings.gradient_checkpointing)
         cleaning = cls._cleaning(settings)
         reward = cls(model, tokenizer, preprocessing, settings.scale, cleaning)
-        reward.directions = directions_for(model, reward._width(), settings.project_out, key)
+        reward.directions = directions_for(model, settings.project_out, key)
         return reward
 
     @classmethod
@@ -128,9 +129,6 @@ class _DualEncoder(BaseReward):
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
         return self.scale * (features * torch.stack(self._prompts.read(prompts))).sum(-1)
 
-    def encode_text(self, prompts: Sequence[str]) -> Features:
-        raise NotImplementedError
-
     @classmethod
     def read_text(cls, settings: Any, key: str, online: bool) -> TextReader | None:
         longest = cls.model_class.config_class.sub_configs["text_config"]().max_position_embeddings
@@ -141,20 +139,26 @@ class _DualEncoder(BaseReward):
         del settings
         return cls.usual_cleaning
 
-    @classmethod
-    def _check_kind(cls, settings: Any, key: str) -> None:
-        raise NotImplementedError
-
-    def _width(self) -> int:
-        """Number of features of an image."""
-        return self.model.config.vision_config.hidden_size
-
     def _project(self, pooled: Tensor) -> Tensor:
         return pooled
 
     @torch.no_grad()
     def _encode_for_score(self, prompts: list[str]) -> Tensor:
-        return self.encode_text(prompts)
+        return self.encode_text(prompts, "max_length")
+
+    def encode_text(self, prompts: Sequence[str], padding: str | None = None) -> Features:
+        """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts.
+
+        `padding` is that of the tokenizer, None for the usual one.
+        """
+        padded = padding or self.padding
+        options: Any = {"padding": padded, "truncation": True, "max_length": self.length}
+        with self.soft_prompts.placed(prompts) as texts:
+            tokens = self.tokenizer(texts, return_tensors="pt", **options).to(self.model.device)
+            return F.normalize(self._pooled_text(tokens), dim=-1)
+
+    def _pooled_text(self, tokens: Any) -> Tensor:
+        return self.model.text_model(tokens["input_ids"]).pooler_output
 
     def _placeholder(self) -> tuple[str, str]:
         """A word that is one token, and what separates two of them."""
@@ -166,6 +170,7 @@ class ClipReward(_DualEncoder):
 
     name = "clip"
     model_class = CLIPModel
+    padding = True
     usual_cleaning = staticmethod(clean_text)
 
     @classmethod
@@ -192,18 +197,10 @@ class ClipReward(_DualEncoder):
             open_clip.describe(weights, key, settings.activation)
         cls._check_kind(settings, key)
 
-    def encode_text(self, prompts: Sequence[str], padding: bool | str = True) -> Features:
-        """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts.
-
-        `padding` is that of the tokenizer.
-        """
-        options: Any = {"padding": padding, "truncation": True, "max_length": self.length}
-        with self.soft_prompts.placed(prompts) as texts:
-            tokens = self.tokenizer(texts, return_tensors="pt", **options).to(self.model.device)
-            pooled = self.model.text_model(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            ).pooler_output
-        return F.normalize(self.model.text_projection(pooled), dim=-1)
+    def _pooled_text(self, tokens: Any) -> Tensor:
+        mask = tokens["attention_mask"]
+        pooled = self.model.text_model(tokens["input_ids"], attention_mask=mask).pooler_output
+        return self.model.text_projection(pooled)
 
     @classmethod
     def _cleaning(cls, settings: config.ClipConfig) -> Callable[[str], str]:
@@ -219,15 +216,8 @@ class ClipReward(_DualEncoder):
                 "sets it: remove activation"
             )
 
-    def _width(self) -> int:
-        return self.model.visual_projection.out_features
-
     def _project(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled)
-
-    @torch.no_grad()
-    def _encode_for_score(self, prompts: list[str]) -> Tensor:
-        return self.encode_text(prompts, "max_length")
 
 
 class SiglipReward(_DualEncoder):
@@ -250,14 +240,6 @@ class SiglipReward(_DualEncoder):
         cls._check_kind(settings, key)
         check_project(settings.project_out, key)
         files.check_files(settings, key, online, SiglipModel)
-
-    def encode_text(self, prompts: Sequence[str]) -> Features:
-        """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts."""
-        options: Any = {"padding": "max_length", "truncation": True, "max_length": self.length}
-        with self.soft_prompts.placed(prompts) as texts:
-            ids = self.tokenizer(texts, return_tensors="pt", **options)["input_ids"]
-            pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
-        return F.normalize(pooled, dim=-1)
 
     @classmethod
     def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:
