@@ -65,6 +65,7 @@ class _DualEncoder(BaseReward):
     supports_soft_prompts = True
     model_class: Any
     padding: bool | str = "max_length"
+    _check_kind: Callable[[Any, str], None]
     usual_cleaning: Callable[[str], str]
     """What is done to a text before it is tokenised."""
     directions: Tensor | None = None
