@@ -167,7 +167,13 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
             f"{key} {source}: holds neither images nor a run (run.yaml); give a folder of "
             "images, or one that directalign train wrote"
         )
-    prompts, found = _read_prompts(source, files), {}
+    record, found = source / RECORD, {}
+    if record.is_file():  # of directalign sample
+        rows = [row for _, row in json_rows(record, "record of samples")]
+        prompts = {str(row.get("file")): str(row.get("prompt")) for row in rows}
+    else:
+        texts = {file.name: file.with_suffix(".txt") for file in files}
+        prompts = {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
     for file in files:
         try:
             image = torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float()
@@ -177,16 +183,6 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
             raise DirectAlignError(f"{key} {file}: another image has this name; rename one")
         found[file.stem] = image, prompts.get(file.name)
     return found
-
-
-def _read_prompts(folder: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Prompts by file name, from `images.jsonl` of `directalign sample`, else a .txt per image."""
-    record = folder / RECORD
-    if record.is_file():
-        rows = [row for _, row in json_rows(record, "record of samples")]
-        return {str(row.get("file")): str(row.get("prompt")) for row in rows}
-    texts = {file.name: file.with_suffix(".txt") for file in files}
-    return {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
 
 
 def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, NamedImages]:

@@ -565,16 +565,14 @@ def save_reward(reward: Reward, folder: Path) -> None:
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
     image, names = reward.preprocessing, ("height", "width")
-    size = image.size
-    if not isinstance(size, int):
-        size = dict(zip(names, size, strict=True))
+    short, both = {"shortest_edge": image.size}, zip(names, image.crop, strict=True)
     steps = ("convert_rgb", "resize", "center_crop", "rescale", "normalize")
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         **{f"do_{step}": True for step in steps},
         "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": size} if isinstance(size, int) else size,
-        "crop_size": dict(zip(names, image.crop, strict=True)),
+        "size": short if isinstance(image.size, int) else dict(zip(names, image.size, strict=True)),
+        "crop_size": dict(both),
         "image_mean": list(image.mean),
         "image_std": list(image.std),
         "resample": {"bilinear": 2, "bicubic": 3}[image.mode],

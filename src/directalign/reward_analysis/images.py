@@ -107,7 +107,7 @@ def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int)
 def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Examples:
     sides = [_scan_side(folder, side, key) for side in ("wanted", "unwanted")]
     size = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
-    chosen = [_sample(len(side), count, seed) for side in sides]
+    chosen = [sorted(permutation(len(side), seed, 0, "examples")[:count]) for side in sides]
     matches = _matches(folder, key, *sides)
     if matches is not None:
         chosen[1] = [matches[i] for i in chosen[0]]
@@ -157,11 +157,6 @@ def _matches(folder: Path, key: str, wanted: ImageSet, unwanted: ImageSet) -> li
         "so the sides are compared without pairs: give each pair one caption"
     )
     return None
-
-
-def _sample(length: int, count: int | None, seed: int) -> list[int]:
-    """Sorted indices: all, or a seeded draw of `count`."""
-    return sorted(permutation(length, seed, 0, "examples")[: length if count is None else count])
 
 
 def split_by_caption(

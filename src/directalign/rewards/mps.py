@@ -101,7 +101,7 @@ class MpsReward(BaseReward):
     ) -> MpsReward:
         files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         file, reader, preprocessing, tokenizer = files.fetch(settings, key)
-        weights = _used(files.read_weights(file, f"{key}.path"))
+        weights = files.read_weights(file, f"{key}.path")
         clip, sizes = _described(files.shapes_of(weights), file, reader, key)
         files.check_fits(clip, preprocessing, tokenizer, files.processor_key(settings, key))
         model = _filled(clip, sizes, weights).to(device)
@@ -132,7 +132,7 @@ class MpsReward(BaseReward):
         files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         file, reader = files.check_files(settings, key, online, CLIPModel), settings.processor
         if file is not None and reader is not None and not hub.is_hub_id(reader):
-            shapes = _used(files.read_shapes(file, f"{key}.path"))
+            shapes = files.read_shapes(file, f"{key}.path")
             _described(shapes, file, files.locate(reader, f"{key}.processor"), key)
 
     def encode(self, images: Images) -> ImageTokens:
@@ -171,10 +171,6 @@ class MpsReward(BaseReward):
         return clip.text_projection(out.last_hidden_state), clip.text_projection(out.pooler_output)
 
 
-def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED)}
-
-
 def _described(
     shapes: files.Shapes, file: Path, reader: Path, key: str
 ) -> tuple[CLIPConfig, dict[str, int]]:
@@ -191,6 +187,7 @@ def _described(
         raise DirectAlignError(
             f"{key}.path: {file}: not the weights of an MPS (no {files.first_line(error)})"
         ) from error
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(UNUSED)}
     wanted = files.meta_shapes(lambda: MpsModel(CLIPModel(clip), CrossModel(**sizes)))
     files.check_tensors(wanted, shapes, file, f"{key}.path", "MPS")
     return clip, sizes
@@ -199,7 +196,11 @@ def _described(
 def _filled(clip: CLIPConfig, sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> MpsModel:
     """The model with the weights of a checked file, float32."""
     towers, cross = (
-        {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        {
+            name.removeprefix(prefix): w
+            for name, w in weights.items()
+            if name.startswith(prefix) and not name.endswith(UNUSED)
+        }
         for prefix in ("model.", "cross_model.")
     )
     with torch.device("meta"):

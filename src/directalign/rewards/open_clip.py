@@ -132,8 +132,7 @@ OTHER_FILES = {
     "siglip for a SigLIP)",
     "visual.layer1.": "a ResNet CLIP, which transformers does not have: take a ViT",
     "text_decoder.": "a CoCa, which transformers does not have: take a plain CLIP",
-    "text.transformer.embeddings.": "a text tower of transformers: take a CLIP with its own",
-    "text.transformer.encoder.": "a text tower of transformers: take a CLIP with its own",
+    "text.transformer.e": "a text tower of transformers: take a CLIP with its own",
     "text_model.": "a transformers model: give its folder, with config.json",
     "vision_model.": "a transformers model: give its folder, with config.json",
 }

@@ -348,9 +348,8 @@ class Chat:
 
     def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
         """`tokenize` for encoded images, one text each."""
-        assert len(texts) == len(image.tokens), (
-            f"{len(texts)} prompts for {len(image.tokens)} images"
-        )
+        count = len(image.tokens)
+        assert len(texts) == count, f"{len(texts)} prompts for {count} images"
         return self.tokenize(texts, image.tokens.shape[1], image.tokens.device)
 
     def render(self, text: str) -> str:
@@ -411,16 +410,14 @@ def rotary_positions(chats: ChatBatch, rows: int, columns: int) -> Int[Tensor, "
 
     Those of padding are not used.
     """
-    return torch.stack(
-        [_positions(chats.ids.shape[1], start, rows, columns) for start in chats.starts], dim=1
-    ).to(chats.ids.device)
-
-
-def _positions(length: int, start: int, rows: int, columns: int) -> Tensor:
     axes = (torch.zeros(1).long(), torch.arange(rows), torch.arange(columns))
-    image = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1) + start
-    behind = torch.arange(length - start - rows * columns) + start + max(rows, columns)
-    return torch.cat([torch.arange(start).expand(3, -1), image, behind.expand(3, -1)], dim=1)
+    image, found = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1), list[Tensor]()
+    for start in chats.starts:
+        length = chats.ids.shape[1] - start - rows * columns
+        before, behind = torch.arange(start), torch.arange(length) + start + max(rows, columns)
+        each = [before.expand(3, -1), image + start, behind.expand(3, -1)]
+        found.append(torch.cat(each, dim=1))
+    return torch.stack(found, dim=1).to(chats.ids.device)
 
 
 Patches = Float[Tensor, "n p"]
