@@ -51,18 +51,11 @@ class Conditioning:
     truncate_timestep: int | None = None
 
     def guided(
-        self,
-        embedded_guidance: float | None,
-        cfg_scale: float,
-        truncate_timestep: int | None = None,
+        self, embedded: float | None, cfg_scale: float, truncate: int | None = None
     ) -> Conditioning:
         """The same prompts, called with other settings."""
-        return replace(
-            self,
-            embedded_guidance=embedded_guidance,
-            cfg_scale=cfg_scale,
-            truncate_timestep=truncate_timestep,
-        )
+        settings = {"cfg_scale": cfg_scale, "truncate_timestep": truncate}
+        return replace(self, embedded_guidance=embedded, **settings)
 
 
 @dataclass(frozen=True)

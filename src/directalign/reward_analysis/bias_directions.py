@@ -100,8 +100,7 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
-    load_shifts = _text_shifts if request.prompts is not None else _image_shifts
-    shifts = load_shifts(request, reward, device)
+    shifts = _shifts(request, reward, device)
     wanted = _wanted_rows(request, reward, shifts)
     fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
     rows, count = orthonormal_union(fits), len(shifts.after)
@@ -216,7 +215,13 @@ class Shifts:
     scored: tuple[str, ...] | None
 
 
-def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
+def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
+    if request.prompts is not None:  # from 0 along every prompt's gradient, under wanted phrases
+        prompts = tuple(read_prompts(request.prompts))
+        like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
+        phrases = request.keep.positive or [""]
+        after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
+        return Shifts(torch.zeros_like(after), [after], prompts, None)
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
     before = read_images(source, True, request.num_samples, key)
@@ -232,16 +237,6 @@ def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
     known = tuple(prompt for _, prompt in before.values() if prompt is not None)
     prompts = known if len(known) == len(before) else None
     return Shifts(features[0], features[1:], prompts, prompts)
-
-
-def _text_shifts(request: Request, reward: Reward, device: str) -> Shifts:
-    """From 0 along the gradient of each prompt, under every wanted phrase."""
-    assert request.prompts is not None
-    prompts = tuple(read_prompts(request.prompts))
-    like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
-    phrases = request.keep.positive or [""]
-    after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
-    return Shifts(torch.zeros_like(after), [after], prompts, None)
 
 
 def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:

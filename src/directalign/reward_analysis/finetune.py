@@ -275,8 +275,11 @@ class Objective:
 
     def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
         first, second = self._scores(reward, wanted), self._scores(reward, unwanted)
+        # logistic over all pairs of phrases: on each side, and between the sides
+        sides = [each.pos[:, None] - each.neg for each in (first, second)]
+        gaps = sides[0], -sides[1], sides[0] - sides[1]
         terms = {
-            "respond": self._respond(first, second),
+            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum(),
             "keep": self._keep(wanted, first) + self._keep(unwanted, second),
         }
         if wanted.changed is not None:
@@ -296,12 +299,6 @@ class Objective:
         ]
         plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
         return Scores(*(each / self.margin for each in (*sides, plain, other)))
-
-    def _respond(self, wanted: Scores, unwanted: Scores) -> Tensor:
-        """Logistic over all pairs of phrases: on each side, and between the sides."""
-        first, second = (each.pos[:, None] - each.neg for each in (wanted, unwanted))
-        gaps = first, -second, first - second
-        return torch.stack([F.softplus(-SHARPNESS * each).mean() for each in gaps]).sum()
 
     def _keep(self, batch: Batch, scores: Scores) -> Tensor:
         side, now = batch.side, torch.stack([scores.plain, scores.other, scores.middle])

@@ -36,7 +36,12 @@ def measure(reward: Reward, examples: Examples, phrases: config.ControlPhrases) 
     Returns JSON-ready numbers. Angles are {"value", "low", "high", "n"} in degrees; scores are in
     the reward's own units.
     """
-    relative = [relative_scores(reward, images, texts, phrases) for images, texts in examples.sides]
+    relative = []
+    for side in examples.sides:
+        with torch.no_grad():
+            each = [(reward.encode(part), texts) for part, texts in batches(*side)]
+            parts = [relative_score(reward, *part, phrases).float().cpu() for part in each]
+        relative.append(torch.cat(parts))
     found = {
         **responsiveness(*relative),
         "content": content(reward, *examples.sides[0]),
@@ -69,18 +74,6 @@ def relative_score(
         for side in (phrases.positive, phrases.negative)
     )
     return pos - neg
-
-
-@torch.no_grad()
-def relative_scores(
-    reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
-) -> PerSample:
-    """pos − neg of many images in batches, on the CPU."""
-    parts = (
-        relative_score(reward, reward.encode(part), texts, phrases)
-        for part, texts in batches(images, prompts)
-    )
-    return torch.cat([part.float().cpu() for part in parts])
 
 
 def caption_scorer(

@@ -80,8 +80,8 @@ class BaseReward:
     """False: no gradient with respect to the image; only policy gradients can train on it."""
     image_embeddings: bool = False
     """`encode` returns one unit vector (b, d) per image in a space shared with text."""
-    text_reader: TextReader | None = None
-    """How it reads prompts; None if it reads none, or all of them."""
+    text_reader: Any = None
+    """`TextReader` of its prompts; None if it reads none, or all of them."""
     soft_prompts: Any = None
     """`SoftPrompts` of the text tower; None where learned tokens are not supported."""
     supports_soft_prompts: bool = False
@@ -203,7 +203,10 @@ class Preprocessing:
         """From a folder. Raises DirectAlignError: missing, unreadable, or without a fixed crop."""
         file, settings = read_settings(folder)
         try:
-            size = _size(settings["size"])
+            size = settings["size"]
+            if isinstance(size, dict):
+                size = size.get("shortest_edge") or (size["height"], size["width"])
+            size = size if isinstance(size, tuple) else int(size)
             if "crop_size" not in settings and isinstance(size, int):
                 raise KeyError("crop_size")  # the short side leaves oblong images oblong
             crop = settings.get("crop_size", size)
@@ -268,13 +271,6 @@ def read_settings(folder: Path, key: str = "") -> tuple[Path, dict[str, Any]]:
         )
     settings = read_json(file, key)
     return file, settings.get("image_processor", settings)
-
-
-def _size(size: Any) -> int | tuple[int, int]:
-    """A side in pixels or (height, width), from a number or a dict."""
-    if not isinstance(size, dict):
-        return int(size)
-    return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
 
 
 CACHE_LIMIT = 65_536

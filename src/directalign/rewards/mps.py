@@ -91,8 +91,8 @@ class MpsReward(BaseReward):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.condition = condition or OVERALL
-        length = model.model.text_model.config.max_position_embeddings
-        self.text_reader = TextReader(tokenizer, length)
+        longest = model.model.text_model.config.max_position_embeddings
+        self.text_reader = TextReader(tokenizer, longest)
         self._prompts = PromptCache(self._encode_prompts, CACHED_PHRASES, TEXT_BATCH)
 
     @classmethod
@@ -151,24 +151,18 @@ class MpsReward(BaseReward):
 
     @torch.no_grad()
     def _encode_prompts(self, prompts: list[str]) -> list[EncodedPrompt]:
-        tokens, whole = self._encode_text([*prompts, self.condition])
+        clip, longest = self.model.model, self.text_reader.length
+        options: Any = {"padding": "max_length", "truncation": True, "max_length": longest}
+        ids = self.tokenizer([*prompts, self.condition], return_tensors="pt", **options)
+        out = clip.text_model(input_ids=ids["input_ids"].to(clip.device))
+        tokens = clip.text_projection(out.last_hidden_state)
+        whole = clip.text_projection(out.pooler_output)
         similarity = torch.einsum("bld,cd->blc", tokens[:-1], tokens[-1]).amax(-1)
         selected = similarity / similarity.amax(-1, keepdim=True) > THRESHOLD
         return [
             EncodedPrompt(*parts)
             for parts in zip(tokens[:-1], selected, F.normalize(whole[:-1], dim=-1), strict=True)
         ]
-
-    def _encode_text(
-        self, prompts: list[str]
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d"]]:
-        clip = self.model.model
-        length = clip.text_model.config.max_position_embeddings
-        ids = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )["input_ids"]
-        out = clip.text_model(input_ids=ids.to(clip.device))
-        return clip.text_projection(out.last_hidden_state), clip.text_projection(out.pooler_output)
 
 
 def _described(

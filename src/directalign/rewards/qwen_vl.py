@@ -79,7 +79,7 @@ class VlmReward(BaseReward):
             reader = files.locate(settings.processor, f"{key}.processor", SETTINGS)
         chat, pixels, answers = _reader(settings, reader, key)
         model: Any = files.load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
-        check_fits(model.config, pixels, chat, _reader_key(settings, key))
+        check_fits(model.config, pixels, chat, files.processor_key(settings, key))
         recompute(model.model, settings.gradient_checkpointing)
         return cls(model.to(device), chat, pixels, settings, answers)
 
@@ -143,7 +143,7 @@ def _reader(
     settings: config.QwenVLConfig, folder: Path, key: str
 ) -> tuple[Chat, VlmPixels, tuple[int, int]]:
     """Chat, preprocessing and the two answers' tokens of a folder."""
-    reader_key = _reader_key(settings, key)
+    reader_key = files.processor_key(settings, key)
     pixels = VlmPixels.read(folder, reader_key).bounded(settings.max_pixels)
     tokenizer, template = read_chat(folder, reader_key)
     yes = one_token(tokenizer, settings.yes, f"{key}.yes")
@@ -153,10 +153,6 @@ def _reader(
             f"{key}.no: {settings.no!r} is the same token as {key}.yes: give another answer"
         )
     return Chat(tokenizer, template), pixels, (yes, no)
-
-
-def _reader_key(settings: config.QwenVLConfig, key: str) -> str:
-    return f"{key}.path" if settings.processor is None else f"{key}.processor"
 
 
 KINDS: dict[str, type[PreTrainedModel]] = {

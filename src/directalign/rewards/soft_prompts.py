@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -187,9 +187,17 @@ class SoftPrompts:
             for each, (_, rest) in zip(vectors, parts, strict=True)
         ]
 
-        def replace(module: nn.Module, ids: Any, embedded: Any) -> Tensor:
+        placeholder = self._ids(self.placeholder)[0]
+
+        def replace(module: nn.Module, ids: Any, embedded: Any) -> Float[Tensor, "b l d"]:
             del module
-            return self._replaced(ids[0], embedded, vectors)
+            rows = list(embedded)
+            for number, vector in enumerate(vectors):
+                if vector is not None:
+                    where = (ids[0][number] == placeholder).nonzero()[: len(vector), 0]
+                    assert len(where) == len(vector), f"{len(where)} for {len(vector)} tokens"
+                    rows[number] = rows[number].index_copy(0, where, vector.to(embedded))
+            return torch.stack(rows)
 
         hook = self.table.register_forward_hook(replace)
         try:
@@ -215,23 +223,6 @@ class SoftPrompts:
             check_length(len(found.tokens), self.longest, f"{key}: {name}")
             self.held[name] = found.tokens.to(self.table.weight)
         return self.held[name]
-
-    def _replaced(
-        self,
-        ids: Int[Tensor, "b l"],
-        embedded: Float[Tensor, "b l d"],
-        vectors: Sequence[Tensor | None],
-    ) -> Float[Tensor, "b l d"]:
-        placeholder = self._ids(self.placeholder)[0]
-        rows = []
-        for row, each, vector in zip(ids, embedded, vectors, strict=True):
-            if vector is None:
-                rows.append(each)
-                continue
-            where = (row == placeholder).nonzero()[: len(vector), 0]
-            assert len(where) == len(vector), f"{len(where)} placeholders, {len(vector)} tokens"
-            rows.append(each.index_copy(0, where, vector.to(each)))
-        return torch.stack(rows)
 
     def _ids(self, words: str) -> list[int]:
         return list(self.tokenizer(words, add_special_tokens=False)["input_ids"])
