@@ -63,7 +63,7 @@ def read_request(body: bytes) -> tuple[Tensor, list[str]]:
         texts = isinstance(prompts, list) and all(isinstance(each, str) for each in prompts)
         if not texts or not pictures or len(prompts) != len(pictures):
             raise ValueError("want as many prompts as images, at least one")
-        # PNG alone: Pillow would start another program for some formats. Only headers are read.
+        # Only PNG: Pillow would start another program for some formats. Only headers are read.
         opened = [
             Image.open(io.BytesIO(base64.b64decode(each, validate=True)), formats=["PNG"])
             for each in pictures

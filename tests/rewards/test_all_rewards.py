@@ -111,12 +111,12 @@ def test_check_accepts_sound_files_without_loading_weights(name, sections, monke
 def test_prompts_that_lose_their_end_are_counted(name, sections):
     settings, long = sections(name), "a red star on a navy background " * 8
     prompts, phrases = ["a star", long + "and a ring", long + "and a circle", "a star"], ["Photo"]
-    reader = load_reward(settings).text_reader
+    reader = getattr(load_reward(settings), "text_reader", None)
     found = reward_cuts(settings, "reward", prompts, phrases)
     if name in (*VLM, "linear", "improved", "v2_5"):  # they read all, or nothing
         assert reader is None and found == []
         return
-    assert reader.cut([*prompts]) == 2
+    assert reader is not None and reader.cut(prompts) == 2
     counted = f"2 of 3 prompts are longer than its {reader.length} tokens after .*'Photo'"
     assert len(found) == 1 and re.search(counted, found[0])
     assert reward_cuts(settings, "reward", ["a star"]) == []

@@ -6,7 +6,7 @@ CLIP        cos, about 0.15 to 0.35 for an image and its prompt
 HPSv2.1     cos (scale 1); its authors' tables show a mean of 0.28, or 28 = 100 · cos
 PickScore   logit_scale · cos = 100 · cos, about 18 to 24; official SRPO divides by 20 (scale: 5)
 Prompts are cleaned as OpenAI's and open_clip's tokenizers do (`clean_text`), except for PickScore,
-which was made with transformers' tokenizer alone. HPSv2's own package pads an oblong image to a
+which was made with transformers' tokenizer as it is. HPSv2's own package pads an oblong image to a
 square. This crops the centre, as the official trainers do; square images give equal scores.
 
 `siglip` (arXiv 2303.15343, 2502.14786; a transformers folder). An image and its prompt score about
