@@ -348,7 +348,7 @@ class HttpReward(BaseReward):
 
     def _post(self, body: bytes, limit: int) -> bytes:
         """The body of the response, at most `limit` bytes; `timeout` is for all of it."""
-        answers: list[tuple[HTTPResponse, bytes] | Exception] = []
+        answers: list[tuple[HTTPResponse, bytes | HTTPException] | Exception] = []
         headers = {"Content-Type": "application/json"}
         request = Request(self.settings.url, body, headers, method="POST")
 
@@ -357,7 +357,10 @@ class HttpReward(BaseReward):
             try:
                 with build_opener(_AsSent).open(request, timeout=self.settings.timeout) as response:
                     whole = response.length is not None and response.length <= limit
-                    content = response.read() if whole else response.read(limit + 1)
+                    try:
+                        content = response.read() if whole else response.read(limit + 1)
+                    except HTTPException as incomplete:
+                        content = incomplete
                     answers.append((response, content))
             except Exception as error:
                 answers.append(error)
@@ -378,10 +381,14 @@ class HttpReward(BaseReward):
                 "followed; give the address of the reward server itself"
             )
         if not 200 <= status < 300:
-            trouble = f"HTTP {status} {response.reason}: {_excerpt(content)}{self._by_way()}"
+            said = f"incomplete response ({type(content).__name__})"
+            said = _excerpt(content) if isinstance(content, bytes) else said
+            trouble = f"HTTP {status} {response.reason}: {said}{self._by_way()}"
             if status == 429 or status >= 500:
                 raise _Temporary(trouble)
             raise DirectAlignError(f"{self.source}: {trouble}; {check}")
+        if isinstance(content, HTTPException):
+            raise _Temporary(self._reason(content)) from content
         if len(content) > limit:
             raise DirectAlignError(
                 f"{self.source}: responds with more than the {limit:,} bytes that its scores "
