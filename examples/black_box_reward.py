@@ -33,7 +33,8 @@ def through_jpeg(image: Tensor) -> Tensor:
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG", quality=QUALITY)
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+    opened = Image.open(file, formats=["JPEG"])
+    return torch.from_numpy(np.array(opened)).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()

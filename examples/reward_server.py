@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from directalign import config
@@ -35,6 +36,7 @@ from directalign.rewards import load_reward
 
 Score = Callable[[Tensor, list[str]], list[float]]
 LARGEST = 256 * 2**20  # bytes of a request
+MOST_PIXELS = 32 * 2**20  # of all images of a request; 400 MB in float32
 
 
 def score_of(named: str, device: str) -> Score:
@@ -57,38 +59,48 @@ def read_request(body: bytes) -> tuple[Tensor, list[str]]:
     """Images and prompts of a request. Raises ValueError for another content."""
     try:
         given = json.loads(body)
-        decoded = [
-            Image.open(io.BytesIO(base64.b64decode(each, validate=True))).convert("RGB")
-            for each in given["images"]
+        prompts, pictures = given["prompts"], given["images"]
+        texts = isinstance(prompts, list) and all(isinstance(each, str) for each in prompts)
+        if not texts or not pictures or len(prompts) != len(pictures):
+            raise ValueError("want as many prompts as images, at least one")
+        # Only PNG: Pillow would start another program for some formats. Only headers are read.
+        opened = [
+            Image.open(io.BytesIO(base64.b64decode(each, validate=True)), formats=["PNG"])
+            for each in pictures
         ]
-    except (KeyError, TypeError, ValueError, binascii.Error, UnidentifiedImageError) as error:
+        width, height = opened[0].size
+        if {image.size for image in opened} != {(width, height)}:
+            raise ValueError("want images of one size")
+        if width * height * len(opened) > MOST_PIXELS:
+            raise ValueError(f"want {MOST_PIXELS:,} pixels in all at most")
+        pixels = [torch.from_numpy(np.array(image.convert("RGB"))) for image in opened]
+    except Exception as error:  # decoders raise nearly anything
         raise ValueError(
             'want {"prompts": [...], "images": [base64 PNG, ...]} '
             f"({type(error).__name__}: {error})"
         ) from error
-    prompts = given.get("prompts")
-    if not (
-        decoded
-        and isinstance(prompts, list)
-        and len(prompts) == len(decoded)
-        and len({image.size for image in decoded}) == 1
-    ):
-        raise ValueError("want as many prompts as images, at least one, and images of one size")
-    return torch.stack(
-        [torch.from_numpy(np.array(each)).permute(2, 0, 1).float() / 255 for each in decoded]
-    ), prompts
+    return torch.stack(pixels).permute(0, 3, 1, 2).float().div_(255), prompts
 
 
 def server_of(score: Score, port: int) -> ThreadingHTTPServer:
     """A server on this machine's `port` (0: any free one); `serve_forever` starts it."""
 
+    reading = threading.Lock()  # one request is decoded at a time, as one is scored
+
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # seconds that a client may be silent
+
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            if self.path != "/score" or length > LARGEST:
-                return self.send(400, {"error": f"want POST /score of at most {LARGEST} bytes"})
+            length = self.headers.get("Content-Length", "")
+            known = length.isascii() and length.isdigit() and int(length[:20]) <= LARGEST
+            if self.path != "/score" or not known:
+                want = f"POST /score with a Content-Length from 0 to {LARGEST}"
+                self.send(400, {"error": f"want {want}"})
+                return self.drain()
             try:
-                images, prompts = read_request(self.rfile.read(length))
+                body = self.rfile.read(int(length))
+                with reading:
+                    images, prompts = read_request(body)
             except ValueError as error:
                 return self.send(400, {"error": str(error)})
             try:
@@ -96,11 +108,21 @@ def server_of(score: Score, port: int) -> ThreadingHTTPServer:
             except Exception as error:  # any error of the reward is sent to the client
                 self.send(500, {"error": f"{type(error).__name__}: {error}"})
 
+        def drain(self) -> None:
+            """Read on for a while: closing at once could lose the answer on its way."""
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(1)
+            with suppress(OSError):
+                for _ in range(1000):
+                    if not self.rfile.read1(2**16):
+                        return
+
         def send(self, status: int, content: Mapping[str, object]) -> None:
             body = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
 

@@ -44,15 +44,11 @@ class Model(Protocol):
     """(height, width) in pixels the checkpoint was made for."""
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
-        """Embed prompts with the frozen text encoders, without gradient, and the unconditional
-        prompt.
-        """
+        """Embed prompts, and the unconditional one, with the frozen text encoders, no gradient."""
         ...
 
     def encode_image(self, images: Images) -> Latents:
-        """Images in [0, 1] to clean latents x0 in the denoiser's scale: the posterior's mode, no
-        gradient.
-        """
+        """Images in [0, 1] to clean latents x0, the posterior's mode, without gradient."""
         ...
 
     def decode(self, x0: Latents) -> Images:
@@ -88,9 +84,7 @@ class Model(Protocol):
         ...
 
     def save(self, folder: FilePath) -> None:
-        """Write the trained weights in diffusers format: `lora.safetensors`, or `transformer/` or
-        `unet/`.
-        """
+        """Write the trained weights: `lora.safetensors`, or `transformer/` or `unet/`."""
         ...
 
 
@@ -154,16 +148,12 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """One paper: from a batch to losses, one per branch. Each is backpropagated before the next is
-    made.
-    """
+    """One paper: a batch to losses, one per branch, each backpropagated before the next is made."""
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]: ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """State that a resumed run needs, such as running statistics; tensors and plain values
-        only.
-        """
+        """State that a resumed run needs, in tensors and plain values only."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -43,18 +43,11 @@ class Conditioning:
     truncate_timestep: int | None = None
 
     def guided(
-        self,
-        embedded_guidance: float | None,
-        cfg_scale: float,
-        truncate_timestep: int | None = None,
+        self, embedded: float | None, cfg_scale: float, truncate: int | None = None
     ) -> Conditioning:
         """The same prompts, called with other settings."""
-        return replace(
-            self,
-            embedded_guidance=embedded_guidance,
-            cfg_scale=cfg_scale,
-            truncate_timestep=truncate_timestep,
-        )
+        settings = {"cfg_scale": cfg_scale, "truncate_timestep": truncate}
+        return replace(self, embedded_guidance=embedded, **settings)
 
 
 @dataclass(frozen=True)
@@ -69,8 +62,7 @@ class Noised:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Direct-Align's recovered latents `x0 + gain·(target − pred)`, with gradient through `pred`
-    only.
+    """Direct-Align's latents `x0 + gain·(target − pred)`, with gradient through `pred` only.
 
     `residual` is target − pred, detached, for recovery error by noise level.
     """

@@ -1,6 +1,5 @@
 """The planted truth, and simulated comparisons that give the numbers of a real one."""
 
-
 import pytest
 import torch
 

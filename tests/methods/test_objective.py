@@ -91,7 +91,7 @@ def test_a_mixture_is_a_reward_whose_score_is_the_weighted_sum():
     assert reward.differentiable and not reward.reads_prompt
     features, brightness = reward.encode(images()), images().mean((1, 2, 3))
     redness = images()[:, 0].mean((1, 2)) - images()[:, 1:].mean((1, 2, 3))
-    each = reward.each(features, PROMPTS)
+    each = {label: rows[0] for label, rows in reward.each(features, [PROMPTS]).items()}
     assert list(each) == ["red", "light"]
     torch.testing.assert_close(each["light"], 3 * brightness)
     torch.testing.assert_close(reward.score(features, PROMPTS), 0.5 * redness + 6 * brightness)

@@ -16,6 +16,7 @@ from directalign.methods import METHODS, load_method
 from directalign.models import MODELS, load_model, trainable
 from directalign.models.quantization import quantize
 from directalign.preflight.activation_memory import MemoryTracker, fake
+from directalign.preflight.checks import cut_prompts
 from directalign.preflight.memory import (
     OPTIMIZER_STATE,
     PROMPT,
@@ -117,6 +118,14 @@ def test_every_method_can_be_traced(models, name):
     run = changed(a_run("sd", models["sd"]), method=method, rollout={"num_inference_steps": 10})
     traced = trace(run, meta_model(run.model), MetaRewards(run))
     assert traced.warnings == () and traced.peaks["train"] > 0 and traced.peaks["rollout"] > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_that_an_encoder_cuts_are_counted(models, name):
+    run = a_run(name, models[name])
+    found = cut_prompts(run, CPU, ["a star", LONG + "and a ring", LONG], online=False)
+    assert found and all("2 of 3 prompts are longer than its" in each for each in found)
+    assert cut_prompts(run, CPU, ["a star"], online=False) == []
 
 
 def test_every_reward_is_tested_here(sections):

@@ -1,12 +1,17 @@
 """Wanted and unwanted images: paired toy-world renders, captioned folders, and refusals."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from directalign import config
 from directalign.reward_analysis.images import PROBES, load_examples, split_examples
+from directalign.reward_analysis.phrases import analyze_phrases, encode_examples
+from directalign.reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_prompts
+from directalign.rewards import load_named_reward
 from directalign.toyworld.judges import load_judge
 from directalign.types import DirectAlignError
 
@@ -43,28 +48,40 @@ def test_world_is_photo_against_the_other_styles_in_turn():
 
 def test_folders_are_paired_by_name(tmp_path):
     for name, ending, color in (("b", "png", "red"), ("a", "bmp", "blue")):
-        save(tmp_path / "wanted" / f"{name}.png", color, caption=f"wanted {name}")
-        save(tmp_path / "unwanted" / f"{name}.{ending}", color, caption=f"unwanted {name}")
+        save(tmp_path / "wanted" / f"{name}.png", color, caption=f"thing {name}")
+        save(tmp_path / "unwanted" / f"{name}.{ending}", color, caption=f"thing {name}")
     examples = load_examples(str(tmp_path), KEY)
-    assert examples.paired and examples.wanted_prompts == ("wanted a", "wanted b")
-    assert examples.unwanted_prompts == ("unwanted a", "unwanted b")
+    assert examples.paired and examples.wanted_prompts == ("thing a", "thing b")
+    assert examples.unwanted_prompts == ("thing a", "thing b")
     assert examples.wanted.shape == (2, 3, 30, 30)  # the square of the shortest side
     assert torch.allclose(examples.wanted, examples.unwanted, atol=1e-6)
     one = load_examples(str(tmp_path), KEY, count=1, seed=2)  # a pair is drawn as one
-    assert one.paired and one.wanted_prompts[0] == f"wanted {one.unwanted_prompts[0][-1]}"
+    assert one.paired and one.wanted_prompts == one.unwanted_prompts
     save(tmp_path / "unwanted" / "z.png", "blue", (20, 50), "a thing")
     other = load_examples(str(tmp_path), KEY)
     assert not other.paired and other.wanted.shape == (2, 3, 20, 20)
     assert other.unwanted.shape == (3, 3, 20, 20)
 
 
-@pytest.mark.parametrize("captions", [("a cat", "a cat"), ("a cat", "a ship")])
-def test_a_pair_with_different_captions_is_reported(tmp_path, caplog, captions):
-    for side, caption in zip(("wanted", "unwanted"), captions, strict=True):
-        save(tmp_path / side / "a.png", caption=caption)
-    assert load_examples(str(tmp_path), KEY).paired
-    warned = "wanted/a.png and unwanted/a.png" in caplog.text
-    assert warned == (captions[0] != captions[1])
+@pytest.mark.parametrize("differ", [0, 1, 8])
+def test_images_of_one_name_are_pairs_only_under_one_caption(tmp_path, caplog, differ):
+    for i in range(8):
+        for side, color in (("wanted", "red"), ("unwanted", "blue")):
+            caption = f"{side if i < differ else 'thing'} {i}"
+            save(tmp_path / side / f"{i}.png", color, caption=caption)
+    examples = load_examples(str(tmp_path), KEY)
+    assert examples.paired == (differ == 0)
+    named = f"{differ} of 8 images .*wanted/0.png, unwanted/0.png.* without pairs"
+    assert bool(re.search(named, caplog.text)) == (differ > 0)
+    reward = load_named_reward("world:reward")
+    phrases = config.ControlPhrases(positive=["Photo"], negative=["Cartoon"])
+    for settings in (SoftPromptConfig(num_steps=1, seed=seed) for seed in range(3)):
+        try:
+            assert fit_soft_prompts(reward, examples, phrases, settings).held_out >= 2
+        except DirectAlignError as error:  # too few captions of one side in this draw
+            assert differ and "different captions" in str(error)
+    report = analyze_phrases(reward, encode_examples(reward, examples), ["Photo"], ["Cartoon"])
+    assert report.all_given and report.all_given.gap.value
 
 
 def test_unknown_styles_are_refused():

@@ -195,7 +195,7 @@ def test_the_style_phrases_are_ranked_first_among_the_common_ones(world):
 def test_a_truncating_phrase_is_named(world):
     long = world.phrase("Concept art of the very highest quality")
     message = f"too long: the reward reads 16 tokens, and {COUNT} of {COUNT} prompts are truncated"
-    assert (long.cut, world.limit, world.phrase("Anime").cut) == (COUNT, 16, 0)
+    assert (long.cut, world.phrase("Anime").cut) == (COUNT, 0)
     assert long.warnings(16, COUNT)[0] == message
     assert usable_phrases([long], 1) == usable_phrases([long], -1) == []
 
@@ -244,8 +244,8 @@ def test_hostile_phrases_are_escaped(tmp_path):
     table, images = planted(WANTED, UNWANTED), torch.rand(3, 3, 8, 8)
     examples = Examples(images, images, ("<b>", "b", "c"), ("a", "b", "</style>"), False)
     found = analyze_phrases(table.reward, table.encoded, *sides)
-    source = report.ReportSource("<i>reward</i>", "world", "directalign reward phrases")
-    page = report.write_report(found, examples, source, tmp_path / "out").read_text()
+    source = {"reward": "<i>reward</i>", "images": "world", "command": "directalign reward phrases"}
+    page = report.write_report(found, examples, tmp_path / "out", **source).read_text()
     assert "<script" not in page and "<img src=x" not in page and page.count("<style>") == 1
     for text in ("&lt;script&gt;", "[red]loud[/red]", "&lt;i&gt;reward", "{{ 7 * 7 }}"):
         assert text in page

@@ -1,5 +1,6 @@
 """Every reward with a network: gradient, frozen weights, scale, recomputation, checks."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from directalign.interfaces import Reward
-from directalign.rewards import check_reward, load_reward, reward_class
+from directalign.rewards import check_reward, load_reward, reward_class, reward_cuts
 from finite_differences import differs_from_slope
 from published_layouts import images_drawn
 from rewards.cases import CASES, PROMPTS
@@ -105,3 +106,19 @@ def test_check_accepts_sound_files_without_loading_weights(name, sections, monke
     settings = sections(name)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
     check_reward(settings)
+
+
+def test_prompts_that_lose_their_end_are_counted(name, sections):
+    settings, long = sections(name), "a red star on a navy background " * 8
+    prompts, phrases = ["a star", long + "and a ring", long + "and a circle", "a star"], ["Photo"]
+    reader = getattr(load_reward(settings), "text_reader", None)
+    found = reward_cuts(settings, "reward", prompts, phrases)
+    if name in (*VLM, "linear", "improved", "v2_5"):  # they read all, or nothing
+        assert reader is None and found == []
+        return
+    assert reader is not None and reader.cut(prompts) == 2
+    counted = f"2 of 3 prompts are longer than its {reader.length} tokens after .*'Photo'"
+    assert len(found) == 1 and re.search(counted, found[0])
+    assert reward_cuts(settings, "reward", ["a star"]) == []
+    longest = next(n for n in range(200) if reader.cut(["a " * n + "star"]))
+    assert reward_cuts(settings, "reward", ["a " * (longest - 1) + "star"], phrases)

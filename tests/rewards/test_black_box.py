@@ -1,12 +1,11 @@
 """Python functions and HTTP servers as rewards: results, gradients, errors, several ranks."""
 
 import base64
-import importlib.util
 import io
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from directalign import config
 from directalign.config.load import load_run
+from directalign.evaluation.eval_prompts import EvalSample
+from directalign.evaluation.scores import MetricInput, trained_reward_metrics
 from directalign.interfaces import Reward
+from directalign.methods.objective import build_objective
 from directalign.preflight import checks
 from directalign.rewards import black_box, check_reward, load_reward
 from directalign.rewards.black_box import PythonReward, SynchronizedError, synchronized
+from directalign.rewards.common import score_all
 from directalign.rewards.mixture import Member, MixReward
+from directalign.types import Batch
 from rewards.cases import refused, scores_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -145,7 +148,16 @@ def test_any_sequence_of_numbers_is_accepted(answer):
         ([1.0, float("nan"), 0.0], "number 1 is nan"),
         ([float("-inf"), 0.0, 0.0], "number 0 is -inf"),
         (None, "it returned a NoneType"),
-        (["good", "bad", "bad"], "it returned a list"),
+        (["good", "bad", "bad"], r"number 0 is 'good' \(str\)"),
+        ([0.5, True, 0.0], r"number 1 is True \(bool\)"),
+        ([0.5, 1.0, 1j], r"number 2 is 1j \(complex\)"),
+        ([0.5, torch.tensor(True), 0.0], r"number 1 is True \(bool\)"),
+        ([0.5, np.complex64(1), 0.0], r"number 1 is .* \(complex\)"),
+        (torch.zeros(3, dtype=torch.complex64), "an array of complex64"),
+        (torch.zeros(3).bool(), "an array of bool"),
+        (np.array(["1", "2", "3"]), "an array of <U1"),
+        ([10**400, 0.0, 0.0], "too large"),
+        ("123", "it returned a str"),
     ],
 )
 def test_an_unusable_result_is_refused(answer, complaint):
@@ -222,42 +234,79 @@ def test_a_lost_gradient_is_refused(tmp_path, body):
     assert len(score(reward)) == 3  # where no gradient is requested, as in a measurement
 
 
-def example(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class Counting:
+    """Counts the calls of the user's function; the score depends on image and prompt."""
+
+    calls = 0
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        self.calls += 1
+        return means(images) * torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
-def test_the_black_box_example_scores_the_image_after_jpeg():
-    settings = config.PythonConfig(path=f"{EXAMPLES}/black_box_reward.py:score")
-    smooth = F.interpolate(images()[..., :4, :4], size=(64, 64), mode="bicubic").clamp(0, 1)
-    prompts = ["a red star on a navy background", "Realistic photo. a blue ring", "a star"]
-    found, plain = (
-        scores_of(load_reward(each), smooth, prompts)
-        for each in (settings, config.ClipConfig(path="world:reward"))
-    )
-    torch.testing.assert_close(found, plain, rtol=0, atol=0.05)
-    assert not found.equal(plain)
-    through_jpeg = example("black_box_reward").through_jpeg
-    flat, noise = torch.full((3, 64, 64), 0.5), torch.rand(3, 64, 64)
-    assert (through_jpeg(flat) - flat).abs().max() < 0.01
-    assert (through_jpeg(noise) - noise).abs().mean() > 0.05
+class Encoding(Counting):
+    """The same in two calls; counts those that encode."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return means(images)
+
+    def score(self, features: Tensor, prompts: list[str]) -> Tensor:
+        return features * torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
-def test_the_template_is_a_differentiable_reward():
-    path, given = EXAMPLES / "my_reward.py", images().requires_grad_()
-    args = {"target": 0.25}
-    reward = load_reward(
-        config.PythonConfig(path=f"{path}:MyReward", differentiable=True, args=args)
-    )
-    scores = scores_of(reward, given, PROMPTS)
-    torch.testing.assert_close(scores, -((means(given) - 0.25) ** 2))
-    (gradient,) = torch.autograd.grad(scores.sum(), given)
-    assert gradient.abs().max() > 0 and not reward.reads_prompt
-    plain = load_reward(config.PythonConfig(path=f"{path}:contrast"))
-    torch.testing.assert_close(plain.score(images(), PROMPTS), images().flatten(1).std(1))
+class Singly:
+    """A reward that is asked once per phrase."""
+
+    name, reads_prompt, differentiable = "singly", True, True
+
+    def __init__(self, reward: Reward) -> None:
+        self.encode, self.score = reward.encode, reward.score
+
+
+@pytest.mark.parametrize("kind", [Counting, Encoding])
+@pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
+def test_the_function_is_called_once_per_batch(form, kind):
+    phrases = {"positive": ["A", "Bc", "Def"], "negative": ["G", "Hi"], "order": "average"}
+    settings = config.SRPOConfig.model_validate({"form": form, "control_phrases": phrases})
+    function, batch = kind(), Batch(0, tuple(PROMPTS))
+    reward, given = PythonReward(function, differentiable=True), images().requires_grad_()
+    outputs = []
+    for each in (reward, Singly(reward)):
+        found = build_objective(each, settings)(given, batch, 0.3, 0.2)
+        outputs.append((found.reward, torch.autograd.grad(found.reward.sum(), given)[0]))
+        if each is reward:
+            assert function.calls == 1
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_measurements_call_the_function_once_per_batch(mixed):
+    function = Counting()
+    reward: Any = PythonReward(function)
+    if mixed:
+        member = {"label": "own", "weight": 2.0, "reward": {"name": "python", "path": "f.py:f"}}
+        other = member | {"label": "other", "reward": {"name": "pixels", "statistic": "redness"}}
+        settings = config.MixtureConfig.model_validate({"members": [member, other]})
+        loaded = [reward, load_reward(settings.members[1].reward)]
+        reward = MixReward(list(map(Member, settings.members, loaded)), settings)
+    run = load_run("world_srpo", ["evaluate.batch_size=2"])
+    metrics = trained_reward_metrics(reward, run, "cpu")
+    samples = [EvalSample(i, prompt, 0) for i, prompt in enumerate(PROMPTS)]
+    found = metrics(MetricInput(samples, images()))
+    assert function.calls == 2  # three images in batches of two
+    assert {"reward", "score_pos", "score_neg"} <= set(found)
+    torch.testing.assert_close(found["reward"], scores_of(reward, images(), PROMPTS))
+
+
+def test_a_server_gets_all_phrases_of_a_batch_in_as_few_requests_as_fit():
+    texts = [PROMPTS, ["xy", "x", ""]]
+    with served(scores) as (url, requests):
+        reward = reward_at(url, batch_size=4)
+        features = reward.encode(images())
+        found = score_all(reward, features, texts)
+        assert [len(each["prompts"]) for each in requests] == [4, 2]
+        assert found.equal(torch.stack([reward.score(features, each) for each in texts]))
 
 
 # --- a server -------------------------------------------------------------------------------------
@@ -305,6 +354,7 @@ def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             status, body = answers[min(len(requests), len(answers)) - 1](requests[-1])
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Location", "http://127.0.0.1:1/")
             self.end_headers()
             self.wfile.write(body.removesuffix(b"\0"))
 
@@ -359,6 +409,17 @@ def test_temporary_failures_are_retried_after_doubling_waits(waits):
         (failing(200, "<html>hello</html>"), r"responds with '<html>hello</html>'", 1),
         (failing(200, '{"score": 1}'), r"'\{\"score\": 1\}'; it must send \{\"scores\"", 1),
         (failing(200, "[1, 2, 3]"), r"responds with '\[1, 2, 3\]'; it must send", 1),
+        (
+            failing(302, "elsewhere"),
+            r"redirects to http://127\.0\.0\.1:1/, which is not followed",
+            1,
+        ),
+        (failing(308), r"redirects to http://127\.0\.0\.1:1/", 1),
+        (failing(200, " " * 2**20), r"more than the 65,836 bytes", 1),
+        (failing(404, "x" * 2**20), r"HTTP 404 .*'x{200}'\.\.\.;", 1),
+        (saying([1.0, True, 2.0]), r"number 1 is True \(bool\)", 1),
+        (saying([1.0, "2", 2.0]), r"number 1 is '2' \(str\)", 1),
+        (saying({"a": 1.0}), r"returned a dict", 1),
         (saying([1.0, 2.0]), r"\"scores\" a list .* of 3 numbers, .* returned shape \(2,\)", 1),
         (saying([1.0, float("nan"), 2.0]), r"number 1 is nan: give every image a finite score", 1),
     ],
@@ -386,6 +447,41 @@ def test_without_a_server_or_a_timely_response(waits, free_address):
         slow.set()
 
 
+@pytest.mark.parametrize("at", ["status", "headers", "body", "body of unknown length", "error"])
+def test_the_timeout_is_for_the_whole_answer(at):
+    done = threading.Event()
+
+    class Trickling(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            start = {"status": "", "headers": "HTTP/1.0 200 OK\r\nX: "}.get(at)
+            if start is None:
+                length = "" if "unknown" in at else "Content-Length: 1000\r\n"
+                start = f"HTTP/1.0 {500 if at == 'error' else 200} OK\r\n{length}\r\n"
+            self.wfile.write(start.encode())
+            with suppress(OSError):
+                while not done.wait(0.05):
+                    self.wfile.write(b" ")
+
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Trickling)) as url:
+        with refused(r"no answer within 0\.4 s \(1 attempt\)"):
+            score(reward_at(url, timeout=0.4))
+        done.set()
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_proxy_of_the_environment_is_named(answers, monkeypatch, free_address):
+    with served(failing(502, "no route"), scores) as (url, _):
+        proxy = (url if answers else free_address).removesuffix("/score")
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, proxy.replace("//", "//user:secret@"))
+        monkeypatch.setenv("no_proxy", "")
+        reward, host = reward_at("http://rewards.example/score"), proxy.removeprefix("http://")
+        with refused(rf"by way of the proxy {host} .*no_proxy=rewards\.example") as raised:
+            score(reward)
+    assert "secret" not in str(raised.value)
+
+
 def test_the_check_requests_one_score_only_if_online(free_address):
     settings = config.HttpConfig(url=free_address, retries=0)
     check_reward(settings)
@@ -396,33 +492,6 @@ def test_the_check_requests_one_score_only_if_online(free_address):
     assert [each["prompts"] for each in requests] == [[""]]
     with refused(r"reward\.url: http:///score names no host"):
         check_reward(config.HttpConfig(url="http:///score"))
-
-
-def test_the_example_server_serves_the_reward_of_a_recipe():
-    server = example("reward_server")
-    here = load_reward(config.ClipConfig(path="world:reward"))
-    with running(server.server_of(server.score_of("world_srpo", "cpu"), 0)) as url:
-        assert url.startswith("http://127.0.0.1:")  # no other machine reaches it
-        found = score(reward_at(url))
-    expected = scores_of(here, (images() * 255).round() / 255, PROMPTS)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_the_example_server_serves_a_function_and_reports_errors(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "def score(images, prompts):\n    if 'bad' in prompts: raise RuntimeError('no model')\n"
-        "    return images.mean((1, 2, 3))\n"
-    )
-    server = example("reward_server")
-    with running(server.server_of(server.score_of(f"{tmp_path}/mine.py:score", "cpu"), 0)) as url:
-        reward = reward_at(url)
-        torch.testing.assert_close(score(reward), means(images()), rtol=0, atol=2e-3)
-        with refused(r"HTTP 500 .*RuntimeError: no model"):
-            score(reward, ["bad"] * 3)
-        with refused(r"HTTP 400 .*want POST /score"):
-            score(reward_at(url.replace("/score", "/else")))
-        with refused(r"HTTP 400 .*want .*prompts"):
-            reward.score(("no picture",) * 3, PROMPTS)
 
 
 # --- several ranks --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
 from published_layouts import images_drawn
 from rewards.cases import scores_of
+from tiny_rewards import write_clip, write_open_clip
 
 PROMPTS = ["Realistic photo. a red star on a navy background", "a blue ring or a square"]
 IMAGES = images_drawn(2, 48, 40, 1)
@@ -66,3 +68,48 @@ def test_siglip_ignores_case_with_any_tokenizer(siglip_folder, tmp_path):
     reward = load_reward(config.SiglipConfig(path=str(copy)))
     upper = scores_of(reward, IMAGES, [prompt.upper() for prompt in PROMPTS])
     assert torch.equal(upper, scores_of(reward, IMAGES, PROMPTS))
+
+
+CLEANED = {
+    "\u201cA red star\u201d &amp; it\u2019s \uff32\uff25\uff24": '"a red star" & it\'s red',
+    "a &amp;amp; b": "a & b",
+    "  A  Red\n\tSTAR ": "a red star",
+    "caf\u00c3\u00a9 \u2014 na\u00efve": "caf\u00e9 \u2014 na\u00efve",
+    "\ufb01sh &lt;b&gt; &#39;x&#39;": "fish <b> 'x'",
+    "e\u0301 \u00c5NGSTR\u00d6M": "\u00e9 \u00e5ngstr\u00f6m",
+    "\u00a0a\u3000b\u2003c": "a b c",
+    "\u0130stanbul \u00df \u1e9e": "i\u0307stanbul \u00df \u00df",
+    "a\u200bb\ufeff\u00ad": "a\u200bb\u00ad",
+    "\x1b[31mred\x1b[0m \x07 x": "red x",
+}
+"""Texts, and what `get_clean_fn("lower")` of open_clip_torch 3.3.0 makes of them."""
+
+
+def test_prompts_are_cleaned_as_the_makers_do(tmp_path):
+    folder = write_clip(tmp_path / "clip")
+    pickscore = shutil.copytree(folder, tmp_path / "PickScore_v1")
+    weights = write_open_clip(tmp_path / "hps", folder)
+    file = {"path": str(weights), "processor": str(folder)}
+    table: list[tuple[dict[str, Any], bool]] = [
+        ({"path": str(folder)}, True),
+        (file, True),
+        ({"path": str(pickscore)}, False),
+        ({"path": str(pickscore), "clean_text": True}, True),
+        (file | {"clean_text": False}, False),
+    ]
+    for settings, cleaned in table:
+        reward: Any = load_reward(config.ClipConfig.model_validate(settings))
+        given = list[str]()
+        tokenize: Any = reward.tokenizer
+
+        def record(
+            texts: list[str], given: list[str] = given, tokenize: Any = tokenize, **named: Any
+        ) -> Any:
+            given.extend(texts)
+            return tokenize(texts, **named)
+
+        reward.tokenizer = record
+        reward.encode_text(list(CLEANED))
+        assert given == list(CLEANED.values() if cleaned else CLEANED)
+    words = ClipReward.load(str(folder)).soft_prompts
+    assert words.embedding_of("&quot;A\u2026&quot;").equal(words.embedding_of('"a\u2026"'))

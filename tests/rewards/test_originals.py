@@ -104,10 +104,9 @@ def test_mps_scores(sections):
     folder = FIXTURES / "mps"
     file = folder / "mps.safetensors"
     weights, kept = load_file(file), load_file(folder / "answers.safetensors")
-    used = mps._used(weights)
-    described = mps._described(mps.files.shapes_of(used), file, folder, "reward")
+    described = mps._described(mps.files.shapes_of(weights), file, folder, "reward")
     reward: Any = MpsReward(
-        mps._filled(*described, used),
+        mps._filled(*described, weights),
         load_reward(sections("mps")).tokenizer,  # pyright: ignore[reportAttributeAccessIssue]
         Preprocessing(size=12, crop=(12, 12), mean=(0.0,) * 3, std=(1.0,) * 3),
         condition=spelled(kept["condition"]),

@@ -184,7 +184,11 @@ def test_hpsv3_needs_plain_positions_and_its_exact_question(hps_reward, monkeypa
         return abs(hps_reward.score(features, prompts[:1]).item() - answers[0, 0].item())
 
     with monkeypatch.context() as patched:
-        patched.setattr(hpsv3, "_plain_positions", lambda asked: None)
+
+        def multimodal(*given: Any) -> Any:
+            return qwen_vl.last_hidden_state(*given[:3])
+
+        patched.setattr(hpsv3, "last_hidden_state", multimodal)
         assert error() > 1e-2
     monkeypatch.setattr(hpsv3, "QUESTION", hpsv3.QUESTION.replace(":**  \n", ":**\n"))
     assert error() > 1e-4

@@ -257,6 +257,17 @@ LOAD_ONLY: Rows = [
             ("qwen2_5_vl", "lm_head.weight"),
         )
     ),
+    *(
+        (name, edit("model.safetensors", {tensor: value}), f"/model.safetensors: {tensor} {what}")
+        for name, tensor in (("clip", "logit_scale"), ("qwen2_5_vl", "lm_head.weight"))
+        for value, what in (
+            (torch.tensor([0.0, float("nan")]), "has values that are not finite"),
+            (torch.tensor([0.0, float("inf")]).bfloat16(), "has values that are not finite"),
+            (torch.ones(2, dtype=torch.int8), "is of type int8"),
+            (torch.ones(2).bool(), "is of type bool"),
+            (torch.ones(2, dtype=torch.complex64), "is of type complex64"),
+        )
+    ),
     ("clip", configure("config.json", projection_dim=12), "not a transformers CLIPModel"),
     (
         "open_clip",

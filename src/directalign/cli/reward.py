@@ -123,7 +123,7 @@ def phrases(
         from ..reward_analysis import candidate_sides
         from ..reward_analysis.images import load_examples
         from ..reward_analysis.phrases import analyze_phrases, encode_examples
-        from ..reward_analysis.phrases_report import ReportSource, write_report
+        from ..reward_analysis.phrases_report import write_report
         from ..rewards import load_named_reward, reward_settings
 
         require_room(out / "phrases.html")
@@ -138,8 +138,8 @@ def phrases(
         command += [part for phrase in negative for part in ("--negative", phrase)]
         command += ["--candidates", str(candidates)] if candidates else []
         command += ["--count", str(count)] if count else []
-        source = ReportSource(reward, images, shlex.join([*command, "--seed", str(seed)]))
-        page = write_report(found, examples, source, out)
+        line = shlex.join([*command, "--seed", str(seed)])
+        page = write_report(found, examples, out, reward=reward, images=images, command=line)
         Console().print(_phrase_table(found), _suggestion_table(found), highlight=False)
         typer.echo(page)
 

@@ -60,6 +60,9 @@ class ClipConfig(Projected):
     activation: Literal["gelu", "quick_gelu"] | None = None
     """For an open_clip file without its open_clip_config.json: quick_gelu for OpenAI, DFN,
     MetaCLIP; gelu for LAION."""
+    clean_text: bool | None = None
+    """Clean prompts as OpenAI and open_clip do (mojibake, HTML entities, curly quotes, full-width
+    letters); none does so unless `path` names PickScore, whose makers do not."""
 
 
 class SiglipConfig(Projected):

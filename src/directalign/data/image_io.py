@@ -23,7 +23,7 @@ from ..types import DirectAlignError
 Picture = Path | bytes
 """An encoded image: a file, or its contents."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 class Unreadable(Exception):
@@ -78,7 +78,7 @@ def _without_folder(reason: str, picture: Picture) -> str:
 def _decode(picture: Picture) -> np.ndarray:
     """First frame, upright, three channels, composited on white: (H, W, 3), float32 in [0, 1]."""
     with Image.open(
-        BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS
+        BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS
     ) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode == "F":

@@ -20,7 +20,7 @@ from PIL import Image
 
 from .. import config
 from ..config.base import MAX_SEED
-from ..data.image_io import Unreadable, read_pixels
+from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..types import DirectAlignError, Images
 from .eval_prompts import EvalSample, Pairs, samples_of
@@ -245,7 +245,7 @@ def _check_sizes(files: Sequence[Path]) -> None:
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 sizes.setdefault(image.size, file)
         except OSError as error:
             raise DirectAlignError(
@@ -344,7 +344,7 @@ def _write(image: torch.Tensor, file: Path) -> None:
 def _check_size(first: Candidate, other: Candidate, index: int, out: Path) -> None:
     sizes = []
     for candidate in (first, other):
-        with Image.open(out / image_file(candidate.key, index)) as image:
+        with Image.open(out / image_file(candidate.key, index), formats=["PNG"]) as image:
             sizes.append(image.size)
     if sizes[0] != sizes[1]:
         (w, h), (w2, h2) = sizes

@@ -26,7 +26,7 @@ from ..metrics import SCORE, SGP
 from ..report import write_page
 from ..report.page import flat
 from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
-from ..rewards import check_reward
+from ..rewards import check_reward, reward_cuts
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from .adherence.settings import adherence_settings
@@ -119,6 +119,12 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
         control_prompts = request.control_prompts or next(filter(None, of_recipes), None)
     for each in rewards:
         check_reward(each.settings, each.key)
+        prompts, sides = (
+            [sample.prompt for sample in samples],
+            [*phrases.positive, *phrases.negative],
+        )
+        for sentence in reward_cuts(each.settings, each.key, prompts, sides, online=True):
+            logger.warning(sentence)
     if control_prompts is not None:
         wanted = [name for each in recipes for name in each.method.control_phrases.positive]
         unwanted_styles = config.ControlPhrases(positive=wanted)

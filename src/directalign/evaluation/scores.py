@@ -16,6 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ from ..metrics import (
 )
 from ..rewards import load_reward
 from ..rewards.black_box import PythonReward, load_function
+from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
@@ -175,19 +177,29 @@ class RewardMetrics:
     ) -> tuple[dict[str, PerSample], Tensor | None]:
         """Scores of a batch, and its image features where the reward has some."""
         reward, features = self.reward, self.reward.encode(images.to(self.device))
+        gap = self.gap if self.gap is not None and reward.reads_prompt and not is_control else ()
+        phrases = list(dict.fromkeys(chain(*self.scores.values(), *gap)))
+        starts = [f"{each}. " if each else "" for each in phrases]
+        texts = [[start + prompt for prompt in prompts] for start in starts]
+        members: Mapping[str, Tensor] = {}
+        if isinstance(reward, MixReward):
+            members = reward.each(features, texts)
+            scores = reward.weighted(members)
+        else:
+            scores = score_all(reward, features, texts)
+        by_phrase = dict(zip(phrases, scores.float(), strict=True))
 
         def mean_score(phrases: Phrases) -> PerSample:
-            starts = [f"{each}. " if each else "" for each in phrases]
-            prefixed = [[start + prompt for prompt in prompts] for start in starts]
-            scores = [reward.score(features, each).float() for each in prefixed]
-            return torch.stack(scores).mean(0).cpu()
+            return torch.stack([by_phrase[each] for each in phrases]).mean(0).cpu()
 
-        found = {name: mean_score(phrases) for name, phrases in self.scores.items() if phrases}
-        if isinstance(reward, MixReward):
-            members = reward.each(features, prompts)
-            found |= {f"{MEMBER}{label}": score.float().cpu() for label, score in members.items()}
-        if self.gap is not None and reward.reads_prompt and not is_control:
-            found[f"{SGP}{self.label}"] = mean_score(self.gap[0]) - mean_score(self.gap[1])
+        found = {name: mean_score(own) for name, own in self.scores.items() if own}
+        if members:
+            bare = phrases.index("")
+            found |= {
+                f"{MEMBER}{label}": each[bare].float().cpu() for label, each in members.items()
+            }
+        if gap:
+            found[f"{SGP}{self.label}"] = mean_score(gap[0]) - mean_score(gap[1])
         embedded = getattr(reward, "image_embeddings", False) and isinstance(features, Tensor)
         return found, features.float().cpu() if embedded else None
 

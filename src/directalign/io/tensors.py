@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..types import DirectAlignError, NonFiniteError
 
+COUNTS = ("int64", "int32")
 KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
 """Of weights in safetensors, and of buffers that count something."""
 NO_WEIGHTS = (
@@ -30,15 +31,17 @@ def check_kinds(opened: Any, file: Path) -> None:
             raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
 
 
-def check_weights(tensors: Mapping[str, Tensor], file: Path | str) -> None:
+def check_weights(
+    tensors: Mapping[str, Tensor], file: Path | str, counts: Sequence[str] = COUNTS
+) -> None:
     """Raise DirectAlignError, naming file and tensor, for NaN, infinities, or no real numbers.
 
-    Whole numbers are accepted where they count something (64 bits, such as position_ids).
+    Whole numbers of the types `counts` are accepted: such tensors count something (position_ids).
     """
     for name, tensor in tensors.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         if not tensor.is_floating_point():
-            if kind in ("int64", "int32"):
+            if kind in counts:
                 continue
             raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
         wide = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats have no isfinite

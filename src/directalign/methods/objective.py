@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
+from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
 from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
@@ -121,18 +122,21 @@ class RewardObjective:
         repeats = len(images) // len(batch.prompts)
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
 
-        def score(given: list[str]) -> Tensor:
-            selected = select_phrases(given, phrases.order, batch.step + phrases.cycle_start)
-            texts = ([f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected)
-            return torch.stack([model.score(features, each) for each in texts]).mean(0)
-
-        scores: dict[str, PerSample] = {}
+        step = batch.step + phrases.cycle_start
+        sides: dict[str, list[str]] = {}
         if form != "absolute" or (phrases.positive and model.reads_prompt):
-            scores["score_pos"] = score(phrases.positive)
+            sides["score_pos"] = phrases.positive
         if form != "absolute":
-            scores["score_neg"] = score(phrases.negative)
-        if form == "anchored" or not scores:
-            scores["score_plain"] = model.score(features, prompts)
+            sides["score_neg"] = phrases.negative
+        texts: dict[str, list[list[str]]] = {}
+        for name, side in sides.items():
+            selected = select_phrases(side, phrases.order, step)
+            texts[name] = [[f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected]
+        if form == "anchored" or not sides:
+            texts["score_plain"] = [prompts]
+        found = score_all(model, features, [each for side in texts.values() for each in side])
+        parts = found.split([len(side) for side in texts.values()])
+        scores = {name: part.mean(0) for name, part in zip(texts, parts, strict=True)}
         reward = self._reward(scores, batch.step, k_pos, k_neg)
         named = {"reward": reward, **scores}
         means = {name: float(value.detach().mean()) for name, value in named.items()}

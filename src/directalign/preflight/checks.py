@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,14 @@ from ..training.data import accumulation
 from ..types import DirectAlignError
 from .memory import Estimate, Place, binary, estimate, image_size, this_machine
 from .memory_suggestions import suggestions
-from .meta_models import MetaModel, ModelFolder, meta_model, model_folder, nearest_size
+from .meta_models import (
+    MetaModel,
+    ModelFolder,
+    encoder_cuts,
+    meta_model,
+    model_folder,
+    nearest_size,
+)
 
 Findings = list[tuple[str, str]]
 """(name, finding) in the order of display."""
@@ -68,7 +77,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     rules = check_early_stopping(run)
     fetch(run, online)
     about, machine_warnings = _check_model(run, place, online)
-    data, data_warnings = check_data(run, place.ranks, online)
+    data, data_warnings, prompts = check_data(run, place.ranks, online)
     data += check_control_prompts(run, online) + check_adherence(run, online)
     memory = estimate(run, place)
     disk, disk_warnings = check_disk(run, out, memory)
@@ -79,6 +88,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
         *tracker_warnings,
         *machine_warnings,
         *data_warnings,
+        *cut_prompts(run, place, prompts, online),
         *memory.warnings,
         *disk_warnings,
     )
@@ -443,13 +453,37 @@ def _is_remote(source: str, online: bool) -> bool:
     return source != WORLD and not online and is_address(source) and parse(source).folder is None
 
 
-def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Findings, list[str]]:
-    """Read the prompts and decode the images: findings, and a warning for images to be skipped.
+def cut_prompts(
+    run: config.RunConfig, place: Place, prompts: Sequence[str], online: bool
+) -> list[str]:
+    """A warning for each text encoder and each reward that ignores the end of some prompts."""
+    found = list[str]()
+    if not prompts:
+        return found
+    with suppress(Exception):  # any error of user code; `estimate` names it
+        found += encoder_cuts(meta_model(run.model, place.is_gpu).model, prompts)
+    phrases = run.method.control_phrases
+    if isinstance(run.reward, config.MixtureConfig):
+        members = enumerate(run.reward.members)
+        read = [(mixture.key_of(i), m.reward, m.control_phrases or phrases) for i, m in members]
+    else:
+        read = [("reward", run.reward, phrases)]
+    for label, held_out in run.evaluate.rewards.items():
+        read.append((held_out_key(label), held_out, config.ControlPhrases()))
+    for key, reward, own in read:
+        found += rewards.reward_cuts(reward, key, prompts, [*own.positive, *own.negative], online)
+    return found
+
+
+def check_data(
+    run: config.RunConfig, ranks: int, online: bool
+) -> tuple[Findings, list[str], list[str]]:
+    """Read prompts and decode images: findings, a warning for images to be skipped, all prompts.
 
     Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images
     than an update needs.
     """
-    findings, warnings = [], []
+    findings, warnings, prompts = [], [], list[str]()
     per_update = accumulation(run, ranks) * ranks * run.data.batch_size
     for key, source in (("prompts", run.data.prompts), ("images", run.data.images)):
         if source is None:
@@ -457,10 +491,12 @@ def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Finding
         if _is_remote(source, online):
             findings.append((key, f"{source}, read when the run starts"))
         elif key == "prompts":
-            findings.append((key, f"{len(read_prompts(source)):,} from {source}"))
+            prompts += read_prompts(source)
+            findings.append((key, f"{len(prompts):,} from {source}"))
         else:
             images = scan_images(source, run.data.strict)
             count, skipped = len(images), images.skipped
+            prompts += images.captions
             findings.append((key, f"{count:,} from {source}, {len(skipped)} skipped"))
             if skipped:
                 of = f"{len(skipped)} of {count + len(skipped)} images are skipped"
@@ -468,7 +504,7 @@ def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Finding
             if run.data.buckets is not None:
                 check_buckets(fill_buckets(images.sizes, run.data.buckets), per_update)
     on = f" on {ranks} ranks" if ranks > 1 else ""
-    return [*findings, ("update", f"{per_update} prompts{on}")], warnings
+    return [*findings, ("update", f"{per_update} prompts{on}")], warnings, prompts
 
 
 def check_disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:

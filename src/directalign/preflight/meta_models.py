@@ -14,10 +14,10 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +251,11 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
     pad_token_id = 0
     image_token = "<|image_pad|>"
 
-    def __init__(self, longest: int) -> None:
-        self.model_max_length = longest
+    def __init__(self, longest: int, load: Callable[[], Any] | None = None) -> None:
+        self.model_max_length, self.load = longest, load
+        self.real: Any = None
+        self.cut, self.read = 0, 0
+        """With `real`: texts that are longer than `read` tokens."""
 
     def __len__(self) -> int:
         return 1
@@ -264,6 +267,9 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
         self, text: Any, max_length: Any = None, return_tensors: Any = None, **_: Any
     ) -> Any:
         texts = [text] if isinstance(text, str) else list(text)
+        if self.real is not None and max_length:
+            rows = self.real(texts, verbose=False)["input_ids"]
+            self.cut, self.read = self.cut + sum(len(r) > max_length for r in rows), max_length
         length = max_length or max(len(each) // LETTERS_PER_TOKEN for each in texts) + 1
         rows = [[int(self.image_token in each), *[0] * (length - 1)] for each in texts]
         if return_tensors is None:
@@ -272,7 +278,9 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
         mask = torch.ones_like(ids)
         return transformers.BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
-    def apply_chat_template(self, conversation: Any, **_: Any) -> str:  # pyright: ignore
+    def apply_chat_template(self, conversation: Any, **named: Any) -> str:  # pyright: ignore
+        if self.real is not None:
+            return self.real.apply_chat_template(conversation, **named)
         content = conversation[0]["content"]
         if isinstance(content, str):
             return content
@@ -365,7 +373,9 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
 
     def build(name: str, part: Any, dtype: torch.dtype) -> Any:
         if "tokenizer" in name:
-            return Tokenizer(_longest(found.folder / name.replace("tokenizer", "text_encoder")))
+            longest = _longest(found.folder / name.replace("tokenizer", "text_encoder"))
+            load = partial(part.from_pretrained, found.folder / name, local_files_only=True)
+            return Tokenizer(longest, load)
         if not issubclass(part, nn.Module):
             return from_pretrained(part, found.folder / name)
         made = network(part, read_json(found.folder / name / "config.json"))
@@ -405,6 +415,29 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     for parameter in weights.values():
         parameter.grad = torch.empty_like(parameter)
     return MetaModel(model, found, parts, frozen_bytes, shapes, weights)
+
+
+def encoder_cuts(model: Model, prompts: Sequence[str]) -> list[str]:
+    """A sentence for each text encoder that cuts some of the prompts.
+
+    Encoders whose tokenizer is not on this machine are left out. The prompts run through a
+    `MetaModel`'s own `encode_prompt`, so templates and lengths are the architecture's.
+    """
+    texts, found = list(dict.fromkeys(prompts)), list[str]()
+    stubs = [each for each in getattr(model, "tokenizers", []) if isinstance(each, Tokenizer)]
+    for number, stub in enumerate(stubs):
+        with suppress(Exception):  # the files may be missing, or only published configs
+            assert stub.load is not None
+            stub.cut, stub.real = 0, stub.load()
+            model.encode_prompt(texts)
+        stub.real = None
+        if stub.cut:
+            name = f"text_encoder{f'_{number + 1}' if number else ''}"
+            found.append(
+                f"{name}: {stub.cut:,} of {len(texts):,} prompts are longer than its {stub.read} "
+                "tokens; their ends are ignored"
+            )
+    return found
 
 
 def nearest_size(model: Model, height: int, width: int) -> tuple[int, int] | None:

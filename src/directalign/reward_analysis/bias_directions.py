@@ -100,8 +100,7 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
-    load_shifts = _text_shifts if request.prompts is not None else _image_shifts
-    shifts = load_shifts(request, reward, device)
+    shifts = _shifts(request, reward, device)
     wanted = _wanted_rows(request, reward, shifts)
     fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
     rows, count = orthonormal_union(fits), len(shifts.after)
@@ -167,7 +166,13 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
             f"{key} {source}: holds neither images nor a run (run.yaml); give a folder of "
             "images, or one that directalign train wrote"
         )
-    prompts, found = _read_prompts(source, files), {}
+    record, found = source / RECORD, {}
+    if record.is_file():  # of directalign sample
+        rows = [row for _, row in json_rows(record, "record of samples")]
+        prompts = {str(row.get("file")): str(row.get("prompt")) for row in rows}
+    else:
+        texts = {file.name: file.with_suffix(".txt") for file in files}
+        prompts = {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
     for file in files:
         try:
             image = torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float()
@@ -177,16 +182,6 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
             raise DirectAlignError(f"{key} {file}: another image has this name; rename one")
         found[file.stem] = image, prompts.get(file.name)
     return found
-
-
-def _read_prompts(folder: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Prompts by file name, from `images.jsonl` of `directalign sample`, else a .txt per image."""
-    record = folder / RECORD
-    if record.is_file():
-        rows = [row for _, row in json_rows(record, "record of samples")]
-        return {str(row.get("file")): str(row.get("prompt")) for row in rows}
-    texts = {file.name: file.with_suffix(".txt") for file in files}
-    return {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
 
 
 def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, NamedImages]:
@@ -220,7 +215,13 @@ class Shifts:
     scored: tuple[str, ...] | None
 
 
-def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
+def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
+    if request.prompts is not None:  # from 0 along every prompt's gradient, under wanted phrases
+        prompts = tuple(read_prompts(request.prompts))
+        like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
+        phrases = request.keep.positive or [""]
+        after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
+        return Shifts(torch.zeros_like(after), [after], prompts, None)
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
     before = read_images(source, True, request.num_samples, key)
@@ -236,16 +237,6 @@ def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
     known = tuple(prompt for _, prompt in before.values() if prompt is not None)
     prompts = known if len(known) == len(before) else None
     return Shifts(features[0], features[1:], prompts, prompts)
-
-
-def _text_shifts(request: Request, reward: Reward, device: str) -> Shifts:
-    """From 0 along the gradient of each prompt, under every wanted phrase."""
-    assert request.prompts is not None
-    prompts = tuple(read_prompts(request.prompts))
-    like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
-    phrases = request.keep.positive or [""]
-    after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
-    return Shifts(torch.zeros_like(after), [after], prompts, None)
 
 
 def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:

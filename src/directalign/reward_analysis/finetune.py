@@ -271,8 +271,11 @@ class Objective:
 
     def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
         first, second = self._scores(reward, wanted), self._scores(reward, unwanted)
+        # logistic over all pairs of phrases: on each side, and between the sides
+        sides = [each.pos[:, None] - each.neg for each in (first, second)]
+        gaps = sides[0], -sides[1], sides[0] - sides[1]
         terms = {
-            "respond": self._respond(first, second),
+            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum(),
             "keep": self._keep(wanted, first) + self._keep(unwanted, second),
         }
         if wanted.changed is not None:
@@ -292,12 +295,6 @@ class Objective:
         ]
         plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
         return Scores(*(each / self.margin for each in (*sides, plain, other)))
-
-    def _respond(self, wanted: Scores, unwanted: Scores) -> Tensor:
-        """Logistic over all pairs of phrases: on each side, and between the sides."""
-        first, second = (each.pos[:, None] - each.neg for each in (wanted, unwanted))
-        gaps = first, -second, first - second
-        return torch.stack([F.softplus(-SHARPNESS * each).mean() for each in gaps]).sum()
 
     def _keep(self, batch: Batch, scores: Scores) -> Tensor:
         side, now = batch.side, torch.stack([scores.plain, scores.other, scores.middle])
@@ -518,7 +515,7 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
 
     def finish_clip() -> ClipReward:
         merge_adapters(model)
-        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale)
+        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale, clip.clean)
         final.directions = clip.directions
         return final
 
@@ -561,16 +558,14 @@ def save_reward(reward: Reward, folder: Path) -> None:
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
     image, names = reward.preprocessing, ("height", "width")
-    size = image.size
-    if not isinstance(size, int):
-        size = dict(zip(names, size, strict=True))
+    short, both = {"shortest_edge": image.size}, zip(names, image.crop, strict=True)
     steps = ("convert_rgb", "resize", "center_crop", "rescale", "normalize")
     processor = {
         "image_processor_type": "CLIPImageProcessor",
         **{f"do_{step}": True for step in steps},
         "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": size} if isinstance(size, int) else size,
-        "crop_size": dict(zip(names, image.crop, strict=True)),
+        "size": short if isinstance(image.size, int) else dict(zip(names, image.size, strict=True)),
+        "crop_size": dict(both),
         "image_mean": list(image.mean),
         "image_std": list(image.std),
         "resample": {"bilinear": 2, "bicubic": 3}[image.mode],

@@ -1,7 +1,8 @@
 """Wanted and unwanted example images, and the image changes that probe a reward for bias.
 
 Examples are toy-world renders or two folders. In the toy world both sides show the same scenes in
-two styles, so only the style differs. In a folder the sides are paired if their file names match.
+two styles, so only the style differs. The sides of a folder are paired if their file names match
+and each pair has one caption.
 """
 
 from __future__ import annotations
@@ -106,10 +107,9 @@ def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int)
 def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Examples:
     sides = [_scan_side(folder, side, key) for side in ("wanted", "unwanted")]
     size = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
-    chosen = [_sample(len(side), count, seed) for side in sides]
-    matches = _match_names(*sides)
+    chosen = [sorted(permutation(len(side), seed, 0, "examples")[:count]) for side in sides]
+    matches = _matches(folder, key, *sides)
     if matches is not None:
-        _warn_of_captions(folder, key, sides, matches)
         chosen[1] = [matches[i] for i in chosen[0]]
     each = list(zip(sides, chosen, strict=True))
     images = [torch.stack([side.image(i, size, size) for i in indices]) for side, indices in each]
@@ -132,34 +132,31 @@ def _scan_side(folder: Path, side: str, key: str) -> ImageSet:
     return found
 
 
-def _match_names(wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
-    """Unwanted index for each wanted image by stem; None unless all stems match."""
+def _matches(folder: Path, key: str, wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
+    """Unwanted index for each wanted image; None unless all names match, and their captions too.
+
+    Pairs are compared as equal content, which other captions contradict.
+    """
     first, second = (
         [str(PurePath(name).with_suffix("")) for name in side.names] for side in (wanted, unwanted)
     )
     if len(set(first)) != len(first) or sorted(first) != sorted(second):
         return None
-    return [second.index(name) for name in first]
-
-
-def _warn_of_captions(
-    folder: Path, key: str, sides: Sequence[ImageSet], matches: Sequence[int]
-) -> None:
-    """Pairs are compared as equal content, so different captions hint at unrelated images."""
-    wanted, unwanted = sides
-    for index, other in enumerate(matches):
-        if wanted.captions[index] != unwanted.captions[other]:
-            logger.warning(
-                f"{key}: {folder}: wanted/{wanted.names[index]} and unwanted/"
-                f"{unwanted.names[other]} have one name, which makes them a pair, and different "
-                "captions: rename one if they are unrelated"
-            )
-            return
-
-
-def _sample(length: int, count: int | None, seed: int) -> list[int]:
-    """Sorted indices: all, or a seeded draw of `count`."""
-    return sorted(permutation(length, seed, 0, "examples")[: length if count is None else count])
+    matches = [second.index(name) for name in first]
+    differ = [
+        (mine, other)
+        for mine, other in enumerate(matches)
+        if wanted.captions[mine] != unwanted.captions[other]
+    ]
+    if not differ:
+        return matches
+    mine, other = differ[0]
+    logger.warning(
+        f"{key}: {folder}: {len(differ)} of {len(first)} images of one name have different "
+        f"captions on both sides (wanted/{wanted.names[mine]}, unwanted/{unwanted.names[other]}), "
+        "so the sides are compared without pairs: give each pair one caption"
+    )
+    return None
 
 
 def split_by_caption(
@@ -193,8 +190,7 @@ def split_examples(examples: Examples, seed: int, stream: str) -> tuple[Examples
             (images[indices], tuple(prompts[i] for i in indices))
             for (images, prompts), indices in zip(examples.sides, chosen, strict=True)
         )
-        paired = examples.paired and chosen[0] == chosen[1]
-        parts.append(Examples(wanted, unwanted, wanted_prompts, unwanted_prompts, paired))
+        parts.append(Examples(wanted, unwanted, wanted_prompts, unwanted_prompts, examples.paired))
     return parts[0], parts[1]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, log10
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..interfaces import Reward
+from ..rewards.common import TextReader
 from ..stats import SMALLEST, Effect, effect
 from ..types import DirectAlignError, Images
 from .images import PROBES, Examples
 from .responsiveness import BATCH, is_vectors, with_phrase
+from .soft_prompts import TextTowerReward
 
 OTHER_CAPTIONS = 4
 """Other captions that every wanted image is scored under."""
@@ -114,12 +116,6 @@ class PhraseScores:
         return (self.wanted - self.others).mean().item() if len(self.others) else None
 
 
-def mean_scores(parts: Sequence[PhraseScores]) -> PhraseScores:
-    """The mean over phrases, as with `control_phrases.order: average`."""
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return PhraseScores(*(torch.stack(column).mean(0) for column in columns))
-
-
 @torch.no_grad()
 def encode_examples(
     reward: Reward, examples: Examples, device: torch.device | str = "cpu"
@@ -157,31 +153,10 @@ def encode_examples(
     )
 
 
-@torch.no_grad()
-def score_phrase(reward: Reward, encoded: EncodedExamples, phrase: str) -> PhraseScores:
-    """Scores under one phrase; "" is the bare prompt."""
-    wanted = encoded.wanted.score(reward, phrase)
-    mixed = encoded.mixed.score(reward, phrase)
-    others = [encoded.wanted.score(reward, phrase, prompts) for prompts in encoded.others]
-    return PhraseScores(
-        wanted,
-        encoded.unwanted.score(reward, phrase),
-        torch.stack(others) if others else torch.zeros(0, len(wanted)).double(),
-        torch.stack([probed.score(reward, phrase) - mixed for probed in encoded.probed.values()]),
-    )
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """A reward whose score is a cosine of image and text features."""
-
-    def encode_text(self, phrases: Sequence[str]) -> Tensor: ...
-
-
 class TextFeatures:
     """Unit text features of phrases before the first `TEXT_PROMPTS` wanted prompts, cached."""
 
-    def __init__(self, reward: TextEncoder, wanted: EncodedImages) -> None:
+    def __init__(self, reward: TextTowerReward, wanted: EncodedImages) -> None:
         self.reward, self.prompts = reward, wanted.prompts[:TEXT_PROMPTS]
         images = torch.cat([batch.double().cpu() for batch in wanted.features])
         self.images = F.normalize(images[:TEXT_PROMPTS], dim=-1)
@@ -204,11 +179,6 @@ class TextFeatures:
         """Mean length of pos − neg."""
         return (self.encode(positive) - self.encode(negative)).norm(dim=-1).mean().item()
 
-    def preserving_ratio(self, positive: Sequence[str], negative: Sequence[str]) -> float:
-        """`preserving_ratio` of these phrases."""
-        pos, neg, plain = (self.encode(side) for side in (positive, negative, [""]))
-        return preserving_ratio(pos, neg, plain, self.images)
-
 
 def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors) -> float:
     """mu / nu ≥ 0 at which the bare prompt's score is stationary at the wanted images.
@@ -229,22 +199,6 @@ def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors
             "prompt"
         )
     return max(0.0, -(relative / absolute).item())
-
-
-def _token_limit(reward: Reward) -> int | None:
-    """Tokens that a CLIP-like reward reads; None if unknown."""
-    text_model = getattr(getattr(reward, "model", None), "text_model", None)
-    limit = getattr(getattr(text_model, "config", None), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and isinstance(reward, TextEncoder) else None
-
-
-def _truncated(reward: Reward, wanted: EncodedImages, phrase: str) -> int:
-    """Number of wanted prompts whose last word does not change the score under the phrase."""
-    whole = wanted.score(reward, phrase)
-    shorter = wanted.score(reward, phrase, [each.rsplit(" ", 1)[0] for each in wanted.prompts])
-    several = torch.tensor([" " in prompt for prompt in wanted.prompts])
-    same = torch.isclose(whole, shorter, rtol=0, atol=1e-6 * whole.abs().max().item())
-    return int((same & several).sum())
 
 
 @dataclass(frozen=True)
@@ -344,23 +298,40 @@ class PhraseTable:
         self.reward, self.encoded = reward, encoded
         self.texts: TextFeatures | None = None
         """None if the reward has no separate text features (a VLM, ImageReward)."""
-        if isinstance(reward, TextEncoder) and all(map(is_vectors, encoded.wanted.features)):
+        if isinstance(reward, TextTowerReward) and all(map(is_vectors, encoded.wanted.features)):
             self.texts = TextFeatures(reward, encoded.wanted)
-        self.limit = _token_limit(reward)
+        self.text_reader: TextReader | None = getattr(reward, "text_reader", None)
         self._cache: dict[str, PhraseScores] = {}
 
+    @torch.no_grad()
     def scores(self, phrase: str) -> PhraseScores:
         """Scores under a phrase; "" is the bare prompt."""
         if phrase not in self._cache:
-            self._cache[phrase] = score_phrase(self.reward, self.encoded, phrase)
+            reward, encoded = self.reward, self.encoded
+            wanted, unwanted, mixed = (
+                each.score(reward, phrase)
+                for each in (encoded.wanted, encoded.unwanted, encoded.mixed)
+            )
+            others = [encoded.wanted.score(reward, phrase, prompts) for prompts in encoded.others]
+            probed = [each.score(reward, phrase) - mixed for each in encoded.probed.values()]
+            self._cache[phrase] = PhraseScores(
+                wanted,
+                unwanted,
+                torch.stack(others) if others else torch.zeros(0, len(wanted)).double(),
+                torch.stack(probed),
+            )
         return self._cache[phrase]
 
     def sides(
         self, positive: Sequence[str], negative: Sequence[str]
     ) -> tuple[PhraseScores, PhraseScores]:
-        """Mean scores of both sides."""
-        pos, neg = (mean_scores([self.scores(p) for p in side]) for side in (positive, negative))
-        return pos, neg
+        """Scores of both sides, means over phrases as with `control_phrases.order: average`."""
+
+        def mean(phrases: Sequence[str]) -> PhraseScores:
+            columns = zip(*(vars(self.scores(each)).values() for each in phrases), strict=True)
+            return PhraseScores(*(torch.stack(column).mean(0) for column in columns))
+
+        return mean(positive), mean(negative)
 
     def gap(self, positive: Sequence[str], negative: Sequence[str]) -> Effect:
         """pos − neg of wanted minus unwanted images."""
@@ -374,7 +345,8 @@ class PhraseTable:
         beyond, paired = under - plain, self.encoded.paired
         lift = effect(beyond.wanted, beyond.unwanted, paired, beyond.wanted.double().std().item())
         cosine = self.texts.cosine([phrase], [""]) if self.texts else None
-        cut = _truncated(self.reward, self.encoded.wanted, phrase)
+        prompts = with_phrase(phrase, self.encoded.wanted.prompts)
+        cut = self.text_reader.cut(prompts) if self.text_reader else 0
         return PhraseStats(phrase, lift, _content_share(under, plain), cosine, cut)
 
     def pair(self, positive: Sequence[str], negative: Sequence[str]) -> PairStats:
@@ -430,7 +402,8 @@ def settings_for(
     pair = table.pair(positive, negative)
     if table.texts is None:
         return Suggestion(pair, None, None, {})
-    mu = table.texts.preserving_ratio(positive, negative)
+    first, second, plain = (table.texts.encode(side) for side in (positive, negative, [""]))
+    mu = preserving_ratio(first, second, plain, table.texts.images)
     pos, neg = table.sides(positive, negative)
     wanted = pos.wanted.mean() + neg.wanted.mean()
     absolute = (wanted - pos.unwanted.mean() - neg.unwanted.mean()).item() / 2
@@ -559,7 +532,7 @@ def analyze_phrases(
         pairs,
         None if same else table.pair(positive, negative),
         suggestion,
-        table.limit,
+        table.text_reader and table.text_reader.length,
         len(encoded.wanted.prompts),
         gap_by_image,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,14 @@ MAX_IMAGES = 8
 """Images per side on the page."""
 
 
-@dataclass(frozen=True)
-class ReportSource:
-    """What was analyzed, for the head of the page."""
+def write_report(found: PhraseReport, examples: Examples, out: Path, **source: str) -> Path:
+    """Write phrases.json, the recipe sections and phrases.html into `out`; returns the page.
 
-    reward: str
-    images: str
-    command: str
-
-
-def write_report(found: PhraseReport, examples: Examples, source: ReportSource, out: Path) -> Path:
-    """Write phrases.json, the recipe sections and phrases.html into `out`; returns the page."""
+    `source`: `reward`, `images` and `command` that were given, for the head of the page.
+    """
     out.mkdir(parents=True, exist_ok=True)
     data = {
-        **asdict(source),
+        **source,
         "wanted": len(examples.wanted),
         "unwanted": len(examples.unwanted),
         "paired": examples.paired,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import Reward
+from ..rewards.common import score_all
 from ..types import Images, PerSample
 from .images import PROBES, Examples
 
@@ -35,7 +36,12 @@ def measure(reward: Reward, examples: Examples, phrases: config.ControlPhrases) 
     Returns JSON-ready numbers. Angles are {"value", "low", "high", "n"} in degrees; scores are in
     the reward's own units.
     """
-    relative = [relative_scores(reward, images, texts, phrases) for images, texts in examples.sides]
+    relative = []
+    for side in examples.sides:
+        with torch.no_grad():
+            each = [(reward.encode(part), texts) for part, texts in batches(*side)]
+            parts = [relative_score(reward, *part, phrases).float().cpu() for part in each]
+        relative.append(torch.cat(parts))
     found = {
         **responsiveness(*relative),
         "content": content(reward, *examples.sides[0]),
@@ -56,7 +62,7 @@ def phrase_scores(
     reward: Reward, features: Any, prompts: Sequence[str], phrases: Sequence[str]
 ) -> Float[Tensor, "k b"]:
     """Scores under each phrase; differentiable."""
-    return torch.stack([reward.score(features, with_phrase(each, prompts)) for each in phrases])
+    return score_all(reward, features, [with_phrase(each, prompts) for each in phrases])
 
 
 def relative_score(
@@ -68,18 +74,6 @@ def relative_score(
         for side in (phrases.positive, phrases.negative)
     )
     return pos - neg
-
-
-@torch.no_grad()
-def relative_scores(
-    reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
-) -> PerSample:
-    """pos − neg of many images in batches, on the CPU."""
-    parts = (
-        relative_score(reward, reward.encode(part), texts, phrases)
-        for part, texts in batches(images, prompts)
-    )
-    return torch.cat([part.float().cpu() for part in parts])
 
 
 def caption_scorer(

@@ -318,7 +318,7 @@ def loss_of(
     tables = [gaps @ side.features.T / margin for side, gaps in each]
     style = F.softplus(-_style_gaps(tables, encoded.paired) / TEMPERATURE).mean()
     losses = [_contrastive(t, _differs(side)) for t, side in zip(tables, sides, strict=True)]
-    changes = [(_probe_changes(side, gaps) / margin).square().mean() for side, gaps in each]
+    changes = [((side.probed * gaps).sum(-1) / margin).square().mean() for side, gaps in each]
     return (
         style
         + content * torch.stack(losses).mean()
@@ -333,7 +333,7 @@ def separation_of(text: RelativeText, encoded: EncodedExamples, scale: float = 1
     tables = [gaps @ side.features.T for side, gaps in each]
     style_gaps = _style_gaps(tables, encoded.paired).double()
     margins = [_margin(t, _differs(side)) for t, (side, _) in zip(tables, each, strict=True)]
-    changes = torch.cat([_probe_changes(side, gaps).flatten() for side, gaps in each])
+    changes = torch.cat([(side.probed * gaps).sum(-1).flatten() for side, gaps in each])
     style, bias = float(style_gaps.mean()), float(changes.square().mean().sqrt())
     return Separation(
         scale * style,
@@ -354,11 +354,6 @@ def _style_gaps(tables: Sequence[Tensor], paired: bool) -> Float[Tensor, " n"]:
     """r of wanted minus unwanted images under their own captions, for pairs or all combinations."""
     wanted, unwanted = (table.diagonal() for table in tables)
     return wanted - unwanted if paired else (wanted[:, None] - unwanted[None]).flatten()
-
-
-def _probe_changes(side: EncodedSide, text: Features) -> Float[Tensor, "p b"]:
-    """Change of r by each probe, each image under its own caption."""
-    return (side.probed * text).sum(-1)
 
 
 def _differs(side: EncodedSide) -> Bool[Tensor, "c b"]:

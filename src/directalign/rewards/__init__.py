@@ -10,6 +10,7 @@ folder, a hub id, or `world:reward`: see `reward_settings`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -64,6 +65,23 @@ def check_reward(reward: config.RewardConfig, key: str = "reward", online: bool 
     The network is used only if `online`.
     """
     reward_class(reward.name).check(reward, key, online)
+
+
+def reward_cuts(
+    reward: config.SingleRewardConfig,
+    key: str,
+    prompts: Sequence[str],
+    phrases: Sequence[str] = (),
+    online: bool = False,
+) -> list[str]:
+    """A sentence if the reward ignores the end of some prompts under `phrases`, else nothing.
+
+    No weights are read, and nothing from the hub unless `online`.
+    """
+    from .common import cut_warnings  # with transformers, which importing this package needs not
+
+    reader = reward_class(reward.name).read_text(reward, key, online)
+    return cut_warnings(f"{key} ({reward.name})", reader, prompts, phrases)
 
 
 def reward_settings(text: str) -> config.SingleRewardConfig:

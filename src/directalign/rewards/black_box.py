@@ -11,6 +11,10 @@ A class is constructed once with `args`. Its instance is called as the function 
 two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
 the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`.
 
+A function is called once per batch: with k control phrases it gets all b images k times over, each
+time under another phrase, and gives k·b numbers. So a score must not depend on the other images of
+a call.
+
 Every call gets a copy of its images or features, so the code may change them in place.
 
 No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo)
@@ -23,10 +27,12 @@ A server (examples/reward_server.py is one):
     POST url    {"prompts": ["Photo. a red star", ...], "images": ["iVBORw0KGgo...", ...]}
     200         {"scores": [0.31, ...]}        one number each, larger is better
 
-Images are base64 PNGs of 8 bits. Failed connections, timeouts and busy or failing servers (429,
-5xx) are retried after 1, 2, 4, ... seconds; any other response ends the run with one line, and
-`--resume` continues it. Not supported: authentication (use a proxy) and concurrent requests (each
-rank sends its own images).
+Images are base64 PNGs of 8 bits; a request has up to `batch_size`, the same image under several
+control phrases counted each time. `timeout` is for the whole answer. Failed connections, timeouts
+and busy or failing servers (429, 5xx) are retried after 1, 2, 4, ... seconds; any other response
+ends the run with one line, and `--resume` continues it. No more is read than an answer needs.
+Not supported: redirects, authentication (use a proxy) and concurrent requests (each rank sends its
+own images).
 
 `synchronized` makes a black box that fails on one rank fail on all ranks, at the same call.
 Otherwise the other ranks would hang in their next collective and no checkpoint could be saved. It
@@ -40,18 +46,23 @@ import inspect
 import io
 import json
 import logging
+import numbers
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
+from itertools import chain
 from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, getproxies, proxy_bypass, urlopen
+from urllib.request import HTTPErrorProcessor, Request, build_opener, getproxies, proxy_bypass
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -61,7 +72,7 @@ from ..interfaces import ProcessGroup, Reward
 from ..io.tensors import to_pixels
 from ..io.user_code import load_object
 from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, Device
+from .common import BaseReward, Device, score_all
 from .mixture import MixReward
 
 Result = TypeVar("Result")
@@ -71,6 +82,8 @@ FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
 EXCERPT = 200
 """Characters of a server's response that are quoted in errors."""
+ANSWER_BYTES, SCORE_BYTES = 65_536, 100
+"""Bytes that are read of an answer: so many, and so many more per score."""
 logger = logging.getLogger(__name__)
 
 
@@ -101,8 +114,8 @@ class PythonReward(BaseReward):
     ) -> PythonReward:
         """The reward of a recipe section; the user's code chooses its own device."""
         del device
-        function = load_function(settings.path, f"{key}.path", settings.args)
-        source = f"{key}.path: {settings.path}"
+        source, args = f"{key}.path: {settings.path}", settings.args
+        function = load_function(settings.path, f"{key}.path", args)
         return cls(function, settings.scale, source, settings.differentiable)
 
     @classmethod
@@ -142,6 +155,13 @@ class PythonReward(BaseReward):
             self._require_gradient(features, result)
             return self.scale * torch.as_tensor(result).to(features)
         return self.scale * torch.as_tensor(result).float()
+
+    def score_all(self, features: Any, texts: Sequence[Sequence[str]]) -> Float[Tensor, "k b"]:
+        """Scores (k, b) under k lists of b prompts, in one call of a function."""
+        if self.two_calls:
+            return torch.stack([self.score(features, each) for each in texts])
+        repeated = features.repeat(len(texts), 1, 1, 1)
+        return self.score(repeated, [*chain(*texts)]).unflatten(0, (len(texts), -1))
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         own = tree_map_only(Tensor, Tensor.clone, args)  # changes in place stay in the call
@@ -184,6 +204,7 @@ def check_scores(result: Any, count: int, must: str) -> PerSample:
     Example of `must`: "reward.path: f.py:score must return".
     """
     wanted = f"{must} a list or tensor of {count} numbers, one per image"
+    _require_real(result, wanted)
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -198,6 +219,20 @@ def check_scores(result: Any, count: int, must: str) -> PerSample:
             f"{wanted}; number {place} is {float(scores[place])}: give every image a finite score"
         )
     return scores
+
+
+def _require_real(result: Any, wanted: str) -> None:
+    """Refuse complex numbers, truth values and text, which torch would convert or not name."""
+    if isinstance(result, list | tuple):
+        for place, each in enumerate(result):
+            value = each.item() if getattr(each, "shape", None) == () else each
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                kind = type(value).__name__
+                raise DirectAlignError(f"{wanted}; number {place} is {value!r:.60} ({kind})")
+    elif isinstance(result, Tensor | np.ndarray):
+        kind = str(result.dtype).removeprefix("torch.")
+        if kind.startswith(("complex", "bool", "object", "<U", "|S")):
+            raise DirectAlignError(f"{wanted}; it returned an array of {kind}")
 
 
 def load_function(
@@ -275,8 +310,16 @@ class HttpReward(BaseReward):
         ]
         return self.settings.scale * torch.cat(parts)
 
+    def score_all(
+        self, features: tuple[str, ...], texts: Sequence[Sequence[str]]
+    ) -> Float[Tensor, "k b"]:
+        """Scores (k, b) under k lists of b prompts, in as few requests as `batch_size` allows."""
+        flat = self.score(features * len(texts), [*chain(*texts)])
+        return flat.unflatten(0, (len(texts), -1))
+
     def _scores(self, images: Sequence[str], prompts: Sequence[str]) -> PerSample:
-        body = self._request(json.dumps({"prompts": prompts, "images": images}).encode())
+        request = json.dumps({"prompts": prompts, "images": images}).encode()
+        body = self._request(request, ANSWER_BYTES + SCORE_BYTES * len(prompts))
         try:
             found = json.loads(body)
             if not isinstance(found, dict) or "scores" not in found:
@@ -287,11 +330,11 @@ class HttpReward(BaseReward):
             ) from error
         return check_scores(found["scores"], len(prompts), f'{self.source} must send as "scores"')
 
-    def _request(self, body: bytes) -> bytes:
+    def _request(self, body: bytes, limit: int) -> bytes:
         """The body of the server's response, after up to `retries` further attempts."""
         for attempt in range(self.settings.retries + 1):
             try:
-                return self._post(body)
+                return self._post(body, limit)
             except _Temporary as trouble:
                 if attempt == self.settings.retries:
                     count = f"{attempt + 1} attempts" if attempt else "1 attempt"
@@ -303,42 +346,85 @@ class HttpReward(BaseReward):
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    def _post(self, body: bytes) -> bytes:
-        request = Request(
-            self.settings.url, body, {"Content-Type": "application/json"}, method="POST"
-        )
-        try:
-            with urlopen(request, timeout=self.settings.timeout) as response:
-                return response.read()
-        except HTTPError as error:
+    def _post(self, body: bytes, limit: int) -> bytes:
+        """The body of the response, at most `limit` bytes; `timeout` is for all of it."""
+        answers: list[tuple[HTTPResponse, bytes | HTTPException] | Exception] = []
+        headers = {"Content-Type": "application/json"}
+        request = Request(self.settings.url, body, headers, method="POST")
+
+        def ask() -> None:
+            response: HTTPResponse
             try:
-                excerpt = _excerpt(error.read())
-            except (OSError, HTTPException) as broken:
-                excerpt = f"incomplete response ({type(broken).__name__})"
-            trouble = f"HTTP {error.code} {error.reason}: {excerpt}"
-            if error.code == 429 or error.code >= 500:
-                raise _Temporary(trouble) from error
+                with build_opener(_AsSent).open(request, timeout=self.settings.timeout) as response:
+                    whole = response.length is not None and response.length <= limit
+                    try:
+                        content = response.read() if whole else response.read(limit + 1)
+                    except HTTPException as incomplete:
+                        content = incomplete
+                    answers.append((response, content))
+            except Exception as error:
+                answers.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(self.settings.timeout)
+        answer = answers[0] if answers else TimeoutError()
+        if isinstance(answer, (OSError, HTTPException)):  # URLError and timeouts are OSErrors
+            raise _Temporary(self._reason(answer)) from answer
+        if isinstance(answer, Exception):
+            raise answer
+        response, content = answer
+        status, check = response.status, "check that a reward server answers at this address"
+        if 300 <= status < 400:
             raise DirectAlignError(
-                f"{self.source}: {trouble}; check that a reward server answers at this address"
-            ) from error
-        except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-            raise _Temporary(self._reason(error)) from error
+                f"{self.source}: redirects to {response.headers['Location']}, which is not "
+                "followed; give the address of the reward server itself"
+            )
+        if not 200 <= status < 300:
+            said = f"incomplete response ({type(content).__name__})"
+            said = _excerpt(content) if isinstance(content, bytes) else said
+            trouble = f"HTTP {status} {response.reason}: {said}{self._by_way()}"
+            if status == 429 or status >= 500:
+                raise _Temporary(trouble)
+            raise DirectAlignError(f"{self.source}: {trouble}; {check}")
+        if isinstance(content, HTTPException):
+            raise _Temporary(self._reason(content)) from content
+        if len(content) > limit:
+            raise DirectAlignError(
+                f"{self.source}: responds with more than the {limit:,} bytes that its scores "
+                f"need; {check}"
+            )
+        return content
+
+    def _by_way(self) -> str:
+        """The proxy of the environment that requests take, in words; empty without one."""
+        address = urlsplit(self.settings.url)
+        proxy, host = getproxies().get(address.scheme), address.hostname or ""
+        if not proxy or proxy_bypass(host):
+            return ""
+        variable = f"{address.scheme}_proxy"
+        return (
+            f" by way of the proxy {proxy.rpartition('@')[2]} (unset {variable}, or set "
+            f"no_proxy={host}, if it should not be used)"
+        )
 
     def _reason(self, error: Exception) -> str:
-        address = urlsplit(self.settings.url)
-        proxy = getproxies().get(address.scheme)
-        if proxy and not proxy_bypass(address.hostname or ""):
-            variable, host = f"{address.scheme}_proxy", address.hostname
-            return (
-                f"no answer by way of the proxy {proxy} ({error}); unset {variable}, or set "
-                f"no_proxy={host}"
-            )
         reason: Any = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError):
-            return f"no answer within {self.settings.timeout:g} s"
-        if isinstance(reason, ConnectionRefusedError):
+            return f"no answer within {self.settings.timeout:g} s{self._by_way()}"
+        if isinstance(reason, ConnectionRefusedError) and not self._by_way():
             return "connection refused, nothing listens there"
-        return f"no answer ({type(reason).__name__}: {reason})"
+        return f"no answer{self._by_way()} ({type(reason).__name__}: {reason})"
+
+
+class _AsSent(HTTPErrorProcessor):
+    """Responses as they are sent: no status is raised, and no redirect is followed."""
+
+    def http_response(self, request: Request, response: HTTPResponse) -> HTTPResponse:
+        del request
+        return response
+
+    https_response = http_response
 
 
 class _Temporary(Exception):
@@ -401,6 +487,10 @@ class SynchronizedReward:
         """As the reward. Raises SynchronizedError where it raises DirectAlignError on any rank."""
         return synchronized_call(lambda: self.reward.score(features, prompts), self.group)
 
+    def score_all(self, features: Any, texts: Sequence[Sequence[str]]) -> Float[Tensor, "k b"]:
+        """As the reward, in one synchronized call. Raises: as `score`."""
+        return synchronized_call(lambda: score_all(self.reward, features, texts), self.group)
+
 
 def synchronized_call(function: Callable[[], Result], group: ProcessGroup) -> Result:
     """The result of `function`, which every rank calls.
@@ -415,7 +505,12 @@ def synchronized_call(function: Callable[[], Result], group: ProcessGroup) -> Re
     except DirectAlignError as error:
         message = str(error)
     if float(group.sum(torch.tensor(float(not results)))) > 0:
-        raise SynchronizedError(_first_message(message, group))
+        own = torch.zeros(1, MESSAGE_BYTES, dtype=torch.uint8)
+        content = message.encode()[:MESSAGE_BYTES]
+        own[0, : len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        rows = [bytes(row.tolist()).rstrip(b"\0") for row in group.gather(own)]
+        rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
+        raise SynchronizedError(f"rank {rank}: {text.decode(errors='replace')}")
     return results[0]
 
 
@@ -429,13 +524,3 @@ def synchronized(reward: Reward, group: ProcessGroup) -> Reward:
         ]
         return MixReward(members, reward.settings)
     return SynchronizedReward(reward, group)
-
-
-def _first_message(message: str, group: ProcessGroup) -> str:
-    """The error message of the first rank that failed."""
-    content = message.encode()[:MESSAGE_BYTES]
-    own = torch.zeros(1, MESSAGE_BYTES, dtype=torch.uint8)
-    own[0, : len(content)] = torch.tensor(list(content), dtype=torch.uint8)
-    rows = [bytes(row.tolist()).rstrip(b"\0") for row in group.gather(own)]
-    rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
-    return f"rank {rank}: {text.decode(errors='replace')}"

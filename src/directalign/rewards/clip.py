@@ -5,8 +5,9 @@ as published:
 CLIP        cos, about 0.15 to 0.35 for an image and its prompt
 HPSv2.1     cos (scale 1); its authors' tables show a mean of 0.28, or 28 = 100 · cos
 PickScore   logit_scale · cos = 100 · cos, about 18 to 24; official SRPO divides by 20 (scale: 5)
-HPSv2's own package pads an oblong image to a square. This crops the centre, as the official
-trainers do; square images give equal scores.
+Prompts are cleaned as OpenAI's and open_clip's tokenizers do (`clean_text`), except for PickScore,
+which was made with transformers' tokenizer as it is. HPSv2's own package pads an oblong image to a
+square. This crops the centre, as the official trainers do; square images give equal scores.
 
 `siglip` (arXiv 2303.15343, 2502.14786; a transformers folder). An image and its prompt score about
 0.05 to 0.2, an unrelated pair about 0. Text is lower-cased and padded to full length without a
@@ -18,10 +19,12 @@ Weights are frozen; the gradient reaches the pixels through the preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -32,12 +35,27 @@ from .. import config
 from ..types import DirectAlignError, Images, PerSample
 from . import open_clip
 from . import weights as files
-from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
+from .common import (
+    TEXT_BATCH,
+    BaseReward,
+    Device,
+    Preprocessing,
+    PromptCache,
+    TextReader,
+    recompute,
+)
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
+
+
+def clean_text(text: str) -> str:
+    """What OpenAI's CLIP and open_clip (github.com/mlfoundations/open_clip, tokenizer.py) do to a
+    text before they tokenise it: mended Unicode, no HTML entities, single spaces, lower case.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 class _DualEncoder(BaseReward):
@@ -46,6 +64,10 @@ class _DualEncoder(BaseReward):
     image_embeddings = True
     supports_soft_prompts = True
     model_class: Any
+    padding: bool | str = "max_length"
+    _check_kind: Callable[[Any, str], None]
+    usual_cleaning: Callable[[str], str]
+    """What is done to a text before it is tokenised."""
     directions: Tensor | None = None
     """Orthonormal rows (m, d) that are projected out of the image features (`project_out`)."""
 
@@ -55,14 +77,17 @@ class _DualEncoder(BaseReward):
         tokenizer: PreTrainedTokenizerBase,
         preprocessing: Preprocessing,
         scale: float = 1.0,
+        clean: Callable[[str], str] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.length = model.text_model.config.max_position_embeddings
+        self.clean = clean or self.usual_cleaning
+        self.text_reader = TextReader(tokenizer, self.length, self.clean)
         self._prompts = PromptCache(self._encode_for_score, batch_size=TEXT_BATCH)
         table = self.model.text_model.embeddings.token_embedding
         self.soft_prompts = SoftPrompts(
-            self.name, table, TABLE, tokenizer, self.length, *self._placeholder()
+            self.name, table, TABLE, tokenizer, self.length, self.clean, *self._placeholder()
         )
 
     @classmethod
@@ -78,8 +103,9 @@ class _DualEncoder(BaseReward):
         files.check_fits(model.config, preprocessing, tokenizer, files.processor_key(settings, key))
         model.to(device)
         recompute(model.vision_model, settings.gradient_checkpointing)
-        reward = cls(model, tokenizer, preprocessing, settings.scale)
-        reward.directions = directions_for(model, reward._width(), settings.project_out, key)
+        cleaning = cls._cleaning(settings)
+        reward = cls(model, tokenizer, preprocessing, settings.scale, cleaning)
+        reward.directions = directions_for(model, settings.project_out, key)
         return reward
 
     @classmethod
@@ -104,23 +130,36 @@ class _DualEncoder(BaseReward):
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
         return self.scale * (features * torch.stack(self._prompts.read(prompts))).sum(-1)
 
-    def encode_text(self, prompts: Sequence[str]) -> Features:
-        raise NotImplementedError
+    @classmethod
+    def read_text(cls, settings: Any, key: str, online: bool) -> TextReader | None:
+        longest = cls.model_class.config_class.sub_configs["text_config"]().max_position_embeddings
+        return files.text_reader(settings, key, online, longest, cls._cleaning(settings))
 
     @classmethod
-    def _check_kind(cls, settings: Any, key: str) -> None:
-        raise NotImplementedError
-
-    def _width(self) -> int:
-        """Number of features of an image."""
-        return self.model.config.vision_config.hidden_size
+    def _cleaning(cls, settings: Any) -> Callable[[str], str]:
+        del settings
+        return cls.usual_cleaning
 
     def _project(self, pooled: Tensor) -> Tensor:
         return pooled
 
     @torch.no_grad()
     def _encode_for_score(self, prompts: list[str]) -> Tensor:
-        return self.encode_text(prompts)
+        return self.encode_text(prompts, "max_length")
+
+    def encode_text(self, prompts: Sequence[str], padding: str | None = None) -> Features:
+        """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts.
+
+        `padding` is that of the tokenizer, None for the usual one.
+        """
+        padded = padding or self.padding
+        options: Any = {"padding": padded, "truncation": True, "max_length": self.length}
+        with self.soft_prompts.placed(prompts) as texts:
+            tokens = self.tokenizer(texts, return_tensors="pt", **options).to(self.model.device)
+            return F.normalize(self._pooled_text(tokens), dim=-1)
+
+    def _pooled_text(self, tokens: Any) -> Tensor:
+        return self.model.text_model(tokens["input_ids"]).pooler_output
 
     def _placeholder(self) -> tuple[str, str]:
         """A word that is one token, and what separates two of them."""
@@ -132,6 +171,8 @@ class ClipReward(_DualEncoder):
 
     name = "clip"
     model_class = CLIPModel
+    padding = True
+    usual_cleaning = staticmethod(clean_text)
 
     @classmethod
     def load(cls, path: str, device: Device = "cpu", **settings: Any) -> ClipReward:
@@ -157,18 +198,16 @@ class ClipReward(_DualEncoder):
             open_clip.describe(weights, key, settings.activation)
         cls._check_kind(settings, key)
 
-    def encode_text(self, prompts: Sequence[str], padding: bool | str = True) -> Features:
-        """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts.
+    def _pooled_text(self, tokens: Any) -> Tensor:
+        mask = tokens["attention_mask"]
+        pooled = self.model.text_model(tokens["input_ids"], attention_mask=mask).pooler_output
+        return self.model.text_projection(pooled)
 
-        `padding` is that of the tokenizer.
-        """
-        options: Any = {"padding": padding, "truncation": True, "max_length": self.length}
-        with self.soft_prompts.placed(prompts) as texts:
-            tokens = self.tokenizer(texts, return_tensors="pt", **options).to(self.model.device)
-            pooled = self.model.text_model(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            ).pooler_output
-        return F.normalize(self.model.text_projection(pooled), dim=-1)
+    @classmethod
+    def _cleaning(cls, settings: config.ClipConfig) -> Callable[[str], str]:
+        by_name = "pickscore" not in settings.path.lower()
+        cleaned = by_name if settings.clean_text is None else settings.clean_text
+        return cls.usual_cleaning if cleaned else str
 
     @classmethod
     def _check_kind(cls, settings: config.ClipConfig, key: str) -> None:
@@ -178,15 +217,8 @@ class ClipReward(_DualEncoder):
                 "sets it: remove activation"
             )
 
-    def _width(self) -> int:
-        return self.model.visual_projection.out_features
-
     def _project(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled)
-
-    @torch.no_grad()
-    def _encode_for_score(self, prompts: list[str]) -> Tensor:
-        return self.encode_text(prompts, "max_length")
 
 
 class SiglipReward(_DualEncoder):
@@ -194,6 +226,7 @@ class SiglipReward(_DualEncoder):
 
     name = "siglip"
     model_class = SiglipModel
+    usual_cleaning = staticmethod(str.lower)
 
     @classmethod
     def meta(cls, settings: config.SiglipConfig, key: str, configs: Any) -> SiglipReward:
@@ -208,15 +241,6 @@ class SiglipReward(_DualEncoder):
         cls._check_kind(settings, key)
         check_project(settings.project_out, key)
         files.check_files(settings, key, online, SiglipModel)
-
-    def encode_text(self, prompts: Sequence[str]) -> Features:
-        """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts."""
-        options: Any = {"padding": "max_length", "truncation": True, "max_length": self.length}
-        with self.soft_prompts.placed(prompts) as texts:
-            lower = [text.lower() for text in texts]
-            ids = self.tokenizer(lower, return_tensors="pt", **options)["input_ids"]
-            pooled = self.model.text_model(input_ids=ids.to(self.model.device)).pooler_output
-        return F.normalize(pooled, dim=-1)
 
     @classmethod
     def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:

@@ -18,13 +18,52 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..interfaces import Reward
 from ..io import text
-from ..io.tensors import resize
+from ..io.tensors import check_weights, resize
 from ..types import DirectAlignError, Images
 
 Device: TypeAlias = "torch.device | str"
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A text tower reads `length` tokens of the text after `clean`; the rest is cut."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    clean: Callable[[str], str] = str
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        """How many prompts lose their end."""
+        texts = [self.clean(prompt) for prompt in prompts]
+        rows: Any = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        return sum(len(row) > self.length for row in rows)
+
+
+def cut_warnings(
+    name: str, reader: TextReader | None, prompts: Sequence[str], phrases: Sequence[str] = ()
+) -> list[str]:
+    """A sentence if `reader` (of the reward or encoder `name`) cuts prompts, else nothing.
+
+    They are counted under the longest of the control phrases that are put before them.
+    """
+    if reader is None:
+        return []
+    starts = ["", *(f"{phrase}. " for phrase in phrases if not phrase.endswith(".safetensors"))]
+    rows: Any = reader.tokenizer([reader.clean(each) for each in starts], verbose=False)
+    longest = max(zip(map(len, rows["input_ids"]), starts, strict=True))[1]
+    texts = list(dict.fromkeys(prompts))
+    count = reader.cut([longest + text for text in texts])
+    under = f" after the control phrase {longest[:-2]!r}" if longest else ""
+    sentence = (
+        f"{name}: {count:,} of {len(texts):,} prompts are longer than its {reader.length} tokens"
+        f"{under}; their ends are ignored"
+    )
+    return [sentence] if count else []
 
 
 class BaseReward:
@@ -40,6 +79,8 @@ class BaseReward:
     """False: no gradient with respect to the image; only policy gradients can train on it."""
     image_embeddings: bool = False
     """`encode` returns one unit vector (b, d) per image in a space shared with text."""
+    text_reader: Any = None
+    """`TextReader` of its prompts; None if it reads none, or all of them."""
     soft_prompts: Any = None
     """`SoftPrompts` of the text tower; None where learned tokens are not supported."""
     supports_soft_prompts: bool = False
@@ -60,6 +101,14 @@ class BaseReward:
         """
 
     @classmethod
+    def read_text(cls, settings: Any, key: str, online: bool) -> TextReader | None:
+        """How it reads prompts, without reading weights; None if that is not known.
+
+        From the hub only if `online`.
+        """
+        del settings, key, online
+
+    @classmethod
     def meta(cls, settings: Any, key: str, configs: Any) -> Any:
         """The reward on the meta device, for memory estimates; None if it is not estimated.
 
@@ -73,6 +122,19 @@ class BaseReward:
         """Files, folders and hub ids that a recipe section needs, by the key that names them."""
         named = {key: getattr(settings, key, None) for key in cls.file_keys}
         return {key: path for key, path in named.items() if path is not None}
+
+
+def score_all(
+    reward: Reward, features: Any, texts: Sequence[Sequence[str]]
+) -> Float[Tensor, "k b"]:
+    """Scores (k, b) of b images under k lists of b prompts, gradient intact.
+
+    One call of a reward that has a method `score_all`, as black boxes do, else k calls of `score`.
+    """
+    at_once = getattr(reward, "score_all", None)
+    if at_once is not None:
+        return at_once(features, texts)
+    return torch.stack([reward.score(features, each) for each in texts])
 
 
 def read_json(file: Path, key: str = "") -> dict[str, Any]:
@@ -89,18 +151,22 @@ def read_annotated(
     """The tensor `name` (None without one) and the metadata of a safetensors file made by this
     package.
 
-    Raises DirectAlignError: no such file, or not a complete safetensors file.
+    Raises DirectAlignError: no such file, not a complete safetensors file, or values that are no
+    finite real numbers.
     """
     if not file.is_file():
         raise DirectAlignError(f"{key}: {file}: no such file; {remedy}")
     try:
         with safe_open(file, framework="pt") as opened:
             tensor = opened.get_tensor(name) if name in set(opened.keys()) else None
-            return tensor, dict(opened.metadata() or {})
+            facts = dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise DirectAlignError(
             f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {remedy}"
         ) from error
+    if tensor is not None:
+        check_weights({name: tensor}, f"{key}: {file}", counts=())
+    return tensor, facts
 
 
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
@@ -130,7 +196,10 @@ class Preprocessing:
         """From a folder. Raises DirectAlignError: missing, unreadable, or without a fixed crop."""
         file, settings = read_settings(folder)
         try:
-            size = _size(settings["size"])
+            size = settings["size"]
+            if isinstance(size, dict):
+                size = size.get("shortest_edge") or (size["height"], size["width"])
+            size = size if isinstance(size, tuple) else int(size)
             if "crop_size" not in settings and isinstance(size, int):
                 raise KeyError("crop_size")  # the short side leaves oblong images oblong
             crop = settings.get("crop_size", size)
@@ -193,13 +262,6 @@ def read_settings(folder: Path, key: str = "") -> tuple[Path, dict[str, Any]]:
         )
     settings = read_json(file, key)
     return file, settings.get("image_processor", settings)
-
-
-def _size(size: Any) -> int | tuple[int, int]:
-    """A side in pixels or (height, width), from a number or a dict."""
-    if not isinstance(size, dict):
-        return int(size)
-    return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
 
 
 CACHE_LIMIT = 65_536

@@ -38,7 +38,6 @@ from . import weights as files
 from .common import BaseReward, Device, recompute
 from .qwen_vl import (
     Chat,
-    ChatBatch,
     ImageTokens,
     VlmPixels,
     check_fits,
@@ -130,13 +129,11 @@ class Hpsv3Reward(BaseReward):
         """scale · mu of each image under its prompt."""
         questions = [QUESTION.replace("{prompt}", prompt) for prompt in prompts]
         chats = self.chat.for_images(questions, features)
-        hidden = last_hidden_state(self.model, features, chats, _plain_positions(chats))
+        plain = torch.arange(chats.ids.shape[1], device=chats.ids.device)
+        positions = plain.expand(3, *chats.ids.shape)
+        hidden = last_hidden_state(self.model, features, chats, positions)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         return self.scale * self.head(hidden.to(wide))[:, 0]
-
-
-def _plain_positions(chats: ChatBatch) -> Tensor:
-    return torch.arange(chats.ids.shape[1], device=chats.ids.device).expand(3, *chats.ids.shape)
 
 
 def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path | None:

@@ -43,6 +43,7 @@ from .common import (
     Device,
     Preprocessing,
     PromptCache,
+    TextReader,
     read_json,
     recompute,
 )
@@ -75,6 +76,7 @@ class ImageReward(BaseReward):
         )
         table = model.text.embeddings.word_embeddings
         self.soft_prompts = SoftPrompts("image_reward", table, TABLE, tokenizer, LENGTH)
+        self.text_reader = TextReader(tokenizer, LENGTH)
         self._prompts = PromptCache(self._tokenize)
 
     @classmethod
@@ -118,6 +120,13 @@ class ImageReward(BaseReward):
             tokenizer = _read_tokenizer(settings, key)
             if found is not None:
                 _check_vocabulary(tokenizer, found.text.vocab_size, settings, key)
+
+    @classmethod
+    def read_text(
+        cls, settings: config.ImageRewardConfig, key: str, online: bool
+    ) -> TextReader | None:
+        local = online or not hub.is_hub_id(settings.processor)
+        return TextReader(_read_tokenizer(settings, key), LENGTH) if local else None
 
     def encode(self, images: Images) -> Tokens:
         """Images (b, 3, h, w) in [0, 1], any size, to image tokens (b, n, d)."""
@@ -216,8 +225,8 @@ class Blip(nn.Module):
 
 def load_blip(file: Path, key: str) -> Blip:
     """The model of an original file, float32, on the CPU; raises as `describe_blip`."""
-    weights = _used(files.read_weights(file, f"{key}.path"))
-    found = _described(files.shapes_of(weights), file, key)
+    weights = files.read_weights(file, f"{key}.path")
+    found = describe_blip(file, key, files.shapes_of(weights))
     vision, text, head = (
         {name: weights[source] for name, source in names.items()} for names in found.names
     )
@@ -230,22 +239,15 @@ def load_blip(file: Path, key: str) -> Blip:
     )
 
 
-def describe_blip(file: Path, key: str) -> BlipLayout:
-    """Configs and tensor names of a file, without reading values.
+def describe_blip(file: Path, key: str, shapes: files.Shapes | None = None) -> BlipLayout:
+    """Configs and tensor names of a file, from its `shapes` (None: of its header).
 
     Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another
     architecture, a tensor that is missing, unknown or misshapen, a med_config.json that belongs to
     another model.
     """
-    return _described(_used(files.read_shapes(file, f"{key}.path")), file, key)
-
-
-def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    parts = (VISION, TEXT, HEAD)
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
-
-
-def _described(shapes: files.Shapes, file: Path, key: str) -> BlipLayout:
+    found = files.read_shapes(file, f"{key}.path") if shapes is None else shapes
+    shapes = {n: shape for n, shape in found.items() if n.startswith((VISION, TEXT, HEAD))}
     sizes = _Sizes(shapes, file, f"{key}.path")
     vision, text = _vision_config(sizes), _text_config(sizes)
     with torch.device("meta"):

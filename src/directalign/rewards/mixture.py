@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .. import config, rewards
 from ..interfaces import Reward
 from ..types import Images, PerSample
-from .common import BaseReward, Device
+from .common import BaseReward, Device, score_all
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,25 @@ class MixReward(BaseReward):
 
     def score(self, features: tuple[Any, ...], prompts: Sequence[str]) -> PerSample:
         """Weighted sum of the raw scores (b,), on the device of the first member's."""
-        scores = self.each(features, prompts).values()
-        weighted = [
-            member.settings.weight * score
-            for member, score in zip(self.members, scores, strict=True)
-        ]
+        return self.score_all(features, [prompts])[0]
+
+    def score_all(
+        self, features: tuple[Any, ...], texts: Sequence[Sequence[str]]
+    ) -> Float[Tensor, "k b"]:
+        """`score` under k lists of prompts."""
+        return self.weighted(self.each(features, texts))
+
+    def weighted(self, scores: Mapping[str, Float[Tensor, "k b"]]) -> Float[Tensor, "k b"]:
+        """The weighted sum of the members' scores by label."""
+        weighted = [each.settings.weight * scores[each.label] for each in self.members]
         return torch.stack([score.to(weighted[0]) for score in weighted]).sum(0)
 
-    def each(self, features: tuple[Any, ...], prompts: Sequence[str]) -> Mapping[str, PerSample]:
-        """The raw scores (b,) of every member, by its label."""
+    def each(
+        self, features: tuple[Any, ...], texts: Sequence[Sequence[str]]
+    ) -> Mapping[str, Float[Tensor, "k b"]]:
+        """The raw scores (k, b) of every member under k lists of prompts, by its label."""
         return {
-            member.label: member.reward.score(own, prompts)
+            member.label: score_all(member.reward, own, texts)
             for member, own in zip(self.members, features, strict=True)
         }
 

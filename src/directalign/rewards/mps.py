@@ -30,7 +30,15 @@ from ..io import hub
 from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
-from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
+from .common import (
+    TEXT_BATCH,
+    BaseReward,
+    Device,
+    Preprocessing,
+    PromptCache,
+    TextReader,
+    recompute,
+)
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -84,6 +92,8 @@ class MpsReward(BaseReward):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.condition = condition or OVERALL
+        longest = model.model.text_model.config.max_position_embeddings
+        self.text_reader = TextReader(tokenizer, longest)
         self._prompts = PromptCache(self._encode_prompts, CACHED_PHRASES, TEXT_BATCH)
 
     @classmethod
@@ -92,7 +102,7 @@ class MpsReward(BaseReward):
     ) -> MpsReward:
         files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         file, reader, preprocessing, tokenizer = files.fetch(settings, key)
-        weights = _used(files.read_weights(file, f"{key}.path"))
+        weights = files.read_weights(file, f"{key}.path")
         clip, sizes = _described(files.shapes_of(weights), file, reader, key)
         files.check_fits(clip, preprocessing, tokenizer, files.processor_key(settings, key))
         model = _filled(clip, sizes, weights).to(device)
@@ -115,11 +125,15 @@ class MpsReward(BaseReward):
         return cls(model, configs.tokenizer(), preprocessing, settings.scale, settings.condition)
 
     @classmethod
+    def read_text(cls, settings: config.MpsConfig, key: str, online: bool) -> TextReader | None:
+        return files.text_reader(settings, key, online, 77)
+
+    @classmethod
     def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:
         files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         file, reader = files.check_files(settings, key, online, CLIPModel), settings.processor
         if file is not None and reader is not None and not hub.is_hub_id(reader):
-            shapes = _used(files.read_shapes(file, f"{key}.path"))
+            shapes = files.read_shapes(file, f"{key}.path")
             _described(shapes, file, files.locate(reader, f"{key}.processor"), key)
 
     def encode(self, images: Images) -> ImageTokens:
@@ -138,28 +152,18 @@ class MpsReward(BaseReward):
 
     @torch.no_grad()
     def _encode_prompts(self, prompts: list[str]) -> list[EncodedPrompt]:
-        tokens, whole = self._encode_text([*prompts, self.condition])
+        clip, longest = self.model.model, self.text_reader.length
+        options: Any = {"padding": "max_length", "truncation": True, "max_length": longest}
+        ids = self.tokenizer([*prompts, self.condition], return_tensors="pt", **options)
+        out = clip.text_model(input_ids=ids["input_ids"].to(clip.device))
+        tokens = clip.text_projection(out.last_hidden_state)
+        whole = clip.text_projection(out.pooler_output)
         similarity = torch.einsum("bld,cd->blc", tokens[:-1], tokens[-1]).amax(-1)
         selected = similarity / similarity.amax(-1, keepdim=True) > THRESHOLD
         return [
             EncodedPrompt(*parts)
             for parts in zip(tokens[:-1], selected, F.normalize(whole[:-1], dim=-1), strict=True)
         ]
-
-    def _encode_text(
-        self, prompts: list[str]
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d"]]:
-        clip = self.model.model
-        length = clip.text_model.config.max_position_embeddings
-        ids = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )["input_ids"]
-        out = clip.text_model(input_ids=ids.to(clip.device))
-        return clip.text_projection(out.last_hidden_state), clip.text_projection(out.pooler_output)
-
-
-def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED)}
 
 
 def _described(
@@ -178,6 +182,7 @@ def _described(
         raise DirectAlignError(
             f"{key}.path: {file}: not the weights of an MPS (no {files.first_line(error)})"
         ) from error
+    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(UNUSED)}
     wanted = files.meta_shapes(lambda: MpsModel(CLIPModel(clip), CrossModel(**sizes)))
     files.check_tensors(wanted, shapes, file, f"{key}.path", "MPS")
     return clip, sizes
@@ -186,7 +191,11 @@ def _described(
 def _filled(clip: CLIPConfig, sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> MpsModel:
     """The model with the weights of a checked file, float32."""
     towers, cross = (
-        {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        {
+            name.removeprefix(prefix): w
+            for name, w in weights.items()
+            if name.startswith(prefix) and not name.endswith(UNUSED)
+        }
         for prefix in ("model.", "cross_model.")
     )
     with torch.device("meta"):

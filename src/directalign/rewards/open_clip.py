@@ -78,18 +78,14 @@ def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def _described(shapes: Shapes, file: Path, key: str, activation: str | None) -> CLIPConfig:
     described = clip_config(shapes, file, key, activation)
     own = meta_shapes(lambda: CLIPModel(described))
-    wanted = {_source(name): _stored(name, shape) for name, shape in own.items()}
+    wanted = dict[str, tuple[int, ...]]()
+    for name, shape in own.items():
+        fused = shape if _third(name) is None else (3 * shape[0], *shape[1:])
+        wanted[_source(name)] = shape[::-1] if name in TRANSPOSED else fused
     # Some files store logit_scale as a list of one number.
     found = {name: () if name == "logit_scale" else shape for name, shape in shapes.items()}
     check_tensors(wanted, found, file, f"{key}.path", "CLIP of open_clip")
     return described
-
-
-def _stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in an open_clip file of the tensor that transformers calls `name`."""
-    if name in TRANSPOSED:
-        return shape[::-1]
-    return shape if _third(name) is None else (3 * shape[0], *shape[1:])
 
 
 def _converted(name: str, tensor: Tensor) -> Tensor:
@@ -132,8 +128,7 @@ OTHER_FILES = {
     "siglip for a SigLIP)",
     "visual.layer1.": "a ResNet CLIP, which transformers does not have: take a ViT",
     "text_decoder.": "a CoCa, which transformers does not have: take a plain CLIP",
-    "text.transformer.embeddings.": "a text tower of transformers: take a CLIP with its own",
-    "text.transformer.encoder.": "a text tower of transformers: take a CLIP with its own",
+    "text.transformer.e": "a text tower of transformers: take a CLIP with its own",
     "text_model.": "a transformers model: give its folder, with config.json",
     "vision_model.": "a transformers model: give its folder, with config.json",
 }
@@ -153,7 +148,7 @@ def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = N
     given = _read_config(file, key)
     _check_kind(shapes, file, key)
     try:
-        vision, text, width = _vision(shapes), _text(shapes), int(shapes["text_projection"][-1])
+        (vision, text), width = _towers(shapes), int(shapes["text_projection"][-1])
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise DirectAlignError(
             f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole "
@@ -177,17 +172,15 @@ def _check_kind(shapes: Shapes, file: Path, key: str) -> None:
         )
 
 
-def _vision(shapes: Shapes) -> dict[str, Any]:
+def _towers(shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sizes of the vision tower and of the text tower."""
     width, _, patch, _ = shapes["visual.conv1.weight"]
-    positions = shapes["visual.positional_embedding"][0]
-    side = round((positions - 1) ** 0.5)
-    return {"image_size": side * patch, "patch_size": patch} | _tower(shapes, VISION_BLOCKS, width)
-
-
-def _text(shapes: Shapes) -> dict[str, Any]:
+    side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+    vision = {"image_size": side * patch, "patch_size": patch}
+    vision |= _tower(shapes, VISION_BLOCKS, width)
     vocabulary, width = shapes["token_embedding.weight"]
     # With end-of-text id 2 transformers pools at the highest id, as open_clip does.
-    return _tower(shapes, TEXT_BLOCKS, width) | {
+    return vision, _tower(shapes, TEXT_BLOCKS, width) | {
         "vocab_size": vocabulary,
         "max_position_embeddings": shapes["positional_embedding"][0],
         "bos_token_id": vocabulary - 2,

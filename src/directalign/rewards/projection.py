@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +56,16 @@ def project_out(features: Features, directions: Rows | None) -> Features:
     return F.normalize(features, dim=-1)
 
 
-def directions_for(model: nn.Module, width: int, project: str | None, key: str) -> Rows | None:
+def directions_for(model: Any, project: str | None, key: str) -> Rows | None:
     """The rows of a recipe's `project_out` file on the model's device, None without a file.
 
-    Raises DirectAlignError as `read_directions`, for another width than the features' `width`, and
-    for another reward's directions.
+    Raises DirectAlignError as `read_directions`, and for directions of another width or reward.
     """
     if project is None:
         return None
     found = read_directions(Path(project).expanduser(), f"{key}.project_out")
+    projection = getattr(model, "visual_projection", None)
+    width = projection.out_features if projection else model.config.vision_config.hidden_size
     if found.rows.shape[1] != width:
         raise DirectAlignError(
             f"{key}.project_out: {project}: directions of {found.rows.shape[1]} numbers, and this "

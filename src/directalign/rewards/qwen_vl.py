@@ -79,7 +79,7 @@ class VlmReward(BaseReward):
             reader = files.locate(settings.processor, f"{key}.processor", SETTINGS)
         chat, pixels, answers = _reader(settings, reader, key)
         model: Any = files.load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
-        check_fits(model.config, pixels, chat, _reader_key(settings, key))
+        check_fits(model.config, pixels, chat, files.processor_key(settings, key))
         recompute(model.model, settings.gradient_checkpointing)
         return cls(model.to(device), chat, pixels, settings, answers)
 
@@ -143,7 +143,7 @@ def _reader(
     settings: config.QwenVLConfig, folder: Path, key: str
 ) -> tuple[Chat, VlmPixels, tuple[int, int]]:
     """Chat, preprocessing and the two answers' tokens of a folder."""
-    reader_key = _reader_key(settings, key)
+    reader_key = files.processor_key(settings, key)
     pixels = VlmPixels.read(folder, reader_key).bounded(settings.max_pixels)
     tokenizer, template = read_chat(folder, reader_key)
     yes = one_token(tokenizer, settings.yes, f"{key}.yes")
@@ -153,10 +153,6 @@ def _reader(
             f"{key}.no: {settings.no!r} is the same token as {key}.yes: give another answer"
         )
     return Chat(tokenizer, template), pixels, (yes, no)
-
-
-def _reader_key(settings: config.QwenVLConfig, key: str) -> str:
-    return f"{key}.path" if settings.processor is None else f"{key}.processor"
 
 
 KINDS: dict[str, type[PreTrainedModel]] = {
@@ -348,9 +344,8 @@ class Chat:
 
     def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
         """`tokenize` for encoded images, one text each."""
-        assert len(texts) == len(image.tokens), (
-            f"{len(texts)} prompts for {len(image.tokens)} images"
-        )
+        count = len(image.tokens)
+        assert len(texts) == count, f"{len(texts)} prompts for {count} images"
         return self.tokenize(texts, image.tokens.shape[1], image.tokens.device)
 
     def render(self, text: str) -> str:
@@ -411,16 +406,14 @@ def rotary_positions(chats: ChatBatch, rows: int, columns: int) -> Int[Tensor, "
 
     Those of padding are not used.
     """
-    return torch.stack(
-        [_positions(chats.ids.shape[1], start, rows, columns) for start in chats.starts], dim=1
-    ).to(chats.ids.device)
-
-
-def _positions(length: int, start: int, rows: int, columns: int) -> Tensor:
     axes = (torch.zeros(1).long(), torch.arange(rows), torch.arange(columns))
-    image = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1) + start
-    behind = torch.arange(length - start - rows * columns) + start + max(rows, columns)
-    return torch.cat([torch.arange(start).expand(3, -1), image, behind.expand(3, -1)], dim=1)
+    image, found = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1), list[Tensor]()
+    for start in chats.starts:
+        length = chats.ids.shape[1] - start - rows * columns
+        before, behind = torch.arange(start), torch.arange(length) + start + max(rows, columns)
+        each = [before.expand(3, -1), image + start, behind.expand(3, -1)]
+        found.append(torch.cat(each, dim=1))
+    return torch.stack(found, dim=1).to(chats.ids.device)
 
 
 Patches = Float[Tensor, "n p"]

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -90,13 +90,11 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
     """
     tokens, facts = read_annotated(file, key, "tokens", f"{MAKE}, or correct the path")
     complete = all(facts.get(name) for name in FACTS)
-    if tokens is None or tokens.ndim != 2 or len(tokens) == 0 or not complete:
+    if tokens is None or tokens.ndim != 2 or tokens.numel() == 0 or not complete:
         raise DirectAlignError(
             f"{key}: {file}: not a file of learned tokens (a tensor `tokens` and what it was "
             f"fitted to); {MAKE}"
         )
-    if not tokens.isfinite().all():
-        raise DirectAlignError(f"{key}: {file}: holds numbers that are not finite; {MAKE} again")
     return ControlTokens(tokens.float(), *(facts[name] for name in FACTS))
 
 
@@ -151,6 +149,7 @@ class SoftPrompts:
         kind: the kind of reward (`reward.name`).
         table: its token embedding; `name` is how the model's state dict calls its weight.
         longest: maximum text length in tokens; learned ones may take half of it.
+        clean: what the reward does to a text before it is tokenised.
         placeholder: a word that is one token, whose vectors are replaced; `joint` separates two.
     """
 
@@ -161,11 +160,13 @@ class SoftPrompts:
         name: str,
         tokenizer: PreTrainedTokenizerBase,
         longest: int,
+        clean: Callable[[str], str] = str,
         placeholder: str = "x",
         joint: str = " ",
     ) -> None:
         self.kind, self.table, self.name, self.longest = kind, table, name, longest
-        self.tokenizer, self.placeholder, self.joint = tokenizer, placeholder, joint
+        self.tokenizer, self.clean = tokenizer, clean
+        self.placeholder, self.joint = placeholder, joint
         self.held: dict[str, Tensor] = {}
         """Vectors by the name before the prompt; entries set by a caller need no file, and their
         gradient is intact."""
@@ -176,16 +177,26 @@ class SoftPrompts:
         parts = [split(prompt) for prompt in prompts]
         vectors = [None if name is None else self._vectors(name) for name, _ in parts]
         if all(each is None for each in vectors):
-            yield list(prompts)
+            yield [self.clean(prompt) for prompt in prompts]
             return
         texts = [
-            rest if each is None else f"{self.joint.join([self.placeholder] * len(each))}. {rest}"
+            self.clean(rest)
+            if each is None
+            else self.joint.join([self.placeholder] * len(each)) + self.clean(f". {rest}")
             for each, (_, rest) in zip(vectors, parts, strict=True)
         ]
 
-        def replace(module: nn.Module, ids: Any, embedded: Any) -> Tensor:
+        placeholder = self._ids(self.placeholder)[0]
+
+        def replace(module: nn.Module, ids: Any, embedded: Any) -> Float[Tensor, "b l d"]:
             del module
-            return self._replaced(ids[0], embedded, vectors)
+            rows = list(embedded)
+            for number, vector in enumerate(vectors):
+                if vector is not None:
+                    where = (ids[0][number] == placeholder).nonzero()[: len(vector), 0]
+                    assert len(where) == len(vector), f"{len(where)} for {len(vector)} tokens"
+                    rows[number] = rows[number].index_copy(0, where, vector.to(embedded))
+            return torch.stack(rows)
 
         hook = self.table.register_forward_hook(replace)
         try:
@@ -195,7 +206,7 @@ class SoftPrompts:
 
     def embedding_of(self, words: str) -> Vectors:
         """The table's own vectors of a few words, (n, d)."""
-        return self.table.weight[self._ids(words)].detach().clone()
+        return self.table.weight[self._ids(self.clean(words))].detach().clone()
 
     def made(self, tokens: Vectors, how: str) -> ControlTokens:
         """The tokens with the metadata of a file."""
@@ -211,23 +222,6 @@ class SoftPrompts:
             check_length(len(found.tokens), self.longest, f"{key}: {name}")
             self.held[name] = found.tokens.to(self.table.weight)
         return self.held[name]
-
-    def _replaced(
-        self,
-        ids: Int[Tensor, "b l"],
-        embedded: Float[Tensor, "b l d"],
-        vectors: Sequence[Tensor | None],
-    ) -> Float[Tensor, "b l d"]:
-        placeholder = self._ids(self.placeholder)[0]
-        rows = []
-        for row, each, vector in zip(ids, embedded, vectors, strict=True):
-            if vector is None:
-                rows.append(each)
-                continue
-            where = (row == placeholder).nonzero()[: len(vector), 0]
-            assert len(where) == len(vector), f"{len(where)} placeholders, {len(vector)} tokens"
-            rows.append(each.index_copy(0, where, vector.to(each)))
-        return torch.stack(rows)
 
     def _ids(self, words: str) -> list[int]:
         return list(self.tokenizer(words, add_special_tokens=False)["input_ids"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from struct import error as StructError
@@ -30,7 +30,7 @@ from ..io.pretrained import contents, from_pretrained
 from ..io.tensors import check_kinds, check_weights
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
-from .common import IMAGE_SETTINGS, Preprocessing, read_json
+from .common import IMAGE_SETTINGS, Preprocessing, TextReader, read_json
 
 Shapes = Mapping[str, Sequence[int]]
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
@@ -340,6 +340,8 @@ def load_model(
     """Load a model from a checked folder, in `dtype`, on the CPU."""
     logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    for file in sorted(folder.glob("*.safetensors")):
+        read_weights(file, key)
     try:
         loaded: Any = from_pretrained(kind, folder, dtype=dtype, **options)
     except UNREADABLE as error:
@@ -400,6 +402,26 @@ def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
             f"{key}: {folder}: its tokenizer cannot be read ({first_line(error)}); copy it from "
             "the original checkpoint"
         ) from error
+
+
+def text_reader(
+    settings: FolderConfig, key: str, online: bool, longest: int, clean: Callable[[str], str] = str
+) -> TextReader | None:
+    """How a reward with the tokenizer of `processor`, or of its own folder, reads prompts.
+
+    `longest`: tokens it reads where config.json does not say. None if the tokenizer is on the hub
+    and not `online`.
+    """
+    where = settings.processor or settings.path
+    if is_weight_file(where):
+        where = str(Path(where).parent)
+    if hub.is_hub_id(where) and not online:
+        return None
+    folder = locate(where, key, FOLDER_SETTINGS)
+    if (folder / "config.json").exists():
+        text = read_json(folder / "config.json", key).get("text_config")
+        longest = (text if isinstance(text, dict) else {}).get("max_position_embeddings", longest)
+    return TextReader(read_tokenizer(folder, processor_key(settings, key)), longest, clean)
 
 
 def linear_layers(prefix: str, numbers: Sequence[int], width: int, shapes: Shapes) -> nn.Sequential:
