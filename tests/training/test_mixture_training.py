@@ -185,7 +185,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}/score"
 
 
-@pytest.mark.parametrize(("mixture", "answered"), [(True, 18)])
+@pytest.mark.parametrize(("mixture", "answered"), [(True, 6)])
 def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
     folder, tmp_path, mixture, answered
 ):
@@ -216,7 +216,7 @@ def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
     assert weights(out) == weights(whole) and records(out) == records(whole)
 
 
-@pytest.mark.parametrize("answered", [14])
+@pytest.mark.parametrize("answered", [8])
 def test_all_ranks_stop_when_the_server_of_one_fails(folder, tmp_path, answered):
     """In the third step, and in the evaluation after the fourth, which only rank 0 makes."""
     server, out, log = Server(), tmp_path / "out", tmp_path / "log"
