@@ -4,8 +4,6 @@
 (released ramps) run three times as long. Takes minutes on a CPU.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

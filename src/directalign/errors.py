@@ -1,7 +1,5 @@
 """The errors of the package; without torch, which the report and the arena do not need."""
 
-from __future__ import annotations
-
 
 class DirectAlignError(ValueError):
     """A mistake that the user can correct: one line with the file or key, its value, and the

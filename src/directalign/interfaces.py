@@ -5,8 +5,6 @@ model.encode_prompt -> rollout -> noise -> model.predict -> recover -> model.dec
 method.losses
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Protocol, runtime_checkable

@@ -7,8 +7,6 @@ reward's label or a style are described by their prefix, see `metric`. Those of 
 (`evaluate.metrics`) enter `USER_METRICS` when they are loaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

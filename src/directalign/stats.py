@@ -5,8 +5,6 @@ groups (prompts, items) are resampled, not single images. The seed is fixed: equ
 intervals.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter

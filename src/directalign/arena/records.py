@@ -3,8 +3,6 @@
 This module needs no torch, so that the arena starts at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args

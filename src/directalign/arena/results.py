@@ -5,8 +5,6 @@ after correction for the number of pairs; with few, what is clear is said of the
 All other findings are caveats: few data, disagreement, quantities that could not be computed.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

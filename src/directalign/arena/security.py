@@ -6,8 +6,6 @@ same after a restart. `RequestFilter` is an ASGI layer that checks method, Origi
 are not limited: use a reverse proxy or a tunnel beyond a LAN.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

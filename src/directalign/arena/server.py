@@ -6,8 +6,6 @@ images are looked up in dictionaries made at the start. Without --host the serve
 machine only; with it, joining needs the invitation link.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import logging

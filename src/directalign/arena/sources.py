@@ -9,8 +9,6 @@ nothing but the pixels can reveal the model; transparent ones are composited on 
 profiles are converted to sRGB.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -9,8 +9,6 @@ annotators and other prompts: answers of one person are alike, and so are those 
 whatever its seeds (`stats.clustered_rate`).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence

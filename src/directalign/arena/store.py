@@ -6,8 +6,6 @@ one; taking back is a row without a choice; triggers refuse to delete or change 
 process may run an arena on a database: it holds a lock on an empty file beside it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hmac
 import json

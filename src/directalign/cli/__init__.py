@@ -1,7 +1,5 @@
 """The `directalign` command. Commands import what they need when they run, so that help is fast."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

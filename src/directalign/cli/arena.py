@@ -1,7 +1,5 @@
 """`directalign arena`: blind human comparison in a browser, and its results."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager

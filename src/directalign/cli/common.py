@@ -3,8 +3,6 @@
 Exit codes: 1 for any error, 2 for an invalid command line (typer's own), 130 for an interruption.
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import inspect

@@ -1,7 +1,5 @@
 """`directalign sample`, `evaluate`, `compare` and `report`: images, numbers and pages of models."""
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

@@ -4,8 +4,6 @@ export   weights that other programs read, with a model card, on this machine or
 average  the mean of a run's checkpoints, optionally mixed with the base model
 """
 
-from __future__ import annotations
-
 import json
 from enum import Enum
 from pathlib import Path

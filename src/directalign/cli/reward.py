@@ -6,8 +6,6 @@ finetune         finetune a reward until it responds to control phrases
 bias-directions  find directions of exploitation for `reward.project_out`
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable
 from enum import Enum

@@ -1,7 +1,5 @@
 """`directalign train`, `demo`, `schema` and `world`."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

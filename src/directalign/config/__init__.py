@@ -1,8 +1,6 @@
 """A run as typed, strict YAML: `run` has the whole, `methods` and `rewards` two of
 its sections."""
 
-from __future__ import annotations
-
 from .base import *  # noqa: F403
 from .methods import *  # noqa: F403
 from .rewards import *  # noqa: F403

@@ -1,7 +1,5 @@
 """What all sections of a recipe share: strict validation and the constrained number types."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """Format pydantic errors as one line: file or override, key, value, rule, remedy."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ YAML is version 1.2, as in editors: `1e-4` is a number, `no` is text, a date is 
 are refused. Overrides take precedence over the file, and the file over its preset.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import json

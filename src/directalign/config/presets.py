@@ -1,7 +1,5 @@
 """The presets of presets.yaml. A recipe names one under `preset` and overrides any key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Each image goes to the bucket of nearest aspect ratio on a logarithmic scale (2:
 as 1:2 is). Every batch has one shape.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt, log

@@ -5,8 +5,6 @@ for a folder from `save_to_disk` or with data files (parquet, jsonl, csv, images
 library reads them; rows stay on disk. Not supported: streaming, and datasets with scripts.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ is reported before training starts; it stores captions and sizes, not pixels. `I
 them in aspect-ratio buckets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

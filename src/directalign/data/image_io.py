@@ -4,8 +4,6 @@ Handles palettes, transparency (on white), 16 bits, EXIF orientation, colour pro
 truncation; what cannot be decoded is an `Unreadable` with its reason.
 """
 
-from __future__ import annotations
-
 import warnings
 from io import BytesIO
 from pathlib import Path

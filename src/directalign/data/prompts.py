@@ -4,8 +4,6 @@
 step. Lists of the package are `photographs` and `world`, the captions of the toy world.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

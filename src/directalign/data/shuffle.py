@@ -5,8 +5,6 @@ batches take neighbouring slices of that endless sequence. Choices per update (a
 a size) are drawn without replacement from shuffled decks. Only a cache is stored between calls.
 """
 
-from __future__ import annotations
-
 import random
 from bisect import bisect_right
 from functools import lru_cache

@@ -5,8 +5,6 @@ starts above it, `inversion(target)` below. The three samplers share that interf
 inversion.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

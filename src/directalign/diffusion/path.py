@@ -5,8 +5,6 @@ Every prediction type is a sum of two terms, target = of_noise·noise + of_x0·x
 two equations in two unknowns; `determinant` is theirs, and every conversion follows from it.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor

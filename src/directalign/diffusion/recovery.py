@@ -11,8 +11,6 @@ signed multiple of the network's own error, and the gradient is one Jacobian tim
 docs/method.md derives it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

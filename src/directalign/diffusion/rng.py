@@ -3,8 +3,6 @@
 Numbers are drawn on the CPU and then moved, so a seed means the same noise on every device.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal

@@ -4,8 +4,6 @@ Both are one step, x_to = a·x_t + b·pred (`linear_step`): x_t is split into es
 noise, which are combined at the next level.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

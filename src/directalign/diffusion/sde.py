@@ -9,8 +9,6 @@ log-probability of a step, advantage of a sample over the others of its prompt, 
 ratio of PPO (arXiv 1707.06347).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -6,8 +6,6 @@ scores/adherence_facts.jsonl    {"model", "index", "facts": [{"fact": "exactly t
 results.jsonl                   all metrics of an image in one line
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

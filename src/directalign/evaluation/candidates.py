@@ -5,8 +5,6 @@ writes it. All metrics are computed on PNG files, 8 bits a channel, so candidate
 and results do not depend on when an image was made.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata

@@ -7,8 +7,6 @@ other, rewards after them, so memory holds one at a time. docs/evaluation.md des
 and the metrics.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The rewards of a comparison: trained ones, held-out ones of recipes, those of `--reward`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Generate images of prompt-seed pairs, which do not depend on batch or process."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 A `@statistic` is evaluated during training and in comparisons; `metrics` has one of its name.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations

@@ -4,8 +4,6 @@ The metric functions are those of comparisons (`scores`). The reference of the c
 renderer's photographs of the same captions in the toy world, elsewhere the base model's images.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property

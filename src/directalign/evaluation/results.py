@@ -6,8 +6,6 @@ have it, so metrics of control prompts, of distances to a base and of prompts wi
 summarised alike.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations

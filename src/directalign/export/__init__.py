@@ -3,8 +3,6 @@
 `average` writes the mean of a run's checkpoints; `upload` copies an export to the Hugging Face Hub.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

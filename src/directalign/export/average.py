@@ -7,8 +7,6 @@ summary.json  `averaged`: checkpoints, group of weights, share of the base model
 Not supported: unequal weights, and checkpoints of several runs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The license is read from the README beside the weights, else from the list in pu
 otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

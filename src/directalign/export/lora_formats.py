@@ -5,8 +5,6 @@ sorts LoRAs by `ss_base_model_version`; `directalign.*` records the origin. No l
 written.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping

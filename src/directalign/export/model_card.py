@@ -3,8 +3,6 @@
 The text is in templates/model_card.md.j2.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path

@@ -5,8 +5,6 @@ the base with the LoRA merged into it; then the base's other parts in the same d
 schedulers are copied.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

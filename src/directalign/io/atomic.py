@@ -5,8 +5,6 @@ Folders get a manifest of checksums. A crash leaves earlier folders untouched an
 manifest (truncated or missing files).
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

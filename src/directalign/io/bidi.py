@@ -1,7 +1,5 @@
 """Outside texts whose letters run from right to left, beside numbers and other texts."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

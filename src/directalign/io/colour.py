@@ -1,7 +1,5 @@
 """Pictures as RGB: upright, composited on white, in sRGB. Needs no torch."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from io import BytesIO

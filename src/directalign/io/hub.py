@@ -4,8 +4,6 @@ Only files that match the given patterns are downloaded, into the library's cach
 `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and `HF_ENDPOINT` apply.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time

@@ -5,8 +5,6 @@ when the file is opened. No row is written twice: a resumed process ends with th
 uninterrupted one.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Read networks, configs and tokenizers of a folder without running Python that lies in it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of weights that were read; images: resized, and turned into 8-bit pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

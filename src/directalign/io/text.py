@@ -1,7 +1,5 @@
 """Read files of text: UTF-8, tables, JSON, prompts in rows; errors name file, line and remedy."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Load an object from a Python file of the user: "my.py:Thing" in a recipe."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any

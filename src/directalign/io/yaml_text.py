@@ -4,8 +4,6 @@ Everything that a recipe, an override or a section in a file or option holds is 
 limit on what aliases expand to.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

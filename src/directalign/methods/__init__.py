@@ -1,7 +1,5 @@
 """Alignment methods, one paper per file. A new method is one file and one line in METHODS."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

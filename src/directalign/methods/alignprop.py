@@ -7,8 +7,6 @@ unit of recomputation: memory is that of one step plus the states, and every dif
 the batch's deepest sample costs one more forward call. Left out: nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise

@@ -12,8 +12,6 @@ sampler's own last state has that distribution. On a rollout of one step from pu
 exact: the n losses are n independent draws of K = 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

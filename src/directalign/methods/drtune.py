@@ -7,8 +7,6 @@ type, one draw of the stop and of the first trained step per sample, the K steps
 before the stop so that all of them count. Left out: nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -11,8 +11,6 @@ smaller ones for its updates (each takes all samples, and its own steps of them)
 training than in sampling (one rollout for both).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise

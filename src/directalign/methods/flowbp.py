@@ -9,8 +9,6 @@ step's length being the size of d x0 / d pred along the chain (on a flow |sigma_
 the paper's). Left out: the variants Bridge and Lagrange.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -10,8 +10,6 @@ distance per latent value and tau 0.1, as in the baseline released with arXiv 26
 nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -6,8 +6,6 @@ balancing follows GradNorm (arXiv 1711.02257) without its learning rates: gradie
 equalised, so weights keep their meaning.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -7,8 +7,6 @@ reward and form. Left out: the pretraining loss, which needs captioned real imag
 that balances the two losses: of a single loss, AdamW cancels it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

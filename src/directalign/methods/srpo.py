@@ -9,8 +9,6 @@ The released trainer's values are the presets. Left out: the released second Qwe
 never longer than its first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

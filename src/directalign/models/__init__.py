@@ -5,8 +5,6 @@ attributes of its class (see `common.DiffusersModel`). A class of the user's own
 `model.architecture: my_model.py:MyModel`.
 """
 
-from __future__ import annotations
-
 import importlib
 from difflib import get_close_matches
 from pathlib import Path as FilePath

@@ -4,8 +4,6 @@
 backward pass is refused.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

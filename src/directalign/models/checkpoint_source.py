@@ -5,8 +5,6 @@ From a hub repository, configs, tokenizers, scheduler and the safetensors of one
 downloaded; no other formats, and no single files beside the folders. `components` loads the parts.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the architectures share: the base class, tokenization, and tokens of latents."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath

@@ -4,8 +4,6 @@ Missing, truncated or wrong files raise DirectAlignError before the first weight
 Weights are read from safetensors only: nothing is unpickled or downloaded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

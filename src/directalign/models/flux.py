@@ -4,8 +4,6 @@ Read from the checkpoint: the scheduler's shift, whether guidance is an input of
 length of the T5 sequence (512, or `max_sequence_length` in the folder's `directalign.json`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

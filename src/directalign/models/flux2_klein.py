@@ -7,8 +7,6 @@ its model_index.json) takes no guidance. Left out: reference images, and FLUX.2 
 another pipeline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

@@ -5,8 +5,6 @@ factor, so readers that take alpha = rank where none is given (diffusers, ComfyU
 update.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sampling grids of checkpoints' schedulers: DDIM on a DDPM table, Euler on a rectified flow."""
 
-from __future__ import annotations
-
 from pathlib import Path as FilePath
 from typing import Any, cast
 

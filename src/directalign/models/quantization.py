@@ -11,8 +11,6 @@ saves each layer's input; torchao's int8 weights, which autograd keeps in full u
 pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache

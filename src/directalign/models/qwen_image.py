@@ -7,8 +7,6 @@ model's use (cfg_scale 4). Left out: embedded guidance, for which diffusers' net
 editing and layered models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

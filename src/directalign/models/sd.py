@@ -7,8 +7,6 @@ uncropped, as in StableDiffusionXLPipeline. Left out: the refiner, other origina
 guidance_rescale, CLIP skip, a prompt per encoder, distilled guidance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

@@ -6,8 +6,6 @@ image of its position embeddings, the scheduler's shift. Guidance takes two pass
 skip-layer guidance, image prompts, CLIP skip, a prompt per encoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

@@ -7,8 +7,6 @@ folder. Not read: weights in fewer bits with scales (scaled fp8, nf4, GGUF), and
 inside SD3 and FLUX files. The conversion is that of diffusers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath

@@ -6,8 +6,6 @@ atomically; prompt, fingerprint and a digest of the tensors are stored in them a
 are read.
 """
 
-from __future__ import annotations
-
 import gc
 import hashlib
 import shutil

@@ -4,8 +4,6 @@ AutoencoderKL: x0 = (mode − shift_factor)·scaling_factor; Qwen-Image's: by th
 channel.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ Names: `model.safetensors`, `model.fp16.safetensors` (variant fp16),
 tensor is in which shard).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath

@@ -7,8 +7,6 @@ of their n steps (diffusers 0.38); all steps move here. Left out: the pipeline's
 and normalisation of guidance, both off in its call, and the models that edit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any

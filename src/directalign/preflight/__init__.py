@@ -1,7 +1,5 @@
 """Checks of a run, its memory estimate and how to lower it, before any weight is loaded."""
 
-from __future__ import annotations
-
 from .checks import Plan, plan, survey
 from .memory import PHASES, Estimate, Place, a_gpu, binary, estimate, this_machine
 from .memory_suggestions import Suggestion, suggestions

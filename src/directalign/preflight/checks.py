@@ -4,8 +4,6 @@ Each check raises one `DirectAlignError` that names the key, the value and the r
 intended is a warning. Order: the recipe itself, then models, data, disk and trackers, then memory.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

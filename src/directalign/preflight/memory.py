@@ -12,8 +12,6 @@ under a memory tracker (`activation_memory`). What a GPU and its allocator add i
 part that cannot be traced is "not estimated" and named in `warnings`; the run may start.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import warnings

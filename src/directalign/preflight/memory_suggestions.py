@@ -4,8 +4,6 @@ Changes that save nothing or that the recipe's own rules refuse are left out. If
 enough, the last suggestion combines as many as needed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ this package contains (models/known). For a hub id that is neither cached nor kn
 of its architecture is taken, with a warning. Tokenizers are stubs that return the longest prompts.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import logging

@@ -1,7 +1,5 @@
 """Reports: one self-contained HTML file from the files of a run or a comparison. Needs no torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..io.atomic import write_text

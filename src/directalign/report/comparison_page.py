@@ -1,7 +1,5 @@
 """The page of a comparison: win rates, images, metrics, groups of prompts, settings."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read values of records, and format numbers: suitable digits, percentages, durations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Only files inside the folder are read. A page that is too large reduces all its images.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import warnings

@@ -1,7 +1,5 @@
 """Render pages: templates with escaping, inline style and script, tables of settings."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ A comparison: comparison.json (models, settings, environment), results.jsonl (on
 summary.json (values with intervals, wins).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The page of one run: before and after, curves, where it stopped, best and worst prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle

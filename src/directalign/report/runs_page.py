@@ -1,7 +1,5 @@
 """The page of several runs: images, metrics and curves side by side, settings that differ."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Most parts accept any `interfaces.Reward`; the others refuse a reward without a 
 module validates the phrases that users pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

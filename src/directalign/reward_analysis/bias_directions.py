@@ -7,8 +7,6 @@ then the strongest directions of the rest. The wanted difference (of control phr
 removed from the shifts first, so that a projected reward (`rewards.projection`) keeps it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product

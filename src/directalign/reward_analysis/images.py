@@ -5,8 +5,6 @@ two styles, so only the style differs. The sides of a folder are paired if their
 and each pair has one caption.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

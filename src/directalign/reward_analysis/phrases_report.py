@@ -4,8 +4,6 @@ phrases.json, a YAML section per suggested form, and phrases.html, a self-contai
 style of the run report. All text is escaped.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ sensitivity to bias probes. The *intended* direction leads from an unwanted imag
 image of the same content; the *actual* one is the gradient of pos − neg at the unwanted image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

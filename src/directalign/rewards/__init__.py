@@ -8,8 +8,6 @@ On the command line a reward is named by a recipe (.yaml) with a single reward, 
 folder, a hub id, or `world:reward`: see `reward_settings`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any

@@ -8,8 +8,6 @@ sets the activation, except for H, g, bigG and e, which use gelu as LAION's and 
 Refused by name: towers of timm or transformers, ResNets, CoCa, CLIPA.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ change the length of the remainder, and with it every score. Text features are u
 keep their scale and range. Files are made by `directalign reward bias-directions`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -7,8 +7,6 @@ their vectors. The prompt, the full stop and the special tokens are as for words
 from the table give exactly the features of their words.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -6,8 +6,6 @@ authors published them: `.safetensors`, or `.pt`, `.pth`, `.bin` with only tenso
 misshapen part is one error that names the recipe's key, the file and the remedy.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ and transformers folders that load without this package; `resolve("world:flux")`
 folder from a cache.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -5,8 +5,6 @@ are compared with the caption. Both were trained on blurred, noisy, recoloured a
 renders (`tools/build_toyworld/judges.py`), so a colour cast does not change their answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training: `run` trains a recipe; `loop.train` is the training loop."""
 
-from __future__ import annotations
-
 from .loop import Interrupted
 from .run import run
 

@@ -10,8 +10,6 @@ used. One of another config, architecture, data set or global batch is refused. 
 processes may differ between writing and reading.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -3,8 +3,6 @@
 All batches of a step have one image size: that of a bucket, or one of `rollout.sizes`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

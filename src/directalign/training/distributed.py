@@ -7,8 +7,6 @@ Every rank takes part in every call of the network, in the same order. With a si
 collectives are the identity.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterable, Iterator

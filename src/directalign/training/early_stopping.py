@@ -13,8 +13,6 @@ Rank 0 has the records and decides; all ranks save and load the best weights, in
 `best/step-NNNNNN/weights.safetensors`.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

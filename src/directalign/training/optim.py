@@ -14,8 +14,6 @@ rows, so the state of a network that FSDP2 shards by rows is itself sharded by r
 of processes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/
 lora.safetensors | transformer/ | unet/  summary.json  report.html
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -3,8 +3,6 @@
 A run never overwrites another one, and `--resume` continues only what exists.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

@@ -7,8 +7,6 @@ continue), W&B's exit code, captions and step axis, and `BackgroundTracker`, whi
 from network failures. Online rows beyond a checkpoint cannot be removed.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

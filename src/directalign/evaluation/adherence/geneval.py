@@ -7,8 +7,6 @@ above, any other is a fact of its own. Each fact has a text, for questions and r
 Rules and thresholds: djghosh13/geneval (arXiv 2310.11513).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 adherence_of(settings, device)(images, rows) -> {"adherence": (b,), "adherence_<tag>": (b,)}
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
