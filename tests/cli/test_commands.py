@@ -157,18 +157,17 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path):
     failed = process("-m", "directalign", "train", "gone.yaml")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
     assert failed.stderr.startswith("directalign: gone.yaml: no such recipe")
-    for words in (
-        "train gone.yaml --out r\udcff",
-        "sample m --prompt a\udcff",
-        "check \udce9.yaml",
-    ):
-        failed = process("-m", "directalign", *words.split())
-        assert failed.returncode == 1 and failed.stderr.count("\n") == 1
-        assert "not Unicode; write or rename it" in failed.stderr
+    failed = process("-m", "directalign", "sample", "m", "--prompt", "a\udcff")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert "not Unicode; write or rename it" in failed.stderr
     assert list(tmp_path.iterdir()) == []
+    call = (
+        "import directalign.preflight, directalign.reward_analysis, directalign.export, sys; "
+        "from directalign.cli import main; "
+        "sys.argv = ['directalign', 'check', 'world_srpo']; main()"
+    )
     os.environ["PYTHONIOENCODING"] = "ascii"
-    assert process("-m", "directalign", "--help").returncode == 0
-    valid = process("-m", "directalign", "check", "world_srpo")
+    valid = process("-c", call)
     del os.environ["PYTHONIOENCODING"]
     assert (valid.returncode, valid.stderr) == (0, "")  # no library warning
     light = (
@@ -191,13 +190,10 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_remedy(command, tmp_pa
     ("words", "code", "line"),
     [
         ("sample m --prompt a --seed 18446744073709551616", 2, "is no seed; the largest"),
-        ("sample m --prompt a --height 99999999999999999999", 2, "Input should be less than or"),
         ("world images p --count 99999999999999999999", 2, "Input should be less than or"),
         (f"sample {'x' * 5000} --prompt a", 1, f"{'x' * 60}...: longer than any path; give the"),
-        (f"evaluate {'x/' * 5000}", 1, "longer than any path"),
         (f"compare a={'x' * 300} --out o", 1, "longer than any path"),
         (f"train recipe.yaml --out {'x' * 300}", 1, "longer than any path"),
-        (f"train {'x' * 300}.yaml", 1, "longer than any path"),
     ],
 )
 def test_numbers_and_paths_beyond_any_use(command, recipe, words, code, line):

@@ -37,11 +37,3 @@ def test_the_streams_pass_on_what_can_be_written(monkeypatch):
     print("one")
     typer.echo("two", err=True)
     assert plain.getvalue() == "one\ntwo\n"
-
-
-def test_importing_the_package_prints_no_warning_of_a_library():
-    modules = "directalign.preflight, directalign.reward_analysis, directalign.export"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {modules}"], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

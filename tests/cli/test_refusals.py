@@ -24,7 +24,7 @@ from typer.testing import Result
 from directalign.toyworld.assets import resolve
 from directalign.training.run_folder import locked
 from hub_stand_in import READER, hub_stand_in, point_at
-from tiny import WRITERS, write_flux, write_sd
+from tiny import WRITERS, write_flux
 
 Command = Callable[..., Result]
 HUB_ID = "maker/tiny-flux"
@@ -109,34 +109,13 @@ def edit(file: Path, **settings: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
-def copied(models: Models, *missing: str) -> Path:
-    """A copy of the tiny FLUX in model/, without some of its files or folders."""
-    folder = Path(shutil.copytree(models["flux"], "model"))
-    for name in missing:
-        part = folder / name
-        shutil.rmtree(part) if part.is_dir() else part.unlink()
-    return folder
+def without_a_tokenizer(models: Models) -> None:
+    Path(shutil.copytree(models["flux"], "model"), "tokenizer_2/tokenizer.json").unlink()
 
 
-def weights_of(models: Models, part: str) -> Path:
-    return next((copied(models) / part).glob("*.safetensors"))
-
-
-def truncated(models: Models) -> None:
-    file = weights_of(models, "transformer")
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def lost_shard(models: Models) -> Path:
-    file = weights_of(models, "transformer")
-    shard = file.rename(file.with_name("diffusion_pytorch_model-00001-of-00002.safetensors")).name
-    index = {"metadata": {}, "weight_map": {"a": shard, "b": shard.replace("00001-", "00002-")}}
-    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
-    return file.with_name(shard.replace("00001-", "00002-"))
-
-
-def single_file(key: str) -> Callable[[Models], None]:
-    return lambda models: save_file({key: torch.zeros(4)}, "one.safetensors")
+def original_flux(models: Models) -> None:
+    mark = "double_blocks.0.img_attn.norm.key_norm.scale"
+    save_file({mark: torch.zeros(4)}, "one.safetensors")
 
 
 def pictures(models: Models) -> None:
@@ -153,19 +132,10 @@ def text_encoder_as_reward(models: Models) -> None:
     shutil.copy(resolve("world:reward") / "preprocessor_config.json", encoder)
 
 
-def torn_reward(models: Models) -> None:
-    judge = Path(shutil.copytree(resolve("world:reward"), "judge"))
-    next(judge.glob("*.safetensors")).write_bytes(b"torn")
-
-
 def distilled_klein(models: Models) -> None:
     folder = Path(shutil.copytree(models["flux2_klein"], "klein"))
     edit(folder / "model_index.json", is_distilled=True)
     use_model("flux2_klein", folder)
-
-
-def inpainting_sd(models: Models) -> None:
-    use_model("sd", write_sd(Path("model").absolute(), in_channels=9))
 
 
 def without_gradient(models: Any) -> None:
@@ -183,19 +153,14 @@ CLIP = "{{name: clip, path: world:reward}}"
 Case = tuple[Callable[[Models], Any] | None, tuple[str, ...], str]
 OVERRIDES: dict[str, str] = {
     "reward={name: clip, path: nowhere}": "reward.path: nowhere: no such folder",
-    "reward={name: mps, path: prompts.txt}": "reward.path: prompts.txt: ",
     "method.control_phrases.positive=['  ']": "control_phrases.positive: contains a blank phrase",
     "method.noise_levels={kind: window, first: 0}": "method.noise_levels.first: 0 is pure noise",
-    "method.noise_levels={kind: window, first: 30, last: 20}": "first < last",
     "method.noise_levels={kind: uniform, sigma_low: 0.9, sigma_high: 0.5}": "not below sigma_high",
-    "train.betas=[0.9, 1.5]": "train.betas: [0.9, 1.5]",
     "train.warmup_steps=9": "train.warmup_steps: 9 is more than train.num_steps: 2",
     "model.path=world:fluks": "world:fluks",
     "model.variant=fp16": ": no fp16 weights, there are plain ones: leave model.variant out",
     "model.lora={rank: 2, targets: [attn.to_qq]}": "['attn.to_qq'] fit no linear or conv",
-    "model.attention=nonsense": "nonsense is not a backend that can train: choose one of",
     "method.embedded_guidance=null": "method.embedded_guidance: missing",
-    "data.prompts=gone.txt": "gone.txt: no such prompt file",
 }
 """Cases of one override and no set-up."""
 CASES: list[Case] = [
@@ -208,11 +173,6 @@ CASES: list[Case] = [
         text_encoder_as_reward,
         ("reward={{name: clip, path: encoder}}",),
         "reward.path: encoder: holds a model of type clip_text_model; give the folder of",
-    ),
-    (
-        torn_reward,
-        ("reward={{name: clip, path: judge}}",),
-        "judge/model.safetensors: not a complete safetensors file",
     ),
     (None, (f"evaluate.rewards={{{{a_pos: {CLIP}}}}}",), "evaluate.rewards.a_pos: a label has"),
     (
@@ -230,46 +190,16 @@ CASES: list[Case] = [
         ("method.form=relative", PHRASES),
         "reward.name: pixels ignores prompts, and method.form: relative compares two",
     ),
-    *(
-        (
-            lambda models, name=name, other=other: use_model(name, models[other]),
-            (),
-            f"model.architecture: {name} needs a ",
-        )
-        for name, other in (("flux", "sd3"), ("sd", "sdxl"), ("z_image", "flux2_klein"))
-    ),
-    (inpainting_sd, (), "model/unet: takes "),
-    *(
-        (lambda models, name=name: copied(models, name), (MODEL,), f"model/{name}: no such folder")
-        for name in ("tokenizer_2", "scheduler", "transformer")
-    ),
+    (without_a_tokenizer, (MODEL,), "model/tokenizer_2: lacks spiece.model, tokenizer.json: copy"),
     (
-        lambda models: copied(models, "tokenizer_2/tokenizer.json"),
-        (MODEL,),
-        "model/tokenizer_2: lacks spiece.model, tokenizer.json: copy",
-    ),
-    (lambda models: weights_of(models, "text_encoder").unlink(), (MODEL,), "text_encoder"),
-    (truncated, (MODEL,), "transformer"),
-    (lost_shard, (MODEL,), "00002-of-00002.safetensors: no such file: copy it again"),
-    (
-        single_file("double_blocks.0.img_attn.norm.key_norm.scale"),
+        original_flux,
         (ONE, "model.components={flux}"),
         "give the model.components that it was trained from",
-    ),
-    (
-        single_file("double_blocks.0.img_attn.norm.key_norm.scale"),
-        (ONE, "model.components={sd}"),
-        "model.architecture: flux needs a FluxPipeline",
     ),
     (
         lambda models: Path("model.ckpt").write_bytes(b""),
         ("model.path=model.ckpt",),
         "model.path: model.ckpt: pickled weights can run code",
-    ),
-    (
-        lambda models: Path("flux.gguf").write_bytes(b"GGUF"),
-        ("model.path=flux.gguf",),
-        "model.path: flux.gguf: is a file, and of single files .safetensors are read",
     ),
     # settings of models
     (None, ("rollout.height=36", "rollout.width=32"), f"rollout.height, rollout.width: {SIZE}"),
@@ -277,11 +207,6 @@ CASES: list[Case] = [
         lambda models: use_model("sd3", models["sd3"]),
         ("rollout.sizes=[[32, 200]]",),
         "rollout.sizes: 32x200 does not fit: ",
-    ),
-    (
-        lambda models: use_model("sd", models["sd"]),
-        ("model.attention=native",),
-        "a UNet2DConditionModel has no choice of attention backends: leave the key out",
     ),
     (
         lambda models: use_model("flux", write_flux(Path("schnell"), guidance_embeds=False)),
@@ -292,11 +217,6 @@ CASES: list[Case] = [
         distilled_klein,
         ("method.cfg_scale=4",),
         "method.cfg_scale: 4, and this model is step-distilled, without guidance: set it to 1",
-    ),
-    (
-        lambda models: Path("latin.txt").write_bytes(b"a\ncaf\xe9"),
-        ("data.prompts=latin.txt",),
-        "latin.txt:2: not UTF-8",
     ),
     (
         pictures,
@@ -318,9 +238,8 @@ def test_train_and_check_refuse_alike(command, recipe, models, setup, overrides,
     assert expected in line
 
 
-@pytest.mark.parametrize("architecture", ["flux2_klein", "sdxl", "qwen_image"])
-def test_sizes_and_guidance_of_an_architecture(command, recipe, models, architecture):
-    use_model(architecture, models[architecture])
+def test_sizes_and_guidance_of_an_architecture(command, recipe, models):
+    use_model("qwen_image", models["qwen_image"])
     line = refused(command, "check", "rollout.sizes=[[32, 32], [36, 32]]")
     assert f"rollout.sizes: {SIZE}" in line
     line = refused(command, "check", "method.embedded_guidance=3.5")

@@ -21,9 +21,9 @@ TINY = (
 )
 SHORT = (
     *TINY,
-    "train.num_steps=4",
-    "method.anchor.reference_updates=2",
-    "train.save_every=2",
+    "train.num_steps=2",
+    "method.anchor.reference_updates=1",
+    "train.save_every=1",
     "train.sample_every=0",
     "train.sample_prompts=[a red star on a navy background]",
 )
@@ -64,16 +64,16 @@ def test_a_run_copies_the_tokens_and_resumes_exactly(fitted, tmp_path):
     for suffix in (".safetensors", ".negative.safetensors"):
         shutil.copy(fitted[1].with_suffix(suffix), tokens.with_suffix(suffix))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    for out in (whole, resumed):
-        result = train(tokens, out)
-        assert result.exit_code == 0, result.output
+    result = train(tokens, whole)
+    assert result.exit_code == 0, result.output
+    shutil.copytree(whole, resumed)
     assert (whole / "control_tokens/0-photo.safetensors").read_bytes() == tokens.read_bytes()
     assert (whole / "control_tokens/1-photo.negative.safetensors").is_file()
-    shutil.rmtree(resumed / "checkpoints/step-000004")
+    shutil.rmtree(resumed / "checkpoints/step-000002")
     assert train(tokens, resumed, "--resume").exit_code == 0
     first, second = (load_file(out / "lora.safetensors") for out in (whole, resumed))
     assert all(bool((first[name] == second[name]).all()) for name in first)
-    shutil.rmtree(resumed / "checkpoints/step-000004")
+    shutil.rmtree(resumed / "checkpoints/step-000002")
     shutil.copy(fitted[1].with_suffix(".negative.safetensors"), tokens)
     changed = train(tokens, resumed, "--resume")
     assert changed.exit_code == 1
@@ -94,7 +94,6 @@ def test_phrases_alone_become_tokens(tmp_path):
         ("", "nothing to fit: give --images with wanted/ and unwanted/, or --positive"),
         ("--out photo", "--out photo: learned tokens are known by their ending; name it photo.s"),
         ("--out there.safetensors", "--out: there.negative.safetensors exists already"),
-        ("--images world:photo/photo", "--images: world:photo/photo"),
         ("--images world --positive Photo", "words of one side only"),
         ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],

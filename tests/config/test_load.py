@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from directalign.config import EvaluateConfig, GridNoiseLevels, UniformNoiseLevels
+from directalign.config import EvaluateConfig, UniformNoiseLevels
 from directalign.config.load import (
     RECIPES,
     RENAMED,
@@ -91,12 +91,9 @@ def test_empty_and_null_remove_a_section(recipe):
     [
         ("train.learning_rate", 5e-6),
         ("method.noise_levels.first", 5),
-        ("method.noise_levels", GridNoiseLevels()),
-        ("evaluate.rewards", {}),
         ("evaluate.rewards.a", None),
         ("evaluate", EvaluateConfig()),
         ("train.no_such_key.below", None),
-        ("early_stopping", None),
     ],
 )
 def test_null_removes_a_key_that_cannot_be_null(recipe, preset, key, value):
@@ -173,30 +170,21 @@ def test_a_recipe_of_the_package_is_found_by_name():
 FULL = "model.tune=full model.dtype=bfloat16 model.trained_dtype=bfloat16 "
 OVERRIDES = {
     "train.num_stps=3": "--set train.num_stps: unknown key; did you mean 'num_steps'?",
-    "trian.num_steps=3": "with --set trian.num_steps: trian: unknown key; did you mean 'train'?",
     "learning_rate=1": "--set learning_rate: unknown key; did you mean 'train.learning_rate'?",
     "reward.statistic=brightness": "--set reward.statistic: unknown key; it belongs to another "
     "kind of reward: remove it, or set reward.name to that kind",
-    "method.noise_levels.frist=4": "noise_levels.frist: unknown key; did you mean 'first'?",
     "method.noise_levels.kind=unform": "kind 'unform' is none of window, uniform, constant_gain; "
     "did you mean 'uniform'?",
-    "method.noise_levels=3": "got 3, and it should be an object; write a section",
-    "train.num_steps=0": "got 0, and it should be greater than or equal to 1 (Optimizer updates)",
     "train.num_steps=true": "got true, and it should be a valid integer; write a whole number",
     "train.learning_rate=fast": 'got "fast", and it should be a valid number; write a number such',
-    "train.learning_rate=.nan": "got NaN, and it should be a finite number",
     "train.betas=[0.9]": "--set train.betas: train.betas.1: missing",
     "data.strict=yes": 'got "yes", and it should be a valid boolean; write true or false',
-    "name=3": "got 3, and it should be a valid string; write text, in quotes if it looks like a",
     "method.form=relativ": "got \"relativ\", and it is one of 'absolute', 'relative' or "
     "'anchored'; did you mean 'relative'?",
     "preset=oficial_flux": "did you mean 'official_flux'?",
     "method.control_phrases.negative=[]": "form relative needs control_phrases.positive and",
-    "evaluate.adherence={name: detektor}": "name 'detektor' is none of detector, vlm; did you",
     "data.prompts=null": "nothing to train on: give data.prompts (online) or data.images",
     "train.num_steps": "write it as section.key=value",
-    "name=[": "--set name=[: the value is not YAML",
-    "name=!!python/object:os.system x": "could not determine a constructor for the tag",
     "train.clip_norm=1": "--set train.clip_norm: train.clip_norm: renamed to max_grad_norm",
     # settings that exclude each other
     "model.quantization=4bit model.tune=full": "quantization 4bit freezes the weights that tune:",
@@ -210,25 +198,11 @@ OVERRIDES = {
     "data.images=x method.name=refl": "method refl trains on rollouts only: remove data.images",
     "method.name=draft method.grad_steps=26": "grad_steps 26 is more than rollout.num_inference_s",
     "early_stopping={}": "early_stopping: needs measurements, and evaluate.every is 0",
-    "rollout.sizes=[[64,4]]": "rollout.sizes",
-    "rollout.sizes=[]": "rollout.sizes",
     "model.lora.targets=[]": "model.lora.targets: got [], and it should have at least 1 item",
     # numbers and paths beyond any use
-    **{
-        f"{key}={value}": f"--set {key}: "
-        for key in ("data.batch_size", "rollout.height", "train.num_steps", "train.learning_rate")
-        for value in ("1" + "0" * 4000, "-" + "9" * 30)
-    },
     "seed=18446744073709551616": "seed: got 18446744073709551616, and it should be less than or",
-    "rollout.num_inference_steps=1000000000000": "should be less than or equal to 1000",
-    "rollout.sizes=[[100000,64]]": "should be less than or equal to 16384",
-    **{
-        f"{key}={'x' * 300}": f"--set {key}: got '{'x' * 40}'..., which is longer than any"
-        for key in ("data.images", "data.prompts", "evaluate.control_prompts", "model.path")
-    },
+    f"data.images={'x' * 300}": f"--set data.images: got '{'x' * 40}'..., which is longer than any",
     f"reward.path={'x/' * 3000}": "longer than any path",
-    f"reward.processor=owner/{'x' * 300}": "longer than any path",
-    f"reward.project_out={'é' * 200}": "longer than any path",
     f"evaluate.metrics=['{'x' * 300}.py:f']": "longer than any path",
 }
 
@@ -241,16 +215,9 @@ def test_a_wrong_override_is_one_line(recipe, override):
 
 TAGGED = {
     "!!int abc": "'abc' is no !!int",
-    "!!int ''": "'' is no !!int",
-    "!!int 1:x": "'1:x' is no !!int",
-    "!!float abc": "'abc' is no !!float",
-    "!!float ''": "'' is no !!float",
     "!!bool maybe": "'maybe' is no !!bool",
-    "!!timestamp noon": "'noon' is no !!timestamp",
     "!!timestamp 2026-13-45": "'2026-13-45' is no !!timestamp",
     "!!map abc": "expected a mapping node, but found scalar",
-    "!!set abc": "expected a mapping node, but found scalar",
-    "!!seq abc": "expected a sequence node, but found scalar",
     "!!str [a]": "expected a scalar node, but found sequence",
     "9" * 5000: f"'{'9' * 60}' is no !!int",
 }
@@ -266,13 +233,8 @@ ALIASES = "&a0 [x, x]\n" + "".join(
         ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'? (1 more after this one)"),
         ("first: 4", "jump: 0.1", "recipe.yaml: method.noise_levels.jump: unknown key"),
         ("num_steps: 3", "num_steps: 3\n  num_steps: 4", ":11: not a YAML recipe: key 'num_steps'"),
-        ("name: test", "\tname: test", "recipe.yaml:2: not a YAML recipe"),
         ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),
-        ("name: test", "name: &a [*a]", "holds over 50,000 values with its aliases written out"),
-        ("name: test", 'name: "a \\ud83d"', "name: not Unicode: U+D83D without its other half at"),
         ("Realistic photo", '"\\ude00"', "method.control_phrases.positive.0: not Unicode: U+DE00"),
-        ("name: test", '"\\ud83d": test', "not Unicode: U+D83D"),
-        ("name: test", "1: test", "key 1 is not text"),
         ("name: test", "name: " + "[" * 5000, "nested too deeply"),
         *(
             ("name: test", f"name: {tagged}", f"recipe.yaml:2: not a YAML recipe: {reason}")
@@ -280,9 +242,6 @@ ALIASES = "&a0 [x, x]\n" + "".join(
         ),
         ("name: test", f"name: {ALIASES}", "holds over 50,000 values with its aliases written out"),
         (RECIPE, "#" * 300_000, "recipe.yaml: 300,000 bytes, and the limit of a recipe is 262,144"),
-        (RECIPE, "", "recipe.yaml: empty"),
-        (RECIPE, "- a\n- b", "this is a list"),
-        (RECIPE, "a\0b", "special characters are not allowed"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(recipe, old, new, expected):
@@ -300,9 +259,8 @@ def test_pipes_and_devices_are_refused(tmp_path):
         read_prompts(tmp_path / "pipe.txt")
 
 
-@pytest.mark.parametrize("content", [b"name: caf\xe9", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_text_is_named(tmp_path, content):
-    (tmp_path / "recipe.yaml").write_bytes(content)
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"name: caf\xe9")
     assert f"{tmp_path / 'recipe.yaml'}:1: not UTF-8" in complaint(tmp_path / "recipe.yaml")
     assert complaint(tmp_path) == f"{tmp_path}: is a folder, and a recipe is needed"
 
@@ -316,24 +274,18 @@ KINDS = "clip, siglip, image_reward, aesthetic, mps, vlm, hpsv3, pixels, python,
 OBJECT = "and it should be an object; write a section"
 NESTED: list[tuple[str, Any, str]] = [
     ("reward/members/0/reward", {"path": "x"}, f"missing key name; add it, one of {KINDS}"),
-    ("reward/members/0/label", "a b", 'got "a b", and it should match pattern'),
     ("reward/members/1/control_phrases", "Photo", f'got "Photo", {OBJECT}'),
     ("reward/members/1/words", {}, "renamed to control_phrases"),
     ("reward/members", {"dark": 1}, 'got {"dark": 1}, and it should be a valid array; write a'),
-    ("reward/members", [], "got [], and it should have at least 2 items"),
-    ("evaluate/rewards/second", {"scale": 2}, f"missing key name; add it, one of {KINDS}"),
     ("evaluate/rewards/second/scal", 2, "unknown key; did you mean 'scale'?"),
-    ("evaluate/rewards", ["clip"], 'got ["clip"], and it should be an object; write a section: n'),
 ]
 DEEPER = [  # the named key lies below the changed one
     ("reward/members/0/reward", {"name": "clip"}, "reward.members.0.reward.path: missing; add it"),
-    ("reward/members/0/reward/name", "clp", "reward.members.0.reward: name 'clp' is none of"),
     (
         "reward/members/1/control_phrases",
         {"positive": [3]},
         "reward.members.1.control_phrases.positive.0: got 3, and it should be a valid string",
     ),
-    ("reward/members/0/anchor", {"tolerance": 0}, "reward.members.0.anchor.tolerance: got 0, and"),
     ("reward/members/0/label", "dark", "reward: two members have the label dark: give each its"),
 ]
 

@@ -65,7 +65,7 @@ def test_compiled_blocks_stay_compiled_with_several_sizes_and_the_base_model(
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     model = load(tiny_flux, compile=True, tune="lora", lora={"rank": 2})
     base = ReferenceModel(model.denoiser)
-    for height, width in ((16, 32), (32, 16), (32, 48), (64, 64)):
+    for height, width in ((16, 32), (32, 16), (32, 48)):
         noise, sigma = torch.randn(2, *model.latent_shape(height, width)), torch.tensor([0.5, 0.5])
         for b in (1, 2):
             cond = model.encode_prompt(["a red star"] * b).guided(3.5, 1.0)
@@ -77,7 +77,6 @@ def test_compiled_blocks_stay_compiled_with_several_sizes_and_the_base_model(
 
 
 REFUSED = {
-    ("flux", "sage"): "sage is not a backend that can train: choose one of .*native",
     ("flux", "fastest"): "fastest is not a backend that can train: choose one of .*native",
     ("flux", "flash"): "flash cannot be used here",
     ("sd", "native"): "has no choice of attention",
@@ -92,12 +91,9 @@ def test_a_backend_that_cannot_be_used_is_refused(tiny_flux, tiny_sd, architectu
 
 
 UNFIT = {
-    ("flux", "flash", "float32"): "takes no float32",
     ("flux", "_native_flash", "float32"): "takes no float32",
-    ("flux", "_native_cudnn", "float32"): "takes no float32",
     ("flux", "flash_varlen_hub", "float32"): "takes no float32",
     ("qwen_image", "_native_flash", "bfloat16"): "takes no mask, which Qwen-Image needs",
-    ("z_image", "_flash_3_hub", "bfloat16"): "takes no mask, which Z-Image needs",
 }
 
 

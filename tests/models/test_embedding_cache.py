@@ -49,7 +49,7 @@ def test_a_damaged_file_is_refused_by_name(cache):
     for prompt in ("a", "b"):
         cache.write(prompt, TENSORS)
     path, whole = cache.path_of("b"), cache.path_of("b").read_bytes()
-    damage = {left: (whole[:left], "truncated .* was deleted") for left in (0, 5, 100, -1)}
+    damage = {left: (whole[:left], "truncated .* was deleted") for left in (0, -1)}
     altered = whole[:-1] + bytes([whole[-1] ^ 1])
     damage["other prompt"] = cache.path_of("a").read_bytes(), "not the embedding of this prompt"
     damage["altered"] = altered, "its numbers were altered"

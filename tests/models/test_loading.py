@@ -104,9 +104,9 @@ def test_a_missing_variant_is_refused_with_the_existing_ones(copy):
     assert "transformer: no plain weights, there are fp16: set model.variant: fp16" in refusal(copy)
 
 
-@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
-def test_a_torn_or_missing_shard_is_named_before_anything_is_loaded(copy, part, monkeypatch):
+def test_a_torn_or_missing_shard_is_named_before_anything_is_loaded(copy, monkeypatch):
     monkeypatch.setattr(components, "_load_part", None)
+    part = "text_encoder_2"
     shard = sorted((copy / part).glob("*fp16-*.safetensors"))[-1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-3])
@@ -151,28 +151,13 @@ SCHEDULER = "scheduler/scheduler_config.json"
 DAMAGE = {
     r"model_index\.json: no such file": lambda d: (d / "model_index.json").unlink(),
     r"model_index\.json: not readable as JSON": lambda d: tear(d / "model_index.json", 9),
-    r"model_index\.json: not readable .*an object": lambda d: (
-        tear(d / "model_index.json", 0) or (d / "model_index.json").write_text("[]")
-    ),
     r"model_index\.json: not readable .*\(vae:": lambda d: edit(d / "model_index.json", vae=[1]),
-    r"index\.json: not readable .*\(weight_map:": lambda d: (
-        d / "vae/x.safetensors.index.json"
-    ).write_text('{"weight_map": ["b.safetensors"]}'),
     "FluxTransformer2DModel is needed": lambda d: edit(
         d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
-    ),
-    "system of os, which is no class": lambda d: edit(
-        d / "model_index.json", transformer=["os", "system"]
     ),
     "vae is None of None": lambda d: edit(d / "model_index.json", vae=None),
     "vae: no such folder": lambda d: shutil.rmtree(d / "vae"),
     r"text_encoder/config\.json: no such file": lambda d: (d / "text_encoder/config.json").unlink(),
-    r"vae: no \.safetensors file": lambda d: weights(d / "vae").unlink(),
-    r"transformer/.*\.safetensors: truncated": lambda d: tear(weights(d / "transformer"), -9),
-    r"text_encoder_2/.*\.safetensors: truncated": lambda d: tear(weights(d / "text_encoder_2"), 0),
-    r"b\.safetensors: no such file": lambda d: (d / "vae/x.safetensors.index.json").write_text(
-        '{"weight_map": {"a": "b.safetensors"}}'
-    ),
     "transformer: the weights lack": lambda d: shutil.copy(
         weights(d / "vae"), weights(d / "transformer")
     ),
@@ -182,7 +167,6 @@ DAMAGE = {
     r"tokenizer_2: lacks .*tokenizer\.json": lambda d: (d / "tokenizer_2/tokenizer.json").unlink(),
     "scheduler: not readable": lambda d: (d / SCHEDULER).unlink(),
     "vae: not readable": lambda d: edit(d / "vae/config.json", latent_channels=8),
-    "stochastic_sampling is on": lambda d: edit(d / SCHEDULER, stochastic_sampling=True),
     r"directalign\.json: max_sequence_length is 'long'": lambda d: edit(
         d / "directalign.json", max_sequence_length="long"
     ),
@@ -198,8 +182,7 @@ def test_damage_is_named(tiny_flux, tmp_path, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", ["nan", "inf", "int8", "bool", "complex64"])
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
+@pytest.mark.parametrize(("part", "change"), [("vae", "nan"), ("text_encoder_2", "int8")])
 def test_weights_that_cannot_be_right_are_named(tiny_flux, tmp_path, part, change):
     folder = shutil.copytree(tiny_flux, tmp_path / "flux")
     file = weights(folder / part)

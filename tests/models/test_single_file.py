@@ -241,11 +241,7 @@ def test_a_file_that_does_not_fit_is_refused(stable_diffusion, tiny_flux, tmp_pa
     mark = "joint_blocks.0.context_block.adaLN_modulation.1.bias"
     other = write(tmp_path / "sd3.safetensors", {mark: torch.zeros(4)})
     assert f"{other}: holds SD3" in refusal(other, folder)
-    torn = tmp_path / "torn.safetensors"
-    torn.write_bytes(file.read_bytes()[:-9])
-    assert f"{torn}: truncated" in refusal(torn, folder)
     assert "no.safetensors: no such file" in refusal(tmp_path / "no.safetensors", folder)
-    assert "can run code" in refusal(tmp_path / "model.ckpt", None)
     shutil.copytree(folder, tmp_path / "sd")
     settings = tmp_path / "sd/unet/config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"cross_attention_dim": 24}))
@@ -257,7 +253,6 @@ def test_a_file_that_does_not_fit_is_refused(stable_diffusion, tiny_flux, tmp_pa
     ("marks", "metadata", "scheduler", "message"),
     [
         (["v_pred"], {}, {}, "marked as prediction_type: v_prediction"),
-        ([], {"modelspec.prediction_type": "v"}, {}, "marked as prediction_type: v_prediction"),
         (["ztsnr"], {}, {}, "marked as rescale_betas_zero_snr: True"),
         (
             *([], {"modelspec.prediction_type": "epsilon"}),

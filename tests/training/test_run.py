@@ -163,14 +163,7 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys)
     assert records(out) == records(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(b"", b"{}", b"[1]", b"3", b'{"evexx": 1}', b"\xff", b'{"event": "step", "step": "1"}'),
-        b'{"event": "evaluate", "step": 2, "during": [1]}',
-        b'{"event": "step", "step": 1, "seconds": [], "loss": 1, "reward": 1, "grad_norm": 1}',
-    ],
-)
+@pytest.mark.parametrize("line", [b"", b"{}", b'{"event": "step", "step": "1"}'])
 def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run, line):
     out = tmp_path / "out"
     stubs.start(run, out)
@@ -203,15 +196,23 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
         stubs.start(run, tmp_path / "other", spoil=lambda value, step, branch: value / 0)
 
 
+@pytest.fixture(scope="module")
+def saved_at_the_end(tmp_path_factory):
+    """A run that writes no checkpoint on its way, and its recipe."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = stubs.make_run(folder / "prompts.txt", save_every=0)
+    stubs.start(run, folder / "whole")
+    return run, folder / "whole"
+
+
 @pytest.mark.parametrize(
-    "error",
-    [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, torch.OutOfMemoryError],
+    ("where", "error"),
+    [("loss", KeyboardInterrupt), ("update", RuntimeError), ("evaluation", GeneratorExit)],
 )
-@pytest.mark.parametrize("where", ["loss", "update", "evaluation"])
-def test_any_exception_saves_the_finished_steps(tmp_path, monkeypatch, error, where):
-    run = stubs.make_run(tmp_path / "prompts.txt", save_every=0)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    stubs.start(run, whole)
+def test_any_exception_saves_the_finished_steps(
+    saved_at_the_end, tmp_path, monkeypatch, where, error
+):
+    (run, whole), broken = saved_at_the_end, tmp_path / "broken"
     adam, measure = torch.optim.AdamW.step, stubs.StubEvaluator.measure
     calls: dict[str, int] = {}
 
@@ -288,7 +289,6 @@ def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
     ("name", "resume", "message"),
     [
         ("out", False, r"already holds a run \(run\.yaml\); add --resume"),
-        ("nowhere", True, "there is no folder"),
         ("empty", True, r"holds no run \(no run\.yaml\)"),
         ("file", False, "is a file; name a folder"),
         ("file/out", False, "cannot be created: Not a directory"),
@@ -359,8 +359,7 @@ def test_the_second_signal_has_the_previous_handler():
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_any_number_of_signals_leaves_the_stopped_step_saved(tmp_path, run, monkeypatch, number):
+def test_any_number_of_signals_leaves_the_stopped_step_saved(tmp_path, run, monkeypatch):
     save = checkpoint.save
 
     def interrupted_save(*args: Any) -> Path:
@@ -372,10 +371,10 @@ def test_any_number_of_signals_leaves_the_stopped_step_saved(tmp_path, run, monk
 
     def watch(step: int) -> None:
         if step == 0:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGHUP)
 
-    with pytest.raises(Interrupted, match=rf"{number.name} after step 1 of 6"):
+    with pytest.raises(Interrupted, match="SIGTERM after step 1 of 6"):
         stubs.start(run, tmp_path / "out", on_step=watch)
     assert (tmp_path / "out/checkpoints/step-000001").is_dir()
 
@@ -393,7 +392,7 @@ def test_with_nohup_a_closed_terminal_is_ignored():
 # --- the base model -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "scheduler"])
+@pytest.mark.parametrize("part", ["vae", "scheduler"])
 def test_a_base_that_changes_under_a_run_is_refused(tmp_path, part):
     run, out = tiny_recipe(tmp_path), tmp_path / "out"
     train(run, out, resume=False)

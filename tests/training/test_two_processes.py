@@ -89,15 +89,6 @@ def test_sharded_processes_match_one_process(whole, tmp_path):
     assert distance(tmp_path / "ours", tmp_path / "theirs") < 1e-5
 
 
-def test_torchrun_restarts_a_killed_rank(whole, tmp_path):
-    wanted, out, log = whole("lora"), tmp_path / "out", tmp_path / "log"
-    arguments = train(wanted.with_suffix(".yaml"), out, HALF)
-    killed = launching.kill_once(step=3, rank=0)
-    assert torchrun(arguments, log, killed, max_restarts=1) == 0, log.read_text()
-    assert distance(out, wanted) < 1e-5 and alike(records(out), records(wanted))
-    assert not list((out / "checkpoints" / "step-000004").glob("shard-*"))
-
-
 def test_one_process_continues_two_and_two_continue_one(whole, tmp_path):
     wanted, log = whole("full"), tmp_path / "log"
     recipe = wanted.with_suffix(".yaml")
@@ -122,6 +113,8 @@ def test_two_processes_stop_early_at_the_same_step(tmp_path):
     ends = [[(r["event"], r["step"]) for r in records(out, "stop", "kept")] for out in (one, two)]
     assert ends[0] == ends[1] and [event for event, _ in ends[0]] == ["stop", "kept"]
     assert len(records(one, "step")) < 9 and distance(two, one) < 2e-5
+    assert alike(records(two, "step"), records(one, "step"))
+    assert not list((two / "checkpoints").glob("*/shard-*"))
     paths = [early_stopping.best_path(two, step) for step in early_stopping.best_steps(two)]
     assert paths and all(atomic.damage(path) is None for path in paths)
     before = (two / "metrics.jsonl").read_bytes()
