@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
 from directalign.config.load import load_run
@@ -88,35 +87,13 @@ def test_a_run_that_cannot_fit_does_not_start(command, recipe, monkeypatch):
     assert refused.stderr.count("\n") == 1
 
 
-FLUX_24GB = {
-    "name": "FLUX.1-dev on 24 GB",
-    "model": {
-        "architecture": "flux", "path": "black-forest-labs/FLUX.1-dev",
-        "lora": {"rank": 32, "alpha": 32}, "dtype": "bfloat16", "quantization": "4bit",
-        "gradient_checkpointing": True, "text_encoders": "free",
-    },
-    "reward": {
-        "name": "clip", "path": "yuvalkirstain/PickScore_v1", "gradient_checkpointing": True,
-    },
-    "method": {
-        "form": "relative", "embedded_guidance": 3.5,
-        "control_phrases": {"positive": ["Realistic photo"], "negative": ["CG Render"]},
-    },
-    "rollout": {"height": 720, "width": 720, "embedded_guidance": 1.0},
-    "data": {"prompts": "prompts.txt"},
-    "train": {"num_steps": 2},
-    "evaluate": {"batch_size": 1},
-}  # fmt: skip
-
-
-def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, recipe, monkeypatch):
+def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("check must not open a connection")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setenv("COLUMNS", "160")
-    recipe.write_text(yaml.safe_dump(FLUX_24GB))
-    result = command("check", recipe, "--gpu-memory", "24")
+    result = command("check", "flux_srpo_lora_24gb", "--gpu-memory", "24")
     assert result.exit_code == 0 and result.stderr == ""
     for expected in ("FLUX.1-dev, not downloaded yet", "11.90 B in 4 bits", "fits a GPU of 24 GB"):
         assert expected in result.stdout

@@ -1,6 +1,7 @@
 """Each command passes on its options, and ends as it should; one test starts real processes."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import Result
 
 from directalign import cli
+from directalign.cli.common import DroppingStream, protect_streams
 from directalign.training import Interrupted
 from directalign.types import NonFiniteError
 
@@ -199,3 +202,34 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_remedy(command, tmp_pa
 def test_numbers_and_paths_beyond_any_use(command, recipe, words, code, line):
     result = command(*words.split())
     assert result.exit_code == code and line in " ".join(result.stderr.split()), result.stderr
+
+
+# --- the standard streams ------------------------------------------------------------------------
+
+COMMAND = [sys.executable, "-m", "directalign", "schema"]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "said"),
+    [("closed pipe", ""), ("/dev/full", "warning: stdout cannot be written (No space left")],
+)
+def test_a_command_whose_output_cannot_be_written_ends_with_0(stdout, said):
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = writer if stdout == "closed pipe" else os.open(stdout, os.O_WRONLY)
+    done = subprocess.run(COMMAND, stdout=target, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(target)
+    assert done.returncode == 0 and done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == bool(said)
+
+
+def test_the_streams_pass_on_what_can_be_written(monkeypatch):
+    plain = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", plain)
+    monkeypatch.setattr(sys, "stderr", plain)
+    protect_streams()
+    protect_streams()
+    assert isinstance(sys.stdout, DroppingStream) and not sys.stdout.isatty()
+    print("one")
+    typer.echo("two", err=True)
+    assert plain.getvalue() == "one\ntwo\n"

@@ -283,15 +283,6 @@ def test_repositories_that_are_gated_or_absent(command, hub, recipe):
     assert "or run `hf auth login`" in line
 
 
-def test_no_network(command, recipe, tmp_path, monkeypatch):
-    for offline, expected in (
-        (False, "http://127.0.0.1:9 cannot be reached"),
-        (True, "with HF_HUB_OFFLINE set: unset it"),
-    ):
-        point_at("http://127.0.0.1:9", tmp_path / "cache", monkeypatch, offline=offline)
-        assert expected in refused(command, "train", f"model.path={HUB_ID}")
-
-
 def test_a_wrong_setting_is_refused_before_weights_are_downloaded(
     command, hub, recipe, models, monkeypatch
 ):

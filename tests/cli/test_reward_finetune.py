@@ -62,7 +62,6 @@ def test_the_folder_trains_as_a_reward(finetune, recipe, command, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": "nowhere"}, "--images: nowhere: no folder wanted/"),
         ({"reward": "nowhere"}, "--reward nowhere: no config.json"),
         ({"negative": None}, "--positive, --negative"),
         ({"learning-rate": "1e8"}, "smaller --learning-rate"),

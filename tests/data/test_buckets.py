@@ -1,7 +1,6 @@
 """Aspect-ratio buckets: nearest shape, exact proportions, refused if smaller than an update."""
 
 import re
-from collections import Counter
 from itertools import chain
 from math import log
 from pathlib import Path
@@ -74,16 +73,6 @@ def test_an_update_has_one_shape_however_it_is_shared_out(stream):
         assert tuple(part[0][0] for part in parts) == captions and torch.equal(
             torch.cat([part[1] for part in parts]), images
         )
-
-
-def test_buckets_and_images_come_up_in_proportion(stream):
-    rounds, total = 3, 2
-    steps = range(rounds * 12)
-    assert Counter(stream.size(step) for step in steps) == {
-        size: rounds * count for size, count in zip(SHAPES, (6, 4, 2), strict=True)
-    }
-    seen = Counter(chain.from_iterable(stream.batch(step, total)[0] for step in steps))
-    assert seen == {str(index): rounds * total for index in range(12)}
 
 
 def test_no_image_comes_twice_before_the_others_of_its_bucket(stream):

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import weakref
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from skimage import data
 
-from directalign.data import image_dataset, image_io
 from directalign.data.image_dataset import scan_images
 from directalign.data.image_io import load_image
 from directalign.types import DirectAlignError
@@ -308,20 +306,6 @@ def test_a_dataset_is_scanned_as_a_folder_is(mixed_dataset, tmp_path):
     from_file = load_image(tmp_path / "beside.png", 24, 24)
     equal = [torch.equal(found.image(index, 24, 24), from_file) for index in range(3)]
     assert equal == [True, False, True]
-
-
-def test_pixels_of_a_dataset_are_not_kept(mixed_dataset, monkeypatch):
-    alive: list[weakref.ref[np.ndarray]] = []
-    decode = image_io.read_pixels
-
-    def watched(picture: image_io.Picture) -> np.ndarray:
-        assert not any(each() is not None for each in alive[:-1])
-        alive.append(weakref.ref(decoded := decode(picture)))
-        return decoded
-
-    monkeypatch.setattr(image_dataset, "read_pixels", watched)
-    scan_images(mixed_dataset)
-    assert len(alive) == 3 and all(each() is None for each in alive)
 
 
 def test_the_column_of_images_is_told_by_its_name_or_by_being_alone(tmp_path):

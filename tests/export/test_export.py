@@ -55,7 +55,6 @@ WRONG = [
     ("lora", {"form": "folder"}, "trained a LoRA; add --merge"),
     ("lora", KOHYA_MERGED, "omit it for --format kohya"),
     ("full", FOLDER_MERGED, "not a LoRA; omit --merge"),
-    ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
     ("lora", FOLDER_MERGED | {"max_shard_size": "big"}, "--max-shard-size big: give a whole"),
 ]
 
@@ -154,17 +153,13 @@ def test_a_file_that_readers_take_for_another_update_is_refused(run, monkeypatch
 
 
 CHANGES = {
-    "not finite": (lambda each: each * float("nan"), lambda each: each / 0),
-    "type int8|type I8": (lambda each: each.to(torch.int8),),
-    "type bool|type BOOL": (lambda each: each.bool(),),
-    "type complex64|type C64": (lambda each: each.to(torch.complex64),),
-    "shape|another update|other layers": (lambda each: torch.zeros(3, 5), lambda each: each.T),
+    "not finite": lambda each: each * float("nan"),
+    "type int8|type I8": lambda each: each.to(torch.int8),
+    "shape|another update|other layers": lambda each: each.T,
 }
 
 
-@pytest.mark.parametrize(
-    ("message", "change"), [(words, each) for words, all_ in CHANGES.items() for each in all_]
-)
+@pytest.mark.parametrize(("message", "change"), CHANGES.items())
 def test_weights_that_cannot_be_right_are_refused(flux_run, message, change):
     file = flux_run / "lora.safetensors"
     save_file({key: change(each).contiguous() for key, each in load_file(file).items()}, file)

@@ -1,11 +1,8 @@
 """Where a checkpoint comes from: a folder, or the hub, of which only what is needed is fetched."""
 
 import errno
-import os
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -158,21 +155,3 @@ def test_components_bring_no_weights_that_the_file_has(online, tiny_flux):
     load_model(model(file, components=NAME), "cpu")
     missing = refusal(path=file, components="maker/nothing")
     assert "model.components: maker/nothing: no such folder here" in missing
-
-
-def test_environment_variables_apply(online, tmp_path):
-    """In a process of its own, as huggingface_hub reads its variables when it is imported."""
-    online.repos[NAME].gated = True
-    call = f"download({NAME!r}, ['model_index.json'], 'model.path')"
-    code = f"from directalign.io.hub import download; print({call})"
-    variables = {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": READER}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **variables, "HF_HUB_DISABLE_XET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(tmp_path / "home"))
-    assert done.stdout.strip().endswith(commit("main"))

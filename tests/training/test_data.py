@@ -147,13 +147,6 @@ def test_data_opened_again_continue_exactly(shaped):
     assert list(map(joined, steps(other, range(14)))) != whole
 
 
-def test_a_bucket_too_small_for_a_step_is_refused(shaped):
-    train = shaped.train.model_copy(update={"global_batch_size": 6})
-    message = r"data\.buckets: \[16, 16\] has 4, \[24, 8\] has 4 images, and an? .* takes 6"
-    with pytest.raises(DirectAlignError, match=message):
-        open_stub(shaped.model_copy(update={"train": train}))
-
-
 class MultipleOf16(stubs.StubModel):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         if height % 16 or width % 16:

@@ -53,7 +53,6 @@ def spread(name: str, mean: float, half: float, count: int = 100) -> dict[str, l
     ("moved", "share"),
     [
         ({"content": 0.98}, 0.4),
-        ({"content": 1.2}, 0.0),
         ({"tint": 0.1}, 2.0),
         ({"light": 0.6}, 0.5),
         ({"tint": math.nan}, math.inf),
@@ -76,7 +75,6 @@ TWICE = {**LIMIT, "degradation_patience": 2}
     [
         (TWICE, {"content": [1, 0.9, 0.97, 0.9]}, None),
         (TWICE, {"content": [1, 0.9, 0.97, 0.9, 0.88]}, "content is worse by 0.12, 0.05 is allo"),
-        ({"patience": 2}, {"judge": [0.1, 0.5, 0.5, 0.6, 0.6]}, None),
         ({"patience": 2}, {"judge": [0.1, 0.5, 0.5, 0.4]}, "0.5 at step 10"),
         (
             {**LIMIT, "degradation_patience": 5, "patience": 2},
@@ -85,7 +83,6 @@ TWICE = {**LIMIT, "degradation_patience": 2}
         ),
         ({"score_patience": 2}, {"score": [0.7, 0.8, 0.6]}, None),
         ({"score_patience": 2}, {"score": [0.7, 0.8, 0.6, 0.5]}, "from 0.8 at step 10 to 0.5"),
-        ({"score_patience": 2}, {"score": [0.7, 0.8, 0.75, 0.81, 0.78]}, None),
     ],
 )
 def test_when_a_run_stops(settings, metrics, wanted):
@@ -111,9 +108,7 @@ def test_a_fall_of_the_score_within_its_noise_is_none():
     ("settings", "metrics", "lost", "step"),
     [
         (LIMIT, {"judge": [0.1, 0.5, 0.9, 0.99], "content": [1, 1, 0.96, 0.9]}, {}, 20),
-        ({}, {"judge": [0.1, 0.9, 0.9, 0.9]}, {}, 10),
         ({}, {"judge": [0.1, 0.2, math.nan, 0.15]}, {}, 10),
-        (LIMIT, {"judge": [0.1, 0.9, 0.95], "content": [1, 0.9, 0.8]}, {}, 0),
         (LIMIT, {"judge": [0.1, 0.9, 0.95, 0.99], "content": [1, 0.8, 0.9, 0.85]}, {0}, 20),
         (LIMIT, {"judge": [0.1, 0.9], "content": [1, 0.8]}, {0, 10}, None),
         ({"score_patience": 2}, {"judge": [0.1, 0.5, 0.8], "score": [0.7, 0.8, 0.6]}, {}, 10),

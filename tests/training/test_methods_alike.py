@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 import tiny
 from directalign import config
-from directalign.config.load import load_run
 from directalign.methods import METHODS
 from directalign.preflight import plan
 from directalign.training import run as train
@@ -167,11 +166,3 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     given["method"] |= {"form": "anchored", "control_phrases": phrases}
     with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores prompts"):
         plan(config.RunConfig.model_validate(given), tmp_path / "out")
-
-
-def test_the_default_method_is_srpo_and_another_name_replaces_the_section():
-    srpo = load_run("world_srpo", [])
-    assert srpo.method.name == "srpo"
-    refl = load_run("world_srpo", ["method.name=refl", "method.last_steps=3"])
-    assert refl.method == config.ReFLConfig(last_steps=3)
-    assert load_run("world_srpo", ["method.name=srpo"]).method == srpo.method

@@ -92,9 +92,22 @@ def weights(out: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def mixed(folder):
-    """The recipe of three rewards, two branches and a hinge, and its uninterrupted run."""
+    """The recipe of three rewards, two branches and a hinge, and its uninterrupted run.
+
+    One member has soft prompts; one reward is held out.
+    """
+    sides = ("--positive", "Photo", "--negative", "Render", "--out", str(folder / "a.safetensors"))
+    fitted = command("reward", "soft-prompts", "--reward", "world:reward", *sides)
+    assert fitted.exit_code == 0, fitted.stderr
+    ends = {"positive": "a.safetensors", "negative": "a.negative.safetensors"}
+    phrases = {side: [str(folder / name)] for side, name in ends.items()}
+    first, *others = MEMBERS
+    reward = MIX | {"members": [first | {"control_phrases": phrases}, *others]}
     method = {"form": "relative", "branches": "both", "margin": 2.0, **SRPO}
-    file = recipe(folder, folder / "mixed.yaml", MIX, method, gradient_accumulation_steps=2)
+    file = recipe(folder, folder / "mixed.yaml", reward, method, gradient_accumulation_steps=2)
+    given = yaml.safe_load(file.read_text())
+    given["evaluate"]["rewards"] = {"bright": {"name": "pixels", "statistic": "brightness"}}
+    file.write_text(yaml.safe_dump(given))
     result = command(*train(file, folder / "mixed"))
     assert result.exit_code == 0, result.stderr
     return file, folder / "mixed"
@@ -117,6 +130,20 @@ def test_every_member_is_logged_and_on_the_page(mixed):
         assert f"<h3>{title}</h3>" in page
     names = set(EventAccumulator(str(out / "tensorboard")).Reload().Tags()["scalars"])
     assert {"step/metrics/reward_red", "step/metrics/share_first", "evaluate/reward_second"} < names
+
+
+def test_the_page_and_the_model_card_name_every_member(mixed, tmp_path):
+    _, run = mixed
+    members = "first (clip world:reward), second (clip world:second_reward, weight 0.5)"
+    named = f"mix of {members}, red (pixels redness, weight −0.3)"
+    assert named in (run / "report.html").read_text()
+    words = ("--format", "diffusers", "--out", str(tmp_path / "out"))
+    assert command("export", str(run), *words).exit_code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"reward `{named}`" in card and str(run.parent) not in card
+    rows = {line.split(" | ")[0][2:]: line for line in card.splitlines() if line.startswith("| ")}
+    assert "one member of the mixture" in rows["reward_first"]
+    assert "a reward that is never trained on" in rows["held_out_bright"]
 
 
 def test_a_resumed_mixture_ends_with_the_same_bits(mixed, tmp_path):

@@ -15,7 +15,6 @@ from directalign.training.optim import (
     EMA,
     AdamW8bit,
     adamw,
-    code_book,
     decode,
     encode,
     learning_rate,
@@ -111,14 +110,6 @@ def fitted(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, start: 
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_the_code_book_rises_over_seven_decades(signed):
-    book = code_book(signed, CPU)
-    assert book.shape == (256,) and (book.diff() > 0).all()
-    assert book[-1] == 1 and (book == 0).sum() == 1 and book[0] == (book[0] if signed else 0)
-    assert book[book > 0][0] < 1e-6
-
-
-@pytest.mark.parametrize("signed", [True, False])
 def test_a_stored_number_is_right_on_average(signed):
     values = torch.rand(1, 300, generator=draws()) - (0.5 if signed else 0)
     generator = draws(1)
@@ -127,16 +118,6 @@ def test_a_stored_number_is_right_on_average(signed):
     # below the book's first number a signed value is cut off
     inner = values.abs() < 0.99 * values.abs().max()
     torch.testing.assert_close(mean[inner], values[inner], atol=3e-4, rtol=0)
-
-
-def test_a_stored_number_is_a_neighbour_and_exact_codes_stay():
-    book = code_book(False, CPU)
-    values = book[:, None].expand(-1, 1).T.contiguous()
-    assert torch.equal(decode(*encode(values, False, draws()), False), values)
-    numbers = torch.rand(4, 700, generator=draws())
-    codes, scale = encode(numbers, False, draws())
-    assert codes.dtype == torch.uint8 and codes.shape == (4, 700) and scale.shape == (4, 3)
-    assert ((decode(codes, scale, False) - numbers).abs() <= 0.08 * scale.max()).all()
 
 
 def test_random_rounding_to_bfloat16_keeps_the_mean_and_exact_numbers():

@@ -21,16 +21,12 @@ from train_stubs import nan_at, steps, stop_at
 
 import tiny
 from directalign import config
-from directalign.evaluation.eval_prompts import measured_prompts
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
 from directalign.export.average import average_run
 from directalign.io.tensors import resize
-from directalign.models import load_model
 from directalign.training import checkpoint, run_folder, run_log
 from directalign.training import run as train
-from directalign.training.data import open_data
-from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted, StopRequest
 from directalign.training.run import numerics
 from directalign.types import DirectAlignError, NonFiniteError
@@ -438,18 +434,6 @@ def tiny_recipe(folder: Path, text_encoders: str = "keep") -> config.RunConfig:
         "evaluate": {"num_samples": 2, "num_samples_during": 1, "diversity_prompts": 1},
     }
     return config.RunConfig.model_validate(given)
-
-
-def test_all_prompts_of_a_run_are_encoded_in_advance(tmp_path):
-    run = tiny_recipe(tmp_path)
-    model = load_model(run.model, "cpu")
-    data = [open_data(run, model, TorchProcessGroup(rank, 2)) for rank in range(2)]
-    batches = [batch for each in data for step in range(2) for batch in each.batches(step)]
-    trained = {prompt for batch in batches for prompt in batch.prompts}
-    encoded = sys.modules["directalign.training.run"].prompts_of_run(run, data[-1])
-    assert trained | {"", "a green square"} <= set(encoded) and len(trained) == 16
-    assert len(set(encoded)) == len(encoded) <= len(trained) + 2 + 2 + 1
-    assert len(encoded) < len(measured_prompts(run.data))
 
 
 def test_a_run_with_freed_encoders_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):

@@ -341,17 +341,6 @@ def test_a_tracker_that_hangs_is_dropped(caplog):
     assert "made no progress for 0 s" in first and "at the end" in second
 
 
-def test_a_backend_with_history_gets_no_record_twice(tmp_path):
-    without, with_history = Recorder(), Recorder(has_history=True)
-    run_log.RunLog(tmp_path, -1).write({"event": "step", "step": 1, "loss": 1.0})
-    log = run_log.RunLog(tmp_path, 1, trackers=[without, with_history])
-    log.grid(1, GRID, is_replay=True)
-    log.grid(2, GRID)
-    log.close()
-    assert with_history.calls == [("image", 2), ("close", False)]
-    assert without.calls == [(1, {"step/loss": 1.0}), ("image", 1), *with_history.calls]
-
-
 @pytest.fixture
 def wandb_unreachable(monkeypatch, tmp_path):
     """W&B with a key and an address without a server."""
@@ -448,13 +437,3 @@ def test_trackio_is_local_unless_the_recipe_names_a_space(tmp_path, monkeypatch)
     monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/else")
     with pytest.raises(DirectAlignError, match="TRACKIO_SPACE_ID is set"):
         check_trackers(local, is_here=True)
-
-
-def test_packages_are_imported_only_when_a_recipe_names_them(tmp_path, monkeypatch):
-    for name in ("wandb", "trackio"):
-        monkeypatch.setitem(sys.modules, name, None)
-    run = with_trackers(tmp_path, {})
-    assert check_trackers(run, is_here=True) == ([], [])
-    (tracker,) = trackers.open_trackers(run, tmp_path, ["x"])
-    tracker.close(True)
-    assert not (tmp_path / "tracked.json").exists()

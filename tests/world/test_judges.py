@@ -1,3 +1,5 @@
+"""Scenes round-trip and are drawn in four styles; the judges read them and refuse others."""
+
 import pytest
 import torch
 
@@ -11,7 +13,18 @@ from directalign.toyworld.judges import (
     load_judge,
     plain_caption,
 )
-from directalign.toyworld.scenes import STYLES, Scenes, draw_scenes, render
+from directalign.toyworld.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    IMAGE_SIZE,
+    SHAPES,
+    STYLES,
+    Scenes,
+    all_captions,
+    draw_scenes,
+    render,
+    scenes_of,
+)
 from tools.build_toyworld.reward_card import retouch
 
 COUNT = 160
@@ -85,3 +98,40 @@ def test_a_missing_asset_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "ASSETS", tmp_path)
     with pytest.raises(ValueError, match=r"judges/style\.safetensors"):
         load_judge()
+
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+def test_captions_round_trip():
+    captions = all_captions()
+    assert len(set(captions)) == len(COLORS) * len(SHAPES) * len(BACKGROUNDS) == 240
+    assert {"an orange circle on an olive background", "a red star on a navy background"} <= set(
+        captions
+    )
+    scenes = scenes_of(captions, style="anime")
+    assert scenes.captions() == captions
+    assert set(scenes.style.tolist()) == {STYLES.index("anime")}
+
+
+def test_a_foreign_caption_is_quoted():
+    with pytest.raises(ValueError, match="'a red dog'"):
+        scenes_of(["a red star on a navy background", "a red dog"])
+
+
+def test_render_is_a_function_of_scenes_and_seed():
+    scenes = draw_scenes(12, seeded(1))
+    images = render(scenes, seeded(2))
+    assert images.shape == (12, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert images.dtype == torch.float32
+    assert images.min() >= 0 and images.max() <= 1
+    assert torch.equal(images, render(scenes, seeded(2)))
+    assert not torch.equal(images, render(scenes, seeded(3)))
+
+
+def test_each_style_is_its_own_picture_of_the_same_scene():
+    scenes = draw_scenes(8, seeded(4))
+    drawn = torch.stack([render(scenes.with_style(style), seeded(5)) for style in STYLES])
+    for first in range(len(STYLES)):
+        for second in range(first):
+            assert ((drawn[first] - drawn[second]).abs().mean((1, 2, 3)) > 0.03).all()
