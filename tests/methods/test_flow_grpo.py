@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 from directalign import config
@@ -254,23 +254,6 @@ def test_the_base_weights_are_swapped_in_and_out_even_after_an_error():
         assert denoiser.bias.equal(ToyDenoiser().bias)
         raise RuntimeError("inside")
     assert denoiser.bias.equal(changed)
-
-
-def test_adapters_are_switched_off_and_nothing_is_copied():
-    class Adapted(nn.Linear):
-        peft_config, on = "settings", True
-
-        def disable_adapters(self) -> None:
-            self.on = False
-
-        def enable_adapters(self) -> None:
-            self.on = True
-
-    denoiser = Adapted(2, 2)
-    base = ReferenceModel(denoiser)
-    with base.active():
-        assert not denoiser.on
-    assert denoiser.on and base.weights == {}
 
 
 @pytest.mark.parametrize(

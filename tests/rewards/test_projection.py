@@ -59,16 +59,6 @@ def test_scores_and_gradients_ignore_the_directions():
     assert torch.allclose(project_out(inside, d), project_out(inside, None), atol=1e-12)
 
 
-def test_without_normalising_last_a_move_would_change_the_score():
-    d, features = rows(), random(2, WIDTH, 1)
-
-    def not_restored(each: Tensor) -> Tensor:
-        unit = torch.nn.functional.normalize(each, dim=-1)
-        return unit - (unit @ d.T) @ d
-
-    assert (not_restored(features + 3 * d[:1]) - not_restored(features)).abs().max() > 0.05
-
-
 def test_a_loaded_reward_ignores_them_from_the_pixels_on(settings, model):
     d, images = rows().float(), torch.rand(2, 3, 40, 40, requires_grad=True)
     reward = load_reward(settings(Directions(d, fingerprint(model))))

@@ -12,14 +12,7 @@ from directalign.config.load import load_run
 from directalign.preflight.checks import check_method
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
-from directalign.rewards.soft_prompts import (
-    ControlTokens,
-    check_phrases,
-    fingerprint,
-    is_tokens_file,
-    split,
-    write_tokens,
-)
+from directalign.rewards.soft_prompts import ControlTokens, check_phrases, fingerprint, write_tokens
 from published_layouts import images_drawn
 from rewards.cases import refused
 
@@ -94,13 +87,6 @@ def test_the_gradient_of_the_tokens(clip_folder):
 
     assert torch.autograd.gradcheck(value, (tokens,), eps=1e-6, atol=1e-7, rtol=1e-5)
     assert all(parameter.grad is None for parameter in reward.model.parameters())
-
-
-def test_prompts_with_and_without_a_file():
-    assert split("dir/a b.safetensors. a red. star") == ("dir/a b.safetensors", "a red. star")
-    assert split("Realistic photo. a red star") == (None, "Realistic photo. a red star")
-    assert split("a.safetensors. b.safetensors. c") == ("a.safetensors", "b.safetensors. c")
-    assert is_tokens_file("a.safetensors") and not is_tokens_file("a photo of a.safetensors file")
 
 
 def test_a_fingerprint_identifies_its_table_in_any_dtype():
