@@ -263,9 +263,9 @@ LOAD_ONLY: Rows = [
         for value, what in (
             (torch.tensor([0.0, float("nan")]), "has values that are not finite"),
             (torch.tensor([0.0, float("inf")]).bfloat16(), "has values that are not finite"),
-            (torch.ones(2, dtype=torch.int8), "is of type int8"),
-            (torch.ones(2).bool(), "is of type bool"),
-            (torch.ones(2, dtype=torch.complex64), "is of type complex64"),
+            (torch.ones(2, dtype=torch.int8), "is of type I8"),
+            (torch.ones(2).bool(), "is of type BOOL"),
+            (torch.ones(2, dtype=torch.complex64), "is of type C64"),
         )
     ),
     ("clip", configure("config.json", projection_dim=12), "not a transformers CLIPModel"),
