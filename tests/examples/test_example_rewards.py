@@ -140,10 +140,9 @@ HOSTILE = {
     "cut": request_of(encoded(RED)[:-40]),
     "damaged": request_of(encoded(RED)[:60] + b"\0\1" + encoded(RED)[62:]),
     "large": request_of(png_of_size(20_000, 20_000)),
-    "less large": request_of(png_of_size(9_000, 9_000)),
     "many": request_of(*[png_of_size(2_000, 2_000)] * 9, prompts=["x"] * 9),
     "program": request_of(EPS),
-    **{kind: request_of(encoded(RED, kind)) for kind in ("JPEG", "TIFF", "BMP", "GIF", "PPM")},
+    **{kind: request_of(encoded(RED, kind)) for kind in ("JPEG", "GIF")},
     "two sizes": request_of(encoded(RED), encoded(RED.resize((8, 8))), prompts=["x", "y"]),
     "deep": b"[" * 100_000,
     "no object": b"[]",
@@ -151,7 +150,6 @@ HOSTILE = {
     "no text": request_of(encoded(RED), prompts=[1]),
     "no prompt": request_of(encoded(RED), prompts=[]),
     "nothing": b"",
-    "no text at all": b"\xff\xfe",
 }
 LENGTHS_REFUSED = ["-1", "abc", "", "1e3", "+5", "9" * 30, "\u0663", str(256 * 2**20 + 1)]
 

@@ -100,12 +100,10 @@ def test_a_fingerprint_identifies_its_table_in_any_dtype():
 ONES = torch.ones(2, 16)
 UNUSABLE: list[tuple[dict[str, Any] | None, str]] = [
     ({}, "no such file; make it with directalign reward soft-prompts"),
-    ({"weight": ONES}, "not a file of learned tokens"),
     ({"tokens": ONES}, "not a file of learned tokens"),
     ({"content": b"cut"}, "not a complete safetensors file"),
     ({"made": {"tokens": ONES * torch.nan}}, "not finite"),
     ({"tokens": torch.ones(2, 16, dtype=torch.int64)}, "tokens is of type int64"),
-    ({"tokens": torch.ones(2, 16, dtype=torch.complex64)}, "tokens is of type complex64"),
     ({"made": {"kind": "siglip"}}, "fitted to a reward of kind siglip, and this is clip"),
     ({"made": {"tokens": torch.ones(2, 24)}}, "24 numbers a token, this one has 16"),
     ({"made": {"fingerprint": "0" * 16}}, "another text embedding of the same width"),
