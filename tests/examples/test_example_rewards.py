@@ -6,10 +6,7 @@ import io
 import json
 import socket
 import subprocess
-import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from directalign import config
 from directalign.rewards import load_reward
+from rewards.black_boxes import PROMPTS, images, means, running
 from rewards.cases import refused, scores_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROMPTS = ["a", "bcd", "ef"]
-
-
-def images() -> Tensor:
-    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def means(given: Tensor) -> Tensor:
-    return given.mean((1, 2, 3))
 
 
 def example(name: str) -> Any:
@@ -71,15 +59,6 @@ def test_the_template_is_a_differentiable_reward():
     assert gradient.abs().max() > 0 and not reward.reads_prompt
     plain = load_reward(config.PythonConfig(path=f"{path}:contrast"))
     torch.testing.assert_close(plain.score(images(), PROMPTS), images().flatten(1).std(1))
-
-
-@contextmanager
-def running(server: Any) -> Iterator[str]:
-    with server:
-        server.RequestHandlerClass.log_message = lambda *_: None
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/score"
-        server.shutdown()
 
 
 def reward_at(url: str) -> Any:

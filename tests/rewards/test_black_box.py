@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,24 +27,15 @@ from directalign.rewards.black_box import PythonReward, SynchronizedError, synch
 from directalign.rewards.common import score_all
 from directalign.rewards.mixture import Member, MixReward
 from directalign.types import Batch
+from rewards.black_boxes import PROMPTS, images, means, running
 from rewards.cases import refused, scores_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-PROMPTS = ["a", "bcd", "ef"]
 LENGTHS = torch.tensor([1.0, 3.0, 2.0])
 Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
 
 
-def images() -> Tensor:
-    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 def score(reward: Reward, prompts: list[str] = PROMPTS) -> Tensor:
     return scores_of(reward, images().double(), prompts)
-
-
-def means(given: Tensor) -> Tensor:
-    return given.mean((1, 2, 3))
 
 
 # --- Python functions and classes -----------------------------------------------------------------
@@ -325,16 +315,6 @@ def failing(status: int, text: str = "", cut: bool = False) -> Answer:
 
 def saying(scores: Any) -> Answer:
     return failing(200, json.dumps({"scores": scores}))
-
-
-@contextmanager
-def running(server: ThreadingHTTPServer) -> Iterator[str]:
-    with server:
-        handler: Any = server.RequestHandlerClass
-        handler.log_message = lambda *_: None
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/score"
-        server.shutdown()
 
 
 @contextmanager

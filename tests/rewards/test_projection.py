@@ -1,6 +1,5 @@
 """A projected reward is invariant along its directions and refuses those of another reward."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +29,6 @@ def random(height: int, width: int, seed: int) -> Tensor:
 @pytest.fixture
 def model(clip_folder):
     return ClipReward.load(str(clip_folder)).model
-
-
-Settings = Callable[[Directions | Path | None], config.ClipConfig]
 
 
 @pytest.fixture
