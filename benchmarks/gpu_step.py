@@ -71,6 +71,7 @@ CASES = [
 def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.RunConfig:
     """The recipe of a case, on the random checkpoints; one batch is one update."""
     tiny = ["model.dtype=float32", "rollout.height=64", "rollout.width=64"]
+    tiny += ["rollout.num_inference_steps=4"]
     paths = [f"model.path={flux}", f"reward.path={reward}", "reward.processor=null"]
     changes = [*paths, "train.global_batch_size=null", *PLAIN, *(tiny if size == "tiny" else [])]
     changes += [*case.shape, *case.lever]

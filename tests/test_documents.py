@@ -59,3 +59,9 @@ def test_commands_and_options_exist(document):
         known = {option for each in command.params for option in each.opts + each.secondary_opts}
         given = [word.split("=")[0] for word in rest if word.startswith("--")]
         assert not set(given) - known - {"--help"}, " ".join(words)
+
+
+def test_tests_that_hold_a_promise_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text("utf-8"))
+    assert named
+    assert [pair for pair in named if f"def {pair[1]}(" not in (ROOT / pair[0]).read_text()] == []

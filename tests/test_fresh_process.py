@@ -10,10 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from directalign.cli import app
-from directalign.config.load import load_run, recipe_path
+from directalign.config.load import load_run
 from directalign.evaluation.generate import generate, load_run_model
+from directalign.training import run as train
 
-RECIPE = recipe_path("world_srpo_lora")
 PROMPTS = ["a red star on a navy background", "a pink ring on a gray background"]
 SEED = 7
 TINY = [
@@ -57,7 +57,7 @@ def directalign(*words: object) -> None:
 
 def test_a_fresh_process_paints_the_images_that_sample_wrote(tmp_path):
     run_folder, images = tmp_path / "lora", tmp_path / "images"
-    directalign("train", RECIPE, *(f"--set={each}" for each in TINY), "--out", run_folder)
+    train(load_run("world_srpo_lora", TINY), run_folder, resume=False)
     prompts = [f"--prompt={prompt}" for prompt in PROMPTS]
     directalign("sample", run_folder, *prompts, "--seed", SEED, "--out", images)
     directalign("world", "export", tmp_path / "world")

@@ -269,12 +269,6 @@ def test_a_tie_is_half_a_win_and_no_vote():
     assert other.rate.low == pytest.approx(1 - found.rate.high)
 
 
-def test_a_prompt_has_one_vote():
-    b, groups = [1.0, 1.0, -1.0, -1.0, 1.0, 1.0], ["a", "a", "a", "b", "c", "c"]
-    found = win_rate(np.zeros(6), b, groups, resample_groups(groups))
-    assert found.wins == 4 and found.p == sign_test(2, 1)
-
-
 def test_the_sign_test_keeps_its_level_for_copies_of_a_prompt():
     rng, groups = np.random.default_rng(9), [place // 5 for place in range(5 * PROMPTS)]
     drawn = resample_groups(groups, resamples=20)

@@ -109,13 +109,6 @@ def test_two_models_have_a_closed_form():
     assert statistics.elo(0.0) == 1000 and statistics.elo(math.log(10)) == pytest.approx(1400)
 
 
-def test_one_vote_per_item_has_the_variance_of_the_textbook():
-    """Without ties the sandwich is the inverse Fisher information, up to m / (m − 1)."""
-    covariance = statistics.rank_models(cast("r" * 30 + "l" * 10), PAIR).covariance
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    assert variance == pytest.approx((1 / 30 + 1 / 10) * 40 / 39, rel=1e-9)
-
-
 def test_copies_of_every_vote_change_nothing():
     votes = planted_votes({"base": 0.0, "srpo": 0.7, "refl": 0.3}, items=30, annotators=1, seed=3)
     copies = [

@@ -5,7 +5,6 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +101,6 @@ def test_rows_and_names_are_unique_private_and_durable(three, file):
         with pytest.raises(sqlite3.IntegrityError, match="never"):
             connection.execute(statement)
     connection.close()
-
-
-def test_a_restart_restores_the_state(three, file):
-    arena = open_arena(file, [three], "vote")
-    annotator = arena.join("Ann", new_secret())
-    state = arena.state(annotator)
-    for number in range(5):
-        state = arena.vote(annotator, f"request-{number}", state["next"][0]["task"], "left")
-    arena.store.close()
-    again = open_arena(file, [three])
-    assert again.state(annotator) == state and state["done"] == 5
 
 
 def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three, tmp_path):
@@ -264,34 +252,6 @@ def test_items_get_annotators_evenly(order):
         found.record(annotator, found.next(annotator, 5)[0], VOTE_QUESTION, "tie")
     answers = [sum(bool(found.answers(n, task)) for n in range(12)) for task in found.tasks]
     assert sum(answers) == 48 and max(answers) <= 4
-
-
-def test_a_crowd_at_one_moment_is_spread():
-    found = scheduler()
-    assigned = Counter(task for annotator in range(60) for task in found.next(annotator, 5))
-    assert set(assigned.values()) == {10}
-
-
-class Walked(list):
-    """Counts how often all of it is read."""
-
-    walks = 0
-
-    def __iter__(self):
-        self.walks += 1
-        return super().__iter__()
-
-
-def test_a_vote_does_not_walk_all_tasks():
-    tasks = Walked(tasks_of("vote", range(200), ["x", "y"]))
-    found = TaskScheduler("vote", tasks, TokenSigner(b"secret"))
-    line = found.next(1, 5)
-    tasks.walks = 0
-    for done in range(50):
-        assert (found.num_completed(1), found.total(1)) == (done, 200)
-        found.record(1, line[0], VOTE_QUESTION, "left")
-        line = found.next(1, 5)
-    assert tasks.walks == 0 and len(found._queues[1][1]) == 200 - 55
 
 
 def test_results_of_a_folder_that_cannot_be_written(three, file, tmp_path, monkeypatch):

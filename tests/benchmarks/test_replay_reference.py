@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorder import Recipe, record
 from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -30,20 +29,6 @@ def test_official_recordings_are_reproduced(name):
     errors = replay_reference.replay(CASES / name)
     assert errors.image <= 1e-5 and errors.loss <= 1e-6
     assert errors.gradient <= 1e-5 and errors.norm <= 1e-5
-
-
-OTHERS = {
-    "clipped_high": Recipe(),
-    "denoise_only_no_guidance": Recipe(m=50, kinds=("denoise",), guidance=None),
-    "inversion_only_clipped_low": Recipe(m=6, kinds=("inversion",), height=24, width=8, seed=4),
-    "whole_schedule": Recipe(m=75, window=(0, 50), ratio=0.9, kinds=("inversion", "denoise")),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_settings_are_reproduced(tmp_path, name):
-    errors = replay_reference.replay(record(tmp_path, OTHERS[name]))
-    assert errors.within_bounds(), errors
 
 
 @pytest.mark.parametrize("tensor", ["branch1.image", "grad.proj_out.bias"])
@@ -75,7 +60,6 @@ def truncate_tensors(case: Path) -> None:
     ("damage", "message"),
     [
         (lambda case: case.with_suffix(".json").unlink(), "case.json"),
-        (lambda case: case.with_suffix(".json").write_text("{"), "case.json"),
         (truncate_tensors, "case.safetensors"),
         (rewrite(train_guidance=None), "train_guidance is not recorded"),
         (rewrite(branches=[{"kind": "sideways"}]), "'sideways' is unknown"),
@@ -84,7 +68,6 @@ def truncate_tensors(case: Path) -> None:
         (rewrite(branches=[]), "branches is empty"),
         (rewrite(height=80), "clean_packed has 16 tokens"),
         (rewrite(vae_config={"latent_channels": 3}), "vae"),
-        (rewrite(transformer_config=7), "transformer"),
     ],
 )
 def test_a_broken_case_is_one_error_line(case, damage, message, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 from transformers import (
     AutoTokenizer,
     Mask2FormerImageProcessor,
@@ -18,18 +18,10 @@ from transformers import (
 
 import tiny_detectors
 from directalign import config
-from directalign.evaluation.adherence.detector import (
-    COLORS,
-    GREY,
-    TEMPLATES,
-    ColorReader,
-    crop,
-    load_detector,
-)
+from directalign.evaluation.adherence.detector import COLORS, GREY, crop, load_detector
 from directalign.evaluation.adherence.geneval import Found
 from directalign.evaluation.adherence.settings import adherence_of, check_adherence, check_rows
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
-from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 from hub_stand_in import hub_stand_in, point_at
 from tiny_detectors import CLASSES, write_detector
@@ -163,16 +155,6 @@ def test_images_are_judged_end_to_end(kind, folders, clip_folder):
     found = judge(picture()[None], rows(*objects))
     assert list(found) == ["adherence", "adherence_two_object"]
     assert {values.item() for values in found.values()} == {float(judged[0].right)}
-
-
-def test_a_colour_is_the_nearest_of_the_phrases(clip_folder):
-    clip, image = ClipReward.load(str(clip_folder)), picture()
-    thing = Found("dog", 0.9, (10.2, 20.7, 40.0, 60.0))
-    phrases = [[text.format(color=color, thing="dog") for text in TEMPLATES] for color in COLORS]
-    means = torch.stack([clip.encode_text(each).mean(0) for each in phrases])
-    scores = clip.encode(image[None, :, 20:60, 10:40]) @ normalize(means, dim=1).T
-    wanted = COLORS[int(scores.argmax())]
-    assert ColorReader(clip).read(image, [thing, thing], "dog") == [wanted, wanted]
 
 
 def test_a_crop_is_inside_the_image_and_grey_around_the_mask():

@@ -95,20 +95,6 @@ def test_the_recorded_call_makes_the_same_image(pipelines, tmp_path, name, rollo
     assert np.abs(pixels_of(file) - image.permute(1, 2, 0).numpy()).max() < 1 / 255
 
 
-def test_base_bare_and_trained_model(pipelines, tmp_path):
-    folder = write_run_folder(tmp_path / "run", recipe("sd", pipelines["sd"], "none"))
-    two_steps = {"num_inference_steps": 2}
-    tuned, base, bare = (
-        sample_images(source, PROMPTS[:1], [1], tmp_path / name, **more)[0].read_bytes()
-        for name, source, more in (
-            ("tuned", folder, {}),
-            ("base", folder, {"base": True}),
-            ("bare", pipelines["sd"], {"rollout": two_steps}),
-        )
-    )
-    assert base == bare != tuned
-
-
 @pytest.mark.parametrize(
     ("name", "guidance"), [("sd", {"cfg_scale": 3.0}), ("flux", {"embedded_guidance": 1.0})]
 )

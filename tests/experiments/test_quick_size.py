@@ -12,11 +12,8 @@ from experiments.runner import load_study
 KINDS = {
     "convergence": {None, "depth", "state"},
     "timesteps": {None, "hacking"},
-    "soft_prompts": {None, "fit"},
     "reward_finetuning": {None, "reward"},
     "recovery": {None},
-    "early_stopping": {None, "ending"},
-    "coverage": {"wins", "judge", "coverage", "test", "power"},
 }
 
 

@@ -1,15 +1,37 @@
 """Rows and their files, intervals worked out by hand, runs compared at equal levels, tables."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from planted import run
 
 from directalign.types import DirectAlignError
 from experiments import rows as reading
+from experiments.plots import title_of
 from experiments.rows import Rows, after, at_budget, at_level, at_photo_rate, mean_interval, mean_of
 from experiments.tables import VERSUS, signed, versus
+
+FACTS = {
+    "commit": "0123abc",
+    "machine": {"cores": 2, "processor": "x86_64", "threads": 1, "gpu": None},
+    "versions": {"torch": "2.13"},
+}
+
+
+def run(arm: str, seed: int, photo: Sequence[float], calls: float, **more: Any) -> Rows:
+    """A run measured every ten updates: its photo rates, and NFE of `calls` from one to the next.
+
+    Colour drift is a tenth of the photo rate, content stays; `more` overrules any of it.
+    """
+    named = {"study": "table1", "arm": arm, "title": title_of(arm), "seed": seed}
+    rows = Rows()
+    for place, rate in enumerate(photo):
+        spent = {"step": 10 * place, "seconds": 0.5 * calls * place}
+        spent |= {"call_equivalents": calls * place, "learning_rate": 1e-4}
+        numbers = {"photo_rate": rate, "content": 1.0, "color_drift": rate / 10}
+        rows.append({**named, **spent, **numbers, "score_pos": 0.5 + rate, **FACTS, **more})
+    return rows
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,24 +27,15 @@ from directalign.rewards.black_box import PythonReward, SynchronizedError, synch
 from directalign.rewards.common import score_all
 from directalign.rewards.mixture import Member, MixReward
 from directalign.types import Batch
+from rewards.black_boxes import PROMPTS, images, means, running
 from rewards.cases import refused, scores_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-PROMPTS = ["a", "bcd", "ef"]
 LENGTHS = torch.tensor([1.0, 3.0, 2.0])
 Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
 
 
-def images() -> Tensor:
-    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 def score(reward: Reward, prompts: list[str] = PROMPTS) -> Tensor:
     return scores_of(reward, images().double(), prompts)
-
-
-def means(given: Tensor) -> Tensor:
-    return given.mean((1, 2, 3))
 
 
 # --- Python functions and classes -----------------------------------------------------------------
@@ -144,20 +134,14 @@ def test_any_sequence_of_numbers_is_accepted(answer):
     [
         ([1.0], r"3 numbers, one per image; it returned shape \(1,\)"),
         (torch.zeros(3, 1), r"shape \(3, 1\)"),
-        (0.5, r"shape \(\)"),
         ([1.0, float("nan"), 0.0], "number 1 is nan"),
-        ([float("-inf"), 0.0, 0.0], "number 0 is -inf"),
         (None, "it returned a NoneType"),
         (["good", "bad", "bad"], r"number 0 is 'good' \(str\)"),
         ([0.5, True, 0.0], r"number 1 is True \(bool\)"),
         ([0.5, 1.0, 1j], r"number 2 is 1j \(complex\)"),
-        ([0.5, torch.tensor(True), 0.0], r"number 1 is True \(bool\)"),
-        ([0.5, np.complex64(1), 0.0], r"number 1 is .* \(complex\)"),
         (torch.zeros(3, dtype=torch.complex64), "an array of complex64"),
-        (torch.zeros(3).bool(), "an array of bool"),
         (np.array(["1", "2", "3"]), "an array of <U1"),
         ([10**400, 0.0, 0.0], "too large"),
-        ("123", "it returned a str"),
     ],
 )
 def test_an_unusable_result_is_refused(answer, complaint):
@@ -334,16 +318,6 @@ def saying(scores: Any) -> Answer:
 
 
 @contextmanager
-def running(server: ThreadingHTTPServer) -> Iterator[str]:
-    with server:
-        handler: Any = server.RequestHandlerClass
-        handler.log_message = lambda *_: None
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/score"
-        server.shutdown()
-
-
-@contextmanager
 def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(address, requests) of a server that gives each response once, then repeats the last."""
     requests: list[dict[str, Any]] = []
@@ -408,18 +382,13 @@ def test_temporary_failures_are_retried_after_doubling_waits(waits):
         (failing(400, "x" * 900), r"HTTP 400 .*'x{200}'\.\.\.;", 1),
         (failing(200, "<html>hello</html>"), r"responds with '<html>hello</html>'", 1),
         (failing(200, '{"score": 1}'), r"'\{\"score\": 1\}'; it must send \{\"scores\"", 1),
-        (failing(200, "[1, 2, 3]"), r"responds with '\[1, 2, 3\]'; it must send", 1),
         (
             failing(302, "elsewhere"),
             r"redirects to http://127\.0\.0\.1:1/, which is not followed",
             1,
         ),
-        (failing(308), r"redirects to http://127\.0\.0\.1:1/", 1),
         (failing(200, " " * 2**20), r"more than the 65,836 bytes", 1),
-        (failing(404, "x" * 2**20), r"HTTP 404 .*'x{200}'\.\.\.;", 1),
         (saying([1.0, True, 2.0]), r"number 1 is True \(bool\)", 1),
-        (saying([1.0, "2", 2.0]), r"number 1 is '2' \(str\)", 1),
-        (saying({"a": 1.0}), r"returned a dict", 1),
         (saying([1.0, 2.0]), r"\"scores\" a list .* of 3 numbers, .* returned shape \(2,\)", 1),
         (saying([1.0, float("nan"), 2.0]), r"number 1 is nan: give every image a finite score", 1),
     ],
@@ -447,15 +416,15 @@ def test_without_a_server_or_a_timely_response(waits, free_address):
         slow.set()
 
 
-@pytest.mark.parametrize("at", ["status", "headers", "body", "body of unknown length", "error"])
+@pytest.mark.parametrize("at", ["headers", "body of unknown length", "error"])
 def test_the_timeout_is_for_the_whole_answer(at):
     done = threading.Event()
 
     class Trickling(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            start = {"status": "", "headers": "HTTP/1.0 200 OK\r\nX: "}.get(at)
-            if start is None:
+            start = "HTTP/1.0 200 OK\r\nX: "
+            if at != "headers":
                 length = "" if "unknown" in at else "Content-Length: 1000\r\n"
                 start = f"HTTP/1.0 {500 if at == 'error' else 200} OK\r\n{length}\r\n"
             self.wfile.write(start.encode())

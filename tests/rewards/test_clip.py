@@ -1,4 +1,4 @@
-"""CLIP and SigLIP: the cosines that transformers' models and processors give, each prompt once."""
+"""CLIP and SigLIP: the cosines that transformers' models and processors give; cleaned prompts."""
 
 import json
 import shutil
@@ -41,24 +41,6 @@ def test_the_score_is_the_cosine_that_transformers_gives(name, length, sections)
     assert (reward.encode(IMAGES) - image).abs().max() < 1e-5
     assert (reward.encode_text(PROMPTS) - text).abs().max() < 1e-5
     assert torch.allclose(scores_of(reward, IMAGES, PROMPTS), (image * text).sum(-1), atol=1e-5)
-
-
-def test_a_prompt_is_encoded_once_and_the_same_in_any_batch(reward, clip_folder, monkeypatch):
-    encoded: list[str] = []
-    encode = reward._prompts.encode
-    monkeypatch.setattr(
-        reward._prompts,
-        "encode",
-        lambda texts: encoded.extend(dict.fromkeys(texts)) or encode(texts),
-    )
-    features = reward.encode(IMAGES)
-    first = reward.score(features, PROMPTS)
-    swapped = reward.score(features.flip(0), PROMPTS[::-1])
-    twice = reward.score(features, [PROMPTS[0]] * 2)
-    assert encoded == PROMPTS
-    assert torch.equal(swapped.flip(0), first) and torch.equal(twice[:1], first[:1])
-    fresh = ClipReward.load(str(clip_folder))
-    assert torch.allclose(fresh.score(features[1:], PROMPTS[1:]), first[1:], atol=1e-6)
 
 
 def test_siglip_ignores_case_with_any_tokenizer(siglip_folder, tmp_path):

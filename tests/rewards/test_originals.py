@@ -12,7 +12,7 @@ from torch import Tensor
 
 from directalign.rewards import check_reward, load_reward, mps
 from directalign.rewards.common import Preprocessing
-from directalign.rewards.mps import CrossModel, MpsReward, rotated, sizes_of
+from directalign.rewards.mps import MpsReward
 from published_layouts import images_drawn
 from recorded_rewards import FIXTURES, aesthetic_head, image_reward_weights, recorded
 from rewards.cases import PROMPTS, refused, scores_of
@@ -129,20 +129,3 @@ def test_the_condition_of_mps_selects_prompt_tokens(sections):
     assert scores_of(overall, images_drawn(2, 48, 40, 0)).abs().max() <= 1
     tokens = [reward._prompts.read(PROMPTS) for reward in (overall, other)]
     assert any(not torch.equal(a.selected, b.selected) for a, b in zip(*tokens, strict=True))
-
-
-def test_the_sizes_of_the_cross_model_are_read_from_its_weights():
-    sizes = {"dim": 12, "layers": 3, "dim_head": 4, "heads": 5, "ff_mult": 2}
-    weights = CrossModel(**sizes).state_dict()
-    shapes = {f"cross_model.{name}": tuple(tensor.shape) for name, tensor in weights.items()}
-    assert sizes_of(shapes, "cross_model.") == sizes
-
-
-def test_products_of_rotary_positions_depend_on_the_distance_only():
-    generator = torch.Generator().manual_seed(0)
-    queries, keys = torch.randn(2, 1, 8, dtype=torch.float64, generator=generator).expand(2, 6, 8)
-    products = rotated(queries) @ rotated(keys).T
-    for shift in range(-5, 6):
-        along = products.diagonal(shift)
-        assert torch.allclose(along, along[:1].expand_as(along), atol=1e-6)
-    assert not torch.allclose(products[0, 0], products[0, 3])

@@ -1,6 +1,5 @@
 """A projected reward is invariant along its directions and refuses those of another reward."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,6 @@ def model(clip_folder):
     return ClipReward.load(str(clip_folder)).model
 
 
-Settings = Callable[[Directions | Path | None], config.ClipConfig]
-
-
 @pytest.fixture
 def settings(clip_folder, tmp_path):
     """The tiny CLIP with these directions projected out."""
@@ -57,16 +53,6 @@ def test_scores_and_gradients_ignore_the_directions():
     assert (gradient @ d.T).abs().max() < 1e-12 < gradient.abs().max()
     inside = features - (features @ d.T) @ d
     assert torch.allclose(project_out(inside, d), project_out(inside, None), atol=1e-12)
-
-
-def test_without_normalising_last_a_move_would_change_the_score():
-    d, features = rows(), random(2, WIDTH, 1)
-
-    def not_restored(each: Tensor) -> Tensor:
-        unit = torch.nn.functional.normalize(each, dim=-1)
-        return unit - (unit @ d.T) @ d
-
-    assert (not_restored(features + 3 * d[:1]) - not_restored(features)).abs().max() > 0.05
 
 
 def test_a_loaded_reward_ignores_them_from_the_pixels_on(settings, model):
@@ -102,12 +88,9 @@ FACTS = {"fingerprint": "f"}
     ("tensors", "facts", "complaint"),
     [
         ({"directions": torch.ones(1, WIDTH)}, FACTS, "not orthonormal"),
-        ({"directions": torch.zeros(0, WIDTH)}, FACTS, "not orthonormal"),
         ({"directions": torch.full((1, WIDTH), torch.nan)}, FACTS, "directions has .* not finite"),
         ({"directions": torch.eye(WIDTH).int()}, FACTS, "directions is of type int32"),
-        ({"directions": torch.eye(WIDTH).bool()}, FACTS, "directions is of type bool"),
         ({"directions": torch.eye(WIDTH)[0]}, FACTS, "holds no `directions`"),
-        ({"tokens": torch.eye(WIDTH)}, FACTS, "holds no `directions`"),
         ({"directions": torch.eye(WIDTH)}, {}, "holds no `directions`"),
         (None, {}, "no such file; make it with directalign reward bias-directions"),
         ({}, {}, "not a complete safetensors file"),

@@ -18,7 +18,6 @@ from directalign.rewards.weights import (
     check_published,
     is_weight_file,
     locate,
-    on_the_hub,
     read_shapes,
     read_weights,
 )
@@ -29,16 +28,6 @@ from rewards.cases import refused, scores_of
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 SHAPES = {"weight": (2, 3), "bias": (2,)}
 KEY = "held.path"
-
-
-def test_a_file_differs_from_a_folder_and_a_repository():
-    names = ["a.pt", "/x/b.safetensors", "owner/name/c.bin", "d.pth"]
-    assert all(map(is_weight_file, names))
-    assert not any(map(is_weight_file, ("owner/name", "/x/folder", "world:reward", "v1.5")))
-    assert hub.is_hub_file("xswu/HPSv2/HPS_v2.1_compressed.pt")
-    others = ["owner/name", "owner/name.pt", "/abs/name/file.pt", "./owner/name/file.txt"]
-    assert not any(map(hub.is_hub_file, others))
-    assert on_the_hub("owner/name/sub/file.pt") == ("owner/name", "sub/file.pt")
 
 
 def test_local_files_come_first(tmp_path, monkeypatch):

@@ -54,19 +54,6 @@ def test_every_reward_of_the_schema_is_registered_and_has_its_own_class():
         assert issubclass(found, BaseReward) and found.name == name
 
 
-@pytest.mark.parametrize(
-    ("settings", "files"),
-    [
-        (config.ClipConfig(path="a", processor="b"), {"path": "a", "processor": "b"}),
-        (config.AestheticConfig(path="h.pth", backbone="b"), {"path": "h.pth", "backbone": "b"}),
-        (config.PythonConfig(path="my.py:score"), {"path": "my.py"}),
-        (config.PixelStatisticsConfig(statistic="redness"), {}),
-    ],
-)
-def test_a_reward_names_the_files_it_needs(settings, files):
-    assert reward_class(settings.name).files(settings) == files
-
-
 def test_a_reward_is_named_by_its_path_or_by_a_recipe(tmp_path):
     assert reward_settings("world:reward").name == "clip"
     assert recipe_words("world:reward").positive == []

@@ -12,14 +12,7 @@ from directalign.config.load import load_run
 from directalign.preflight.checks import check_method
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
-from directalign.rewards.soft_prompts import (
-    ControlTokens,
-    check_phrases,
-    fingerprint,
-    is_tokens_file,
-    split,
-    write_tokens,
-)
+from directalign.rewards.soft_prompts import ControlTokens, check_phrases, fingerprint, write_tokens
 from published_layouts import images_drawn
 from rewards.cases import refused
 
@@ -96,13 +89,6 @@ def test_the_gradient_of_the_tokens(clip_folder):
     assert all(parameter.grad is None for parameter in reward.model.parameters())
 
 
-def test_prompts_with_and_without_a_file():
-    assert split("dir/a b.safetensors. a red. star") == ("dir/a b.safetensors", "a red. star")
-    assert split("Realistic photo. a red star") == (None, "Realistic photo. a red star")
-    assert split("a.safetensors. b.safetensors. c") == ("a.safetensors", "b.safetensors. c")
-    assert is_tokens_file("a.safetensors") and not is_tokens_file("a photo of a.safetensors file")
-
-
 def test_a_fingerprint_identifies_its_table_in_any_dtype():
     table = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert fingerprint(table) == fingerprint(table.float()) == fingerprint(table.double())
@@ -114,12 +100,10 @@ def test_a_fingerprint_identifies_its_table_in_any_dtype():
 ONES = torch.ones(2, 16)
 UNUSABLE: list[tuple[dict[str, Any] | None, str]] = [
     ({}, "no such file; make it with directalign reward soft-prompts"),
-    ({"weight": ONES}, "not a file of learned tokens"),
     ({"tokens": ONES}, "not a file of learned tokens"),
     ({"content": b"cut"}, "not a complete safetensors file"),
     ({"made": {"tokens": ONES * torch.nan}}, "not finite"),
     ({"tokens": torch.ones(2, 16, dtype=torch.int64)}, "tokens is of type int64"),
-    ({"tokens": torch.ones(2, 16, dtype=torch.complex64)}, "tokens is of type complex64"),
     ({"made": {"kind": "siglip"}}, "fitted to a reward of kind siglip, and this is clip"),
     ({"made": {"tokens": torch.ones(2, 24)}}, "24 numbers a token, this one has 16"),
     ({"made": {"fingerprint": "0" * 16}}, "another text embedding of the same width"),

@@ -14,7 +14,6 @@ ROOT, RATES = Path(__file__).parents[2], "benchmarks/results/studies/learning_ra
 FACTS: dict[str, Any] = {"seed": 3, "commit": "0123456789abcdef"}
 FACTS["machine"] = {"gpu": None, "cores": 2, "processor": "x86_64"}
 FACTS["versions"] = {"torch": "2.9.9", "diffusers": "0.39.9"}
-MACHINE = "2 CPU cores (x86_64), torch 2.9.9, diffusers 0.39.9, seed 3, commit 0123456789."
 COST = {"num_inference_steps": 25, "online_seconds": 1.0, "offline_seconds": 0.25}
 COST |= {"ratio": 0.251, "ratio_low": 0.2, "ratio_high": 0.3, "pairs": 8}
 
@@ -28,15 +27,6 @@ def numbers(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("")
     shutil.copy(ROOT / RATES, tmp_path / RATES)
     return write_numbers
-
-
-def end(photo: float, drift: float, seconds: float = 12.4) -> dict[str, Any]:
-    rates = {"photo_rate": photo, "content": 0.95}
-    found = {
-        name: {"value": rate, "low": rate - 0.04, "high": rate + 0.04, "n": 256}
-        for name, rate in rates.items()
-    }
-    return {**found, "color_drift": drift, "reward": 0.5, "align_seconds": seconds}
 
 
 def test_blocks_are_written_and_the_rest_stays(numbers):

@@ -8,9 +8,9 @@ tensor is in which shard).
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
 from ..io import text
@@ -20,11 +20,8 @@ from ..types import DirectAlignError
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files in diffusers and transformers."""
-
-
-Part = Annotated[list[str | None], Field(min_length=2, max_length=2)]
-"""Library and class of a part in a model_index.json; null without it."""
-INDEX = dict[str, Part | str | float | bool | dict[str, Any] | None]
+INDEX = dict[str, list[str | None] | str | float | bool | dict[str, Any] | None]
+"""model_index.json: library and class of each part, null without it, and settings."""
 
 
 class WeightMap(BaseModel):
