@@ -19,7 +19,7 @@ from directalign.preflight.meta_models import meta_model
 from directalign.toyworld.assets import write_pictures
 
 WORLD = [name for name in recipe_names() if name.startswith("world_")]
-# remote_reward needs a running server: tests/rewards/test_http.py
+# remote_reward needs a running server: tests/rewards/test_black_box.py
 REAL = sorted(set(recipe_names()) - {*WORLD, "remote_reward"})
 
 
