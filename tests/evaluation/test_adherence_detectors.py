@@ -18,6 +18,7 @@ from transformers import (
 
 import tiny_detectors
 from directalign import config
+from directalign.evaluation.adherence import adherence_of, check_adherence, check_rows
 from directalign.evaluation.adherence.detector import (
     COLORS,
     GREY,
@@ -27,7 +28,6 @@ from directalign.evaluation.adherence.detector import (
     load_detector,
 )
 from directalign.evaluation.adherence.geneval import Found
-from directalign.evaluation.adherence.settings import adherence_of, check_adherence, check_rows
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError

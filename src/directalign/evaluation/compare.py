@@ -27,7 +27,7 @@ from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward, reward_cuts
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
-from .adherence.settings import adherence_settings
+from .adherence import adherence_settings
 from .candidate_scores import MetricGroup, adherence_group, metric_groups, score_candidates
 from .candidates import BASE, Candidate, generate_all, open_candidates, samples_of_images
 from .eval_prompts import (
