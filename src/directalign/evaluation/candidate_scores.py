@@ -95,10 +95,8 @@ def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[st
         name = metrics.SCORE + each.label
         found[name] = replace(found[name], role="trained")
     if not reward_class(each.settings.name).image_embeddings:
-        del (
-            found[metrics.BASE_FEATURES + each.label],
-            found[metrics.DIVERSITY_FEATURES + each.label],
-        )
+        for prefix in (metrics.BASE_FEATURES, metrics.DIVERSITY_FEATURES):
+            del found[prefix + each.label]
     return found
 
 

@@ -203,11 +203,6 @@ class Measurer:
         with base_weights(self.model):
             return self._generate(pairs)
 
-    @property
-    def references(self) -> Images:
-        """Reference images of all pairs."""
-        return self.fixed.images
-
     def per_image(self, images: Images) -> dict[str, PerSample]:
         """Every metric per image, for images of the first pairs."""
         samples = samples_of(self.pairs.first(len(images)))

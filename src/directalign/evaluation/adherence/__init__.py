@@ -21,7 +21,7 @@ from ...config.load import is_recipe, load_run, parse_section
 from ...io import hub
 from ...io.yaml_text import parse_yaml
 from ...rewards import clip, qwen_vl
-from ...rewards.weights import locate
+from ...rewards.weights import locate, read_model_type
 from ...types import DirectAlignError, Images, PerSample
 from ..eval_prompts import PromptRow
 from . import detector
@@ -52,7 +52,7 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
         return found
     is_remote = hub.is_hub_id(text)
     folder = hub.download(text, ("config.json",), option) if is_remote else locate(text, option, ())
-    kind = detector.model_type(folder, option)
+    kind = read_model_type(folder, option, "transformers detector or VLM")
     if kind in qwen_vl.KINDS:
         return config.QwenVLConfig(path=text)
     if kind in detector.KINDS:
@@ -181,5 +181,7 @@ def adherence_of(
 ) -> Adherence:
     """Load the judge of a section; `key` names it in errors."""
     if isinstance(settings, config.QwenVLConfig):
-        return Adherence(VlmJudge.load(settings, device, key), settings, device, key)
-    return Adherence(detector.DetectorJudge.load(settings, device, key), settings, device, key)
+        by = VlmJudge.load(settings, device, key)
+    else:
+        by = detector.DetectorJudge.load(settings, device, key)
+    return Adherence(by, settings, device, key)
