@@ -116,6 +116,7 @@ class BaseReward:
 
     @classmethod
     def _load(cls, settings: Any, device: Device, key: str) -> Any:
+        """What a subclass does in `from_config`; `_check` is the same for `check`."""
         raise NotImplementedError
 
     @classmethod
