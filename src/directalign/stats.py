@@ -258,7 +258,7 @@ def clustered_rate(
 def numbered(cluster_of: Clusters) -> Int[np.ndarray, " n"]:
     """The clusters as numbers from 0."""
     known = {cluster: place for place, cluster in enumerate(dict.fromkeys(cluster_of))}
-    return np.array([known[cluster] for cluster in cluster_of])
+    return np.array([known[cluster] for cluster in cluster_of], dtype=int)
 
 
 def clustered_scatter(

@@ -219,7 +219,7 @@ def test_hpsv3_in_both_layouts_without_the_language_head(layout, file, hps_rewar
 def test_text_after_the_reward_token_changes_nothing(hps_reward):
     features, text = hps_reward.encode(recorded()[0][0][None]), ["before <|Reward|> and a tail"]
     short = hps_reward.chat.tokenize(text, 256)
-    whole = hpsv3.Chat(hps_reward.chat.tokenizer, hps_reward.chat.template).tokenize(text, 256)
+    whole = qwen_vl.Chat(hps_reward.chat.tokenizer, hps_reward.chat.template).tokenize(text, 256)
     length = short.ids.shape[1]
     assert whole.ids[:, :length].equal(short.ids) and whole.ids.shape[1] > length
     cut = type(whole)(whole.ids, whole.starts, whole.image_tokens, short.lengths)
