@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from directalign import config
 from directalign.io import hub
 from directalign.rewards import check_reward, load_reward
+from directalign.rewards.common import is_weight_file
 from directalign.rewards.weights import (
     check_published,
-    is_weight_file,
     locate,
     on_the_hub,
     read_shapes,
