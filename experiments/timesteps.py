@@ -85,7 +85,7 @@ def _seen(folder: Path, base: bool = False) -> dict[str, PerSample]:
     measurer = measurer_of(folder, base)
     images = measurer.images(len(measurer.pairs))
     lost = 1 - measurer.per_image(images)["content"]
-    return {"lost": lost, **distances(images, measurer.references[: len(images)])}
+    return {"lost": lost, **distances(images, measurer.fixed.images[: len(images)])}
 
 
 def distances(images: Images, photographs: Images) -> dict[str, PerSample]:

@@ -164,9 +164,9 @@ def resample_groups(groups: Sequence[Hashable], resamples: int = RESAMPLES) -> R
 
     Samples of one single group are resampled one by one: there is no other group to draw.
     """
-    known = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    places = range(len(groups)) if len(known) == 1 else [known[group] for group in groups]
-    return Resamples(resample_counts(max(places) + 1, resamples), np.array(places))
+    is_single = len(set(groups)) == 1
+    places = np.arange(len(groups)) if is_single else numbered(groups)
+    return Resamples(resample_counts(int(places.max()) + 1, resamples), places)
 
 
 def bootstrap_interval(values: ArrayLike, resamples: Resamples) -> Interval:
@@ -233,7 +233,7 @@ def clustered_rate(
     x, weight = np.asarray(answers, dtype=float), np.asarray(weights, dtype=float)
     n, rate = len(x), float((weight * x).sum() / weight.sum())
     weight = weight / weight.sum()
-    numbers = [_numbered(each) for each in clusterings]
+    numbers = [numbered(each) for each in clusterings]
     sizes = [int(each.max()) + 1 for each in numbers]
     freedom = min(sizes) - 1
     if freedom == 0:
@@ -255,10 +255,10 @@ def clustered_rate(
     return replace(found, n=n), p
 
 
-def _numbered(cluster_of: Clusters) -> Int[np.ndarray, " n"]:
+def numbered(cluster_of: Clusters) -> Int[np.ndarray, " n"]:
     """The clusters as numbers from 0."""
     known = {cluster: place for place, cluster in enumerate(dict.fromkeys(cluster_of))}
-    return np.array([known[cluster] for cluster in cluster_of])
+    return np.array([known[cluster] for cluster in cluster_of], dtype=int)
 
 
 def clustered_scatter(
@@ -417,7 +417,7 @@ def bradley_terry(
     slopes = np.zeros((n, len(models)))
     slopes[np.arange(n), first] = weights * (won - win_probabilities(strengths)[first, second])
     slopes[np.arange(n), second] = -slopes[np.arange(n), first]
-    numbers = [_numbered(each) for each in clusterings]
+    numbers = [numbered(each) for each in clusterings]
     covariance = _sandwich(clustered_scatter(slopes, numbers), bread) + (bread if prior else 0.0)
     freedom = min(int(each.max()) for each in numbers)
     return Ranking(tuple(models), strengths, covariance, groups, prior, freedom, n)

@@ -18,9 +18,9 @@ from transformers import (
 
 import tiny_detectors
 from directalign import config
+from directalign.evaluation.adherence import adherence_of, check_adherence, check_rows
 from directalign.evaluation.adherence.detector import COLORS, GREY, crop, load_detector
 from directalign.evaluation.adherence.geneval import Found
-from directalign.evaluation.adherence.settings import adherence_of, check_adherence, check_rows
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.types import DirectAlignError
 from hub_stand_in import hub_stand_in, point_at

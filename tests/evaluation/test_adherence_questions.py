@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.evaluation.adherence.settings import (
+from directalign.evaluation.adherence import (
+    VlmJudge,
     adherence_of,
     adherence_settings,
     check_adherence,
     check_rows,
 )
-from directalign.evaluation.adherence.vqa import VlmJudge
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.preflight.checks import check_adherence as planned
 from directalign.types import DirectAlignError

@@ -14,13 +14,8 @@ from safetensors.torch import save_file
 from directalign import config
 from directalign.io import hub
 from directalign.rewards import check_reward, load_reward
-from directalign.rewards.weights import (
-    check_published,
-    is_weight_file,
-    locate,
-    read_shapes,
-    read_weights,
-)
+from directalign.rewards.common import is_weight_file
+from directalign.rewards.weights import check_published, locate, read_shapes, read_weights
 from hub_stand_in import READER, hub_stand_in, point_at
 from published_layouts import images_drawn
 from rewards.cases import refused, scores_of

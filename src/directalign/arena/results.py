@@ -153,17 +153,6 @@ def is_clear(wins: Wins) -> bool:
     return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
 
 
-def _is_clear_here(wins: Wins) -> bool:
-    """Whether a few annotators prefer one of two models, whatever others do."""
-    return wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
-
-
-def _main(results: Results) -> list[tuple[str, Comparison]]:
-    """Comparisons by votes and by overall ratings, where there are any."""
-    found = results.comparisons
-    return [(source, found[source]) for source in (VOTES, "overall") if source in found]
-
-
 def _sided(wins: Wins, rate: Interval) -> tuple[Interval, str, str]:
     """The rate of the better model, and both models, the better one first."""
     return (rate, wins.b, wins.a) if rate.value >= 0.5 else (_opposite(rate), wins.a, wins.b)
@@ -178,7 +167,14 @@ def caveats(results: Results) -> list[str]:
     """Limits of the data, the most important first."""
     seen = {one.model for found in results.shares.values() for one in found}
     seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
-    odd = [one.name for one in (*results.raters, *results.voters) if _is_odd(one)]
+    odd = [
+        one.name
+        for one in (*results.raters, *results.voters)
+        if one.answers >= ODD_MIN_ANSWERS
+        and (one.without or 0.0) >= ODD_MIN_ALPHA
+        and one.against_others is not None
+        and one.against_others <= 0
+    ]
     return _sentences(
         "caveats.txt.j2",
         results,
@@ -194,8 +190,10 @@ def caveats(results: Results) -> list[str]:
 
 def _sentences(template: str, results: Results, **words: Any) -> list[str]:
     """The lines of a template, as HTML."""
+    found = results.comparisons
+    main = [(source, found[source]) for source in (VOTES, "overall") if source in found]
     words |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS}
-    words |= {"results": results, "labels": results.labels, "main": _main(results)}
+    words |= {"results": results, "labels": results.labels, "main": main}
     words |= {"tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
     text = PAGES.get_template(template).render(**words)
     return [Markup(line) for line in text.split("\n") if line.strip()]
@@ -227,12 +225,6 @@ def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
     )
 
 
-def _is_odd(one: Annotator) -> bool:
-    if one.against_others is None or one.without is None or one.answers < ODD_MIN_ANSWERS:
-        return False
-    return one.without >= ODD_MIN_ALPHA and one.against_others <= 0
-
-
 def read_alpha(agreement: Agreement) -> str:
     """Interpretation of an alpha."""
     value, interval = agreement.alpha["ordinal"], agreement.interval
@@ -254,7 +246,10 @@ PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value":
 PAGES.filters |= {"joined": joined, "label": lambda model, labels: labels[model]}
 PAGES.filters |= {"elo": elo, "beats_average": lambda strength: 1 / (1 + math.exp(-strength))}
 PAGES.filters["reach"] = lambda rate: max(rate.high - rate.value, rate.value - rate.low)
-PAGES.tests |= {"clear": is_clear, "clear_here": _is_clear_here}
+PAGES.tests["clear"] = is_clear
+PAGES.tests["clear_here"] = lambda wins: (  # whatever others prefer
+    wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
+)
 
 
 def alpha_bar(interval: Interval | None) -> Markup:

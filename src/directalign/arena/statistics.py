@@ -263,14 +263,12 @@ def agreement(panel: Reliability) -> Agreement:
     known: dict[AlphaMetric, float | None] = {
         metric: alpha(panel.answers, metric) for metric in ALPHA_METRICS
     }
-    known_prompts = list(compress(panel.prompts, paired))
-    drawn_from = {prompt: place for place, prompt in enumerate(dict.fromkeys(known_prompts))}
-    prompts = np.array([drawn_from[prompt] for prompt in known_prompts])
-    interval, ordinal = None, known["ordinal"]
-    if ordinal is not None and len(drawn_from) > 1:
+    prompts = stats.numbered(list(compress(panel.prompts, paired)))
+    interval, ordinal, different = None, known["ordinal"], len(set(prompts.tolist()))
+    if ordinal is not None and different > 1:
         drawn = [
             _alpha(np.repeat(counts[paired], times[prompts], axis=0), values, "ordinal")
-            for times in stats.resample_counts(len(drawn_from)).astype(int)
+            for times in stats.resample_counts(different).astype(int)
         ]
         interval = stats.percentile_interval(ordinal, np.array(drawn), int(paired.sum()))
     return Agreement(known, interval, units=int(paired.sum()), annotators=len(panel.annotators))

@@ -23,21 +23,12 @@ from ..report.read import RESULTS
 from ..rewards import load_reward, reward_class
 from ..toyworld.judges import load_judge
 from ..types import PerSample
+from . import scores
+from .adherence import Adherence, adherence_of, check_adherence, check_rows
 from .adherence.geneval import ADHERENCE, numbers
-from .adherence.settings import Adherence, adherence_of, check_adherence, check_rows
 from .candidates import Candidate, image_file, load_images
 from .eval_prompts import EvalSample, PromptRow, batches
 from .eval_rewards import EvalReward
-from .scores import (
-    JudgeMetrics,
-    MetricFunction,
-    MetricInput,
-    compared_pixels,
-    compared_reward_metrics,
-    per_image,
-    user_metric_functions,
-    user_metrics,
-)
 
 logger = logging.getLogger(__name__)
 SCORES, FACTS = "scores", "adherence_facts.jsonl"
@@ -49,7 +40,7 @@ class MetricGroup:
 
     name: str
     metrics: Mapping[str, Metric]
-    load: Callable[[], Sequence[MetricFunction]]
+    load: Callable[[], Sequence[scores.MetricFunction]]
     settings: Mapping[str, object]
 
 
@@ -66,29 +57,29 @@ def metric_groups(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
-    groups = [MetricGroup("pixels", pixel_metrics, lambda: [compared_pixels], {})]
+    groups = [MetricGroup("pixels", pixel_metrics, lambda: [scores.compared_pixels], {})]
     if judge == "world":
         groups.append(
             MetricGroup(
                 "judge",
                 metrics.JUDGED | metrics.CONTROL,
-                lambda: [JudgeMetrics(load_judge(), control_prompts == "world")],
+                lambda: [scores.JudgeMetrics(load_judge(), control_prompts == "world")],
                 {"judge": judge},
             )
         )
 
     def reward_group(each: EvalReward) -> MetricGroup:
-        def load() -> list[MetricFunction]:
+        def load() -> list[scores.MetricFunction]:
             reward = load_reward(each.settings, device, each.key)
-            return [compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
+            return [scores.compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
 
         settings = {"reward": each.settings.model_dump(mode="json")}
         return MetricGroup(f"reward-{each.label}", _reward_metrics(each, phrases), load, settings)
 
     groups += [reward_group(each) for each in rewards]
-    for path, about in zip(own, user_metrics(own), strict=True):
+    for path, about in zip(own, scores.user_metrics(own), strict=True):
         leaked = metrics.metric(metrics.OFF_TOPIC + about.name)
-        load = partial(user_metric_functions, [path], batch_size)
+        load = partial(scores.user_metric_functions, [path], batch_size)
         digest = hashlib.sha256(Path(path.rpartition(":")[0]).read_bytes()).hexdigest()
         settings = {"path": path, "sha256": digest[:16]}
         described = {each.name: each for each in (about, leaked)}
@@ -104,10 +95,8 @@ def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[st
         name = metrics.SCORE + each.label
         found[name] = replace(found[name], role="trained")
     if not reward_class(each.settings.name).image_embeddings:
-        del (
-            found[metrics.BASE_FEATURES + each.label],
-            found[metrics.DIVERSITY_FEATURES + each.label],
-        )
+        for prefix in (metrics.BASE_FEATURES, metrics.DIVERSITY_FEATURES):
+            del found[prefix + each.label]
     return found
 
 
@@ -122,7 +111,7 @@ def adherence_group(
     check_adherence(settings, online=True)
     check_rows(settings, rows)
 
-    def load() -> list[MetricFunction]:
+    def load() -> list[scores.MetricFunction]:
         judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
         return [AdherenceMetrics(judge, JsonlStore(out / SCORES / FACTS))]
 
@@ -153,7 +142,7 @@ class AdherenceMetrics:
     judge: Adherence
     facts: JsonlStore
 
-    def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
+    def __call__(self, inputs: scores.MetricInput) -> Mapping[str, PerSample]:
         if inputs.is_control:
             return {}
         judged = self.judge.judged(inputs.images, [_row(sample) for sample in inputs.samples])
@@ -193,7 +182,7 @@ def _complete_store(
     """The group's file, completed; its models are loaded only if rows are missing."""
     (out / SCORES).mkdir(exist_ok=True)
     store = JsonlStore(out / SCORES / f"{group.name}.jsonl")
-    functions: Sequence[MetricFunction] | None = None
+    functions: Sequence[scores.MetricFunction] | None = None
     for batch in batches(samples, batch_size):
         if not store.missing(_keys(candidates, batch)):
             continue
@@ -206,18 +195,20 @@ def _complete_store(
 
 
 def _rows(
-    functions: Sequence[MetricFunction],
+    functions: Sequence[scores.MetricFunction],
     candidates: Sequence[Candidate],
     batch: Sequence[EvalSample],
     out: Path,
 ) -> Iterator[Row]:
-    inputs: dict[str, MetricInput] = {}
+    inputs: dict[str, scores.MetricInput] = {}
     for candidate in candidates:  # bases come first
         base = None if candidate.base is None else inputs[candidate.base]
         images = load_images(out, candidate.key, batch)
-        inputs[candidate.key] = MetricInput(batch, images, base, candidate.key)
+        inputs[candidate.key] = scores.MetricInput(batch, images, base, candidate.key)
     for key, each in inputs.items():
-        found = {name: values.tolist() for name, values in per_image(functions, each).items()}
+        found = {
+            name: values.tolist() for name, values in scores.per_image(functions, each).items()
+        }
         for place, sample in enumerate(batch):
             own = {name: values[place] for name, values in found.items()}
             numbers = {name: value for name, value in own.items() if math.isfinite(value)}

@@ -27,20 +27,10 @@ from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward, reward_cuts
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
-from .adherence.settings import adherence_settings
+from . import eval_prompts
+from .adherence import adherence_settings
 from .candidate_scores import MetricGroup, adherence_group, metric_groups, score_candidates
 from .candidates import BASE, Candidate, generate_all, open_candidates, samples_of_images
-from .eval_prompts import (
-    FIRST_SEED,
-    SEEDS_PER_PROMPT,
-    EvalSample,
-    PromptRow,
-    control_samples,
-    first_unknown_prompt,
-    measured_prompts,
-    read_prompt_set,
-    samples_of_rows,
-)
 from .eval_rewards import EvalReward, eval_rewards, gap_phrases
 from .results import summarise
 
@@ -115,19 +105,18 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
     if not any(each.kind == "images" for each in candidates):
         of_recipes = (each.evaluate.control_prompts for each in recipes)
         control_prompts = request.control_prompts or next(filter(None, of_recipes), None)
+    prompts, sides = [each.prompt for each in samples], [*phrases.positive, *phrases.negative]
     for each in rewards:
         check_reward(each.settings, each.key)
-        prompts, sides = (
-            [sample.prompt for sample in samples],
-            [*phrases.positive, *phrases.negative],
-        )
         for sentence in reward_cuts(each.settings, each.key, prompts, sides, online=True):
             logger.warning(sentence)
     if control_prompts is not None:
         wanted = [name for each in recipes for name in each.method.control_phrases.positive]
         unwanted_styles = config.ControlPhrases(positive=wanted)
         count = min(MAX_CONTROL_SAMPLES, len(samples))
-        samples += control_samples(control_prompts, unwanted_styles, len(samples), count)
+        samples += eval_prompts.control_samples(
+            control_prompts, unwanted_styles, len(samples), count
+        )
     batch_size = request.batch_size or BATCH_SIZE
     own = dict.fromkeys(path for each in recipes for path in each.evaluate.metrics)
     own = list(own | dict.fromkeys(request.metrics))
@@ -158,7 +147,7 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
 
 def _samples(
     request: Request, candidates: Sequence[Candidate], recipes: Sequence[config.RunConfig]
-) -> tuple[list[EvalSample], str, dict[str, list[Path]]]:
+) -> tuple[list[eval_prompts.EvalSample], str, dict[str, list[Path]]]:
     """The samples, the source of their prompts, and the files of candidates that are images."""
     sets = [each for each in candidates if each.kind == "images"]
     if sets:
@@ -176,12 +165,12 @@ def _samples(
         samples, files = samples_of_images(sets, request.num_samples)
         return samples, sets[0].source, files
     num_samples = request.num_samples
-    rows: Sequence[PromptRow]
+    rows: Sequence[eval_prompts.PromptRow]
     if request.prompts is not None:
-        rows, source = read_prompt_set(request.prompts), request.prompts
+        rows, source = eval_prompts.read_prompt_set(request.prompts), request.prompts
     elif recipes:
         data = recipes[0].data
-        rows = [PromptRow(prompt) for prompt in measured_prompts(data)]
+        rows = [eval_prompts.PromptRow(prompt) for prompt in eval_prompts.measured_prompts(data)]
         source = str(data.prompts or data.images)
         if num_samples is None:
             num_samples = recipes[0].evaluate.num_samples
@@ -190,17 +179,21 @@ def _samples(
             "--prompts: no run is compared whose prompts could be used; "
             "give a list of prompts, or world"
         )
-    seeds_per_prompt = request.seeds_per_prompt or SEEDS_PER_PROMPT
-    return samples_of_rows(rows, num_samples, seeds_per_prompt), source, {}
+    seeds_per_prompt = request.seeds_per_prompt or eval_prompts.SEEDS_PER_PROMPT
+    return eval_prompts.samples_of_rows(rows, num_samples, seeds_per_prompt), source, {}
 
 
 def _judge(
-    request: Request, recipes: Sequence[config.RunConfig], samples: Sequence[EvalSample]
+    request: Request,
+    recipes: Sequence[config.RunConfig],
+    samples: Sequence[eval_prompts.EvalSample],
 ) -> str:
     """The requested judge, else that of the recipes if it can read the prompts."""
     of_recipes = "world" if any(each.evaluate.judge == "world" for each in recipes) else "none"
     judge = request.judge or of_recipes
-    unknown = first_unknown_prompt(samples, all_captions()) if judge == "world" else None
+    unknown = (
+        eval_prompts.first_unknown_prompt(samples, all_captions()) if judge == "world" else None
+    )
     if unknown is None:
         return judge
     problem = f"{unknown!r:.80} is no caption of the toy world"
@@ -215,7 +208,7 @@ def _judge(
 def _record(
     request: Request,
     candidates: Sequence[Candidate],
-    samples: Sequence[EvalSample],
+    samples: Sequence[eval_prompts.EvalSample],
     source: str,
     rewards: Sequence[EvalReward],
     phrases: config.ControlPhrases,
@@ -242,7 +235,7 @@ def _record(
         "format": FORMAT,
         "models": models,
         "prompts": prompts,
-        "seed_of_pairs": FIRST_SEED,
+        "seed_of_pairs": eval_prompts.FIRST_SEED,
         "control_phrases": {"positive": phrases.positive, "negative": phrases.negative},
         "differing": _differing_rollouts(candidates),
         "command": request.command,
@@ -251,7 +244,7 @@ def _record(
 
 def _identity(
     candidates: Sequence[Candidate],
-    samples: Sequence[EvalSample],
+    samples: Sequence[eval_prompts.EvalSample],
     groups: Sequence[MetricGroup],
     phrases: config.ControlPhrases,
     control_prompts: str | None,

@@ -45,7 +45,13 @@ def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> lis
         DirectAlignError: an invalid option, or a reward that cannot be read.
     """
     unique: dict[str, EvalReward] = {}
-    for each in [*_trained(candidates), *_held_out(candidates), *map(_from_option, options)]:
+    held_out = [
+        EvalReward(label, settings, f"{each.source}: {held_out_key(label)}")
+        for each in candidates
+        if each.recipe is not None
+        for label, settings in each.recipe.evaluate.rewards.items()
+    ]
+    for each in [*_trained(candidates), *held_out, *map(_from_option, options)]:
         dumped = each.settings.model_dump(mode="json", exclude=NOT_COMPARED)
         same = json.dumps(dumped, sort_keys=True)
         known = unique.get(same, replace(each, trained=()))
@@ -91,13 +97,6 @@ def _trained(candidates: Sequence[Candidate]) -> Iterator[EvalReward]:
                 yield EvalReward(member.label, member.reward, key, (candidate.key,))
         else:
             yield EvalReward(_label(reward), reward, where, (candidate.key,))
-
-
-def _held_out(candidates: Sequence[Candidate]) -> Iterator[EvalReward]:
-    for candidate in candidates:
-        if candidate.recipe is not None:
-            for label, settings in candidate.recipe.evaluate.rewards.items():
-                yield EvalReward(label, settings, f"{candidate.source}: {held_out_key(label)}")
 
 
 def _from_option(text: str) -> EvalReward:

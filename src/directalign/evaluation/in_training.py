@@ -11,22 +11,9 @@ from typing import Any
 
 import torch
 
-from .. import config
+from .. import config, metrics
 from ..diffusion.rng import generator_for
 from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
-from ..metrics import (
-    CONTROL,
-    DIVERSITY,
-    HELD_OUT,
-    MEMBER,
-    NEG,
-    OFF_TOPIC,
-    POS,
-    STYLE,
-    Metric,
-    judging,
-    metric,
-)
 from ..models import load_model
 from ..rewards import reward_class
 from ..toyworld.scenes import STYLES, render, scenes_of
@@ -61,24 +48,24 @@ DECIMALS = 5
 COLOR_DRIFT = "color_drift"
 
 
-def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
+def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
     """Every metric of the run's evaluations by name, in the order of the records.
 
     A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`. Metrics of
     users' files must have been loaded (`scores.user_metrics`).
     """
     settings, scores = run.evaluate, _score_names(run)
-    judged = ["photo_rate", "content", *(f"{STYLE}{style}" for style in STYLES)]
+    judged = ["photo_rate", "content", *(f"{metrics.STYLE}{style}" for style in STYLES)]
     is_world = settings.judge == "world"
     own = [path.rpartition(":")[2] for path in settings.metrics]
     names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *scores, *own, COLOR_DRIFT]
     if settings.control_prompts is not None:
-        names += [f"{OFF_TOPIC}{name}" for name in (*scores, *own, COLOR_DRIFT)]
+        names += [f"{metrics.OFF_TOPIC}{name}" for name in (*scores, *own, COLOR_DRIFT)]
         if settings.control_prompts == WORLD and is_world:
-            names += [name for name, each in CONTROL.items() if each.is_rate]
+            names += [name for name, each in metrics.CONTROL.items() if each.is_rate]
     return {
-        name: metric(name)
-        for name in (*names, *([DIVERSITY] if settings.diversity_prompts else ()))
+        name: metrics.metric(name)
+        for name in (*names, *([metrics.DIVERSITY] if settings.diversity_prompts else ()))
     }
 
 
@@ -88,7 +75,7 @@ def judge_of(run: config.RunConfig) -> str:
     `score_of`."""
     if run.early_stopping is not None and run.early_stopping.metric_for_best:
         return run.early_stopping.metric_for_best
-    judges = judging(measured_metrics(run).values())
+    judges = metrics.judging(measured_metrics(run).values())
     return next((each.name for each in judges if each.role != "trained"), score_of(run))
 
 
@@ -103,12 +90,16 @@ def _score_names(run: config.RunConfig) -> list[str]:
     members = reward.members if isinstance(reward, config.MixtureConfig) else []
     single = [member.reward for member in members] or [reward]
     reads_prompt = any(reward_class(each.name).reads_prompt for each in single)
-    sides = [side for side, each in ((POS, phrases.positive), (NEG, phrases.negative)) if each]
+    sides = [
+        side
+        for side, each in ((metrics.POS, phrases.positive), (metrics.NEG, phrases.negative))
+        if each
+    ]
     names = ["reward", *(f"score{side}" for side in sides if reads_prompt)]
-    names += [f"{MEMBER}{member.label}" for member in members]
+    names += [f"{metrics.MEMBER}{member.label}" for member in members]
     for label, each in run.evaluate.rewards.items():
         embedded = reward_class(each.name).image_embeddings
-        names += [f"{HELD_OUT}{label}{side}" for side in ("", *(sides if embedded else ()))]
+        names += [f"{metrics.HELD_OUT}{label}{side}" for side in ("", *(sides if embedded else ()))]
     return names
 
 
@@ -196,7 +187,7 @@ class Measurer:
         if self.control is not None and control_images is not None:
             record |= self.control_summary(control_images)
         if several is not None:
-            record[DIVERSITY] = diversity(several)
+            record[metrics.DIVERSITY] = diversity(several)
         record |= self._comparable(images, each)
         return {**record, "seconds": time.perf_counter() - start}
 
@@ -211,11 +202,6 @@ class Measurer:
             return self._generate(pairs, load_model(self.run.model, device))
         with base_weights(self.model):
             return self._generate(pairs)
-
-    @property
-    def references(self) -> Images:
-        """Reference images of all pairs."""
-        return self.fixed.images
 
     def per_image(self, images: Images) -> dict[str, PerSample]:
         """Every metric per image, for images of the first pairs."""
@@ -233,7 +219,7 @@ class Measurer:
         samples = samples_of(self.control.pairs, CONTROL_GROUP)
         each = per_image(self.functions, MetricInput(samples, images))
         found = summarise_images(each, self.control.pairs.prompts)
-        return {**found, OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
+        return {**found, metrics.OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Metrics of the pairs evaluated during the run; per-image values for early stopping."""

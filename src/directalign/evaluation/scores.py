@@ -21,27 +21,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from .. import config
+from .. import config, metrics
 from ..interfaces import Judge, Reward
 from ..io.user_code import load_object
-from ..metrics import (
-    BASE_CAST,
-    BASE_FEATURES,
-    BASE_RMSE,
-    DIVERSITY,
-    DIVERSITY_FEATURES,
-    HELD_OUT,
-    MEMBER,
-    METRICS,
-    NEG,
-    OFF_TOPIC,
-    POS,
-    RESERVED,
-    SCORE,
-    SGP,
-    USER_METRICS,
-    Metric,
-)
 from ..rewards import load_reward
 from ..rewards.black_box import PythonReward, load_function
 from ..rewards.common import score_all
@@ -83,7 +65,7 @@ MetricFunction = Callable[[MetricInput], Mapping[str, PerSample]]
 @torch.no_grad()
 def per_image(functions: Iterable[MetricFunction], inputs: MetricInput) -> dict[str, PerSample]:
     """All metrics of every image on the CPU; on control prompts named `off_topic_<name>`."""
-    prefix = OFF_TOPIC if inputs.is_control else ""
+    prefix = metrics.OFF_TOPIC if inputs.is_control else ""
     return {
         f"{prefix}{name}": values.cpu()
         for function in functions
@@ -103,11 +85,11 @@ def compared_pixels(inputs: MetricInput) -> dict[str, PerSample]:
     images, found = inputs.images, pixel_statistics(inputs)
     if not inputs.is_control:
         found |= image_metrics.casts(images)
-        found[DIVERSITY] = to_siblings(images, inputs.prompts, rmse)
+        found[metrics.DIVERSITY] = to_siblings(images, inputs.prompts, rmse)
     if inputs.base is not None:
         base = inputs.base.images
         shift = image_metrics.color_cast(images) - image_metrics.color_cast(base)
-        found |= {BASE_RMSE: rmse(images, base), BASE_CAST: shift.norm(dim=1)}
+        found |= {metrics.BASE_RMSE: rmse(images, base), metrics.BASE_CAST: shift.norm(dim=1)}
     return found
 
 
@@ -164,12 +146,14 @@ class RewardMetrics:
         if self.label is None or inputs.is_control or not features:
             return found
         own = inputs.features[self.label] = torch.cat(features)
-        found[DIVERSITY_FEATURES + self.label] = to_siblings(own, inputs.prompts, cosine_distance)
+        found[metrics.DIVERSITY_FEATURES + self.label] = to_siblings(
+            own, inputs.prompts, cosine_distance
+        )
         if inputs.base is not None:
             if self.label not in inputs.base.features:
                 self(inputs.base)
             base = inputs.base.features[self.label]
-            found[BASE_FEATURES + self.label] = cosine_distance(own, base)
+            found[metrics.BASE_FEATURES + self.label] = cosine_distance(own, base)
         return found
 
     def _batch(
@@ -196,10 +180,11 @@ class RewardMetrics:
         if members:
             bare = phrases.index("")
             found |= {
-                f"{MEMBER}{label}": each[bare].float().cpu() for label, each in members.items()
+                f"{metrics.MEMBER}{label}": each[bare].float().cpu()
+                for label, each in members.items()
             }
         if gap:
-            found[f"{SGP}{self.label}"] = mean_score(gap[0]) - mean_score(gap[1])
+            found[f"{metrics.SGP}{self.label}"] = mean_score(gap[0]) - mean_score(gap[1])
         embedded = getattr(reward, "image_embeddings", False) and isinstance(features, Tensor)
         return found, features.float().cpu() if embedded else None
 
@@ -222,10 +207,10 @@ def held_out_metrics(
     Those cost no further encoding of the image. Learned control tokens are left out: they were
     fitted to another reward.
     """
-    name, scores = f"{HELD_OUT}{label}", {f"{HELD_OUT}{label}": BARE}
+    name, scores = f"{metrics.HELD_OUT}{label}", {f"{metrics.HELD_OUT}{label}": BARE}
     if getattr(reward, "image_embeddings", False):
         phrases = run.method.control_phrases
-        sides = ((POS, phrases.positive), (NEG, phrases.negative))
+        sides = ((metrics.POS, phrases.positive), (metrics.NEG, phrases.negative))
         scores |= {name + side: plain_phrases(own) for side, own in sides}
     return RewardMetrics(reward, scores, run.evaluate.batch_size, device)
 
@@ -239,7 +224,7 @@ def compared_reward_metrics(
 ) -> RewardMetrics:
     """`score_<label>`, its style gap `sgp_<label>`, and distances between its image features."""
     gap = phrases.positive, phrases.negative
-    return RewardMetrics(reward, {SCORE + label: BARE}, batch_size, device, label, gap)
+    return RewardMetrics(reward, {metrics.SCORE + label: BARE}, batch_size, device, label, gap)
 
 
 def plain_phrases(phrases: Phrases) -> list[str]:
@@ -258,10 +243,10 @@ def held_out_key(label: str) -> str:
 def check_labels(labels: Iterable[str]) -> None:
     """Raises: DirectAlignError for a label that makes an invalid or ambiguous name."""
     for label in labels:
-        if not LABEL.fullmatch(label) or label.endswith((POS, NEG)):
+        if not LABEL.fullmatch(label) or label.endswith((metrics.POS, metrics.NEG)):
             raise DirectAlignError(
                 f"{held_out_key(label)}: a label has letters, digits, _ and - only and does not "
-                f"end in {POS} or {NEG}; call it e.g. second"
+                f"end in {metrics.POS} or {metrics.NEG}; call it e.g. second"
             )
 
 
@@ -278,7 +263,7 @@ METRICS_KEY = "evaluate.metrics"
 """Recipe key of metrics in users' files: a list of "file.py:name"."""
 
 
-def user_metrics(paths: Sequence[str]) -> list[Metric]:
+def user_metrics(paths: Sequence[str]) -> list[metrics.Metric]:
     """Run the files of "file.py:name" and enter their metrics into the registry.
 
     A metric is a function of images (b, 3, H, W) float32 in [0, 1] on the CPU and b prompts that
@@ -291,16 +276,16 @@ def user_metrics(paths: Sequence[str]) -> list[Metric]:
     """
     found = [_user_metric(path) for path in paths]
     for path, each in zip(paths, found, strict=True):
-        reserved = each.name in METRICS or each.name.startswith(RESERVED)
+        reserved = each.name in metrics.METRICS or each.name.startswith(metrics.RESERVED)
         if reserved or [other.name for other in found].count(each.name) > 1:
             raise DirectAlignError(
                 f"{METRICS_KEY}: {path}: another metric is called {each.name}; rename the function"
             )
-        USER_METRICS[each.name] = each
+        metrics.USER_METRICS[each.name] = each
     return found
 
 
-def _user_metric(path: str) -> Metric:
+def _user_metric(path: str) -> metrics.Metric:
     found, name = load_object(path, METRICS_KEY, "function"), path.rpartition(":")[2]
     if not callable(found):
         raise DirectAlignError(
@@ -316,7 +301,7 @@ def _user_metric(path: str) -> Metric:
         )
     text = inspect.cleandoc(found.__doc__ or f"Computed by {path}.").split("\n\n")[0]
     role = "held_out" if higher else "drift"
-    return Metric(name, label, role, higher, " ".join(text.split()), unit)
+    return metrics.Metric(name, label, role, higher, " ".join(text.split()), unit)
 
 
 def user_metric_functions(paths: Sequence[str], batch_size: int) -> list[MetricFunction]:

@@ -19,7 +19,7 @@ from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
-from ..evaluation.adherence import settings as adherence
+from ..evaluation import adherence
 from ..evaluation.eval_prompts import CONTROL_KEY, WORLD, read_control_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..evaluation.scores import check_labels, held_out_key, user_metrics

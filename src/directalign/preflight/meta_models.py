@@ -34,7 +34,8 @@ from ..models.checkpoint_source import Source
 from ..models.lora import trained
 from ..models.quantization import quantized_layers, stored_bytes
 from ..models.weight_files import read_json
-from ..rewards.weights import is_weight_file, locate, on_the_hub
+from ..rewards.common import is_weight_file
+from ..rewards.weights import locate, on_the_hub
 from ..toyworld import assets
 from ..types import DirectAlignError
 from .activation_memory import make_fake, replay_repeated

@@ -12,17 +12,7 @@ from markupsafe import Markup
 from ..io.bidi import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
-from .charts import (
-    BASE,
-    Ends,
-    IntervalAxis,
-    Point,
-    Scatter,
-    Series,
-    interval_bar,
-    line_styles,
-    scatter,
-)
+from . import charts
 from .format import counted, cut, ends, interval, mapping, number, of_one_image, p_value
 from .images import BUDGET, Images, embed, spread
 from .page import differing_settings, environment_of, render
@@ -86,7 +76,7 @@ def html(folder: Path) -> str:
 def styles_of(comparison: Comparison) -> dict[str, str]:
     """CSS class by model; the first is the base model."""
     keys = [model.key for model in comparison.models]
-    return dict(zip(keys, [BASE, *line_styles(len(keys))], strict=False))
+    return dict(zip(keys, [charts.BASE, *charts.line_styles(len(keys))], strict=False))
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ def _win_cell(win: Record | None) -> WinCell | None:
         p=p_value(win.get("p")),
         significant=corrected_p is not None and corrected_p < ALPHA_LEVEL,
         counts=", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
-        bar=interval_bar([(WIN_STYLES[side], (low, high), share)], title, middle=0.5),
+        bar=charts.interval_bar([(WIN_STYLES[side], (low, high), share)], title, middle=0.5),
     )
 
 
@@ -202,7 +192,7 @@ def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
     if not values:
         return None
     full = metric.percent and metric.role in FULL_AXIS
-    axis = IntervalAxis.around([end for _, value in values for end in _ends(value)], full)
+    axis = charts.IntervalAxis.around([end for _, value in values for end in _ends(value)], full)
     rows = []
     for model, value in values:
         text, span = interval(value, metric.percent)
@@ -214,14 +204,14 @@ def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
     return Panel(metric, rows, axis.ticks(metric.percent), int(n))
 
 
-def _ends(value: Any) -> Point:
+def _ends(value: Any) -> charts.Point:
     """Ends of an interval, which are its value where they are missing."""
     low, high = ends(value)
     middle = number(value) or 0.0
     return (middle if low is None else low, middle if high is None else high)
 
 
-def model_scatter(comparison: Comparison) -> Scatter | None:
+def model_scatter(comparison: Comparison) -> charts.Scatter | None:
     """The models by the first judge and the first drift metric that at least two of them have."""
     metrics = list(comparison.metrics.values())
     judges = judging(metrics)
@@ -234,13 +224,15 @@ def model_scatter(comparison: Comparison) -> Scatter | None:
         return None
     styles = styles_of(comparison)
     series = [
-        Series(cut(model.label, 40), [point], styles[model.key], errors=[errors])
+        charts.Series(cut(model.label, 40), [point], styles[model.key], errors=[errors])
         for model, point, errors in _points(comparison, judge, drift)
     ]
-    return scatter(judge, drift, series, "one point per model")
+    return charts.scatter(judge, drift, series, "one point per model")
 
 
-def _points(comparison: Comparison, x: Metric, y: Metric) -> list[tuple[Model, Point, Ends]]:
+def _points(
+    comparison: Comparison, x: Metric, y: Metric
+) -> list[tuple[Model, charts.Point, charts.Ends]]:
     found = []
     for model in comparison.models:
         values = []

@@ -10,20 +10,12 @@ from typing import Any
 from markupsafe import Markup
 
 from ..metrics import by_role, metric
+from . import run_page
 from .charts import Figure, Scatter, Series, interval_bar, line_chart, line_styles
 from .format import cut, percent_of, span
 from .images import EmbeddedCells, embed_cells, pixelated, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
-from .run_page import (
-    NOT_METRICS,
-    align_seconds,
-    changes,
-    interval_of,
-    judge_of,
-    metric_axes,
-    path_scatter,
-)
 
 MAX_DRAWN = 8
 """Runs in charts and images; the table has all of them."""
@@ -48,7 +40,9 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         title=cut(summary.get("title") or "Runs side by side", 120),
         runs=runs,
         bases=len(bases),
-        cards=[(run, changes(run), align_seconds(run)) for run in short[:MAX_DRAWN]],
+        cards=[
+            (run, run_page.changes(run), run_page.align_seconds(run)) for run in short[:MAX_DRAWN]
+        ],
         rows=[
             (key, cut(name), numbers, _rate_bars(numbers))
             for key, name, numbers in table(summary, runs)
@@ -83,7 +77,7 @@ def _rate_bars(numbers: Record) -> dict[str, Markup]:
         value = numbers.get(key)
         if span(value):
             title = f"{percent_of(value)}, 95 % interval {span(value)}"
-            bars[key] = interval_bar([interval_of("s0", numbers[key])], title)
+            bars[key] = interval_bar([run_page.interval_of("s0", numbers[key])], title)
     return bars
 
 
@@ -106,14 +100,14 @@ def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[st
         rows.append(("base", "Base model", base))
     for run in runs:
         numbers = summary.get(run.key) or at(run, -1)
-        rows.append((run.key, run.name, {"align_seconds": align_seconds(run), **numbers}))
+        rows.append((run.key, run.name, {"align_seconds": run_page.align_seconds(run), **numbers}))
     return rows
 
 
 def runs_scatters(runs: Sequence[RunFiles]) -> list[Scatter]:
     """Colour drift against the judge, one line per run; [] if it was not measured."""
-    judge = judge_of(runs)
-    found = [path_scatter(runs, judge, metric("color_drift"))] if judge else []
+    judge = run_page.judge_of(runs)
+    found = [run_page.path_scatter(runs, judge, metric("color_drift"))] if judge else []
     return [one for one in found if one.charts]
 
 
@@ -123,7 +117,7 @@ def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
         name
         for run in runs
         for name in dict.fromkeys(name for record in run.measured for name in record)
-        if name not in NOT_METRICS and run.measured_curve(name)
+        if name not in run_page.NOT_METRICS and run.measured_curve(name)
     )
     shared = [name for name, count in counts.items() if count > 1]
     shared = [one for one in shared if not one.endswith("_neg") and not one.startswith("style_")]
@@ -134,7 +128,7 @@ def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
             for run, style in zip(runs, line_styles(len(runs)), strict=True):
                 points, notes = run.measured_curve(one.name), [run.name] * len(run.measured)
                 lines.append(Series("", points, style, notes=notes))
-            chart = line_chart(lines, metric_axes(one), f"{one.label} by update, all runs")
+            chart = line_chart(lines, run_page.metric_axes(one), f"{one.label} by update, all runs")
             figures.append(Figure(one.label, chart, one.description))
     return [figure for figure in figures if figure.chart]
 

@@ -45,18 +45,8 @@ from ..rewards.clip import ClipReward
 from ..rewards.qwen_vl import SETTINGS, VlmReward
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
+from . import responsiveness
 from .images import Examples, load_examples, random_cast, split_examples
-from .responsiveness import (
-    BATCH,
-    batches,
-    caption_scorer,
-    feature_gradient,
-    is_vectors,
-    measure,
-    phrase_scores,
-    relative_score,
-    tangent,
-)
 
 Part = Literal["text", "lora"]
 RECORD = "finetune.json"
@@ -167,7 +157,7 @@ def finetune(
         )
     part = part_of(reward, settings.part)
     train, held_out = split_examples(examples, settings.seed, "listen")
-    before, base = measure(reward, held_out, phrases), with_logits(reward)
+    before, base = responsiveness.measure(reward, held_out, phrases), with_logits(reward)
     sides, checks = (
         [baseline(base, *side, phrases) for side in each.sides] for each in (train, held_out)
     )
@@ -177,7 +167,7 @@ def finetune(
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
     best_step, stopped_at = _fit(trainable, objective, sides, checks, settings, rate)
     final = trainable.finish()
-    after, count = measure(final, held_out, phrases), len(held_out.wanted)
+    after, count = responsiveness.measure(final, held_out, phrases), len(held_out.wanted)
     return FinetuneResult(final, before, after, best_step, stopped_at, count)
 
 
@@ -238,7 +228,7 @@ def baseline(
     for i, own in enumerate(prompts):  # the next different caption, if there is one
         following = (*prompts[i + 1 :], *prompts[:i])
         others.append(next((text for text in following if text != own), own))
-    score = caption_scorer(reward, images)
+    score = responsiveness.caption_scorer(reward, images)
     sides = [score(prompts, side) for side in (phrases.positive, phrases.negative)]
     plain, plain_other = score(prompts, [""]), score(others, [""])
     return Side(images, prompts, others, plain, plain_other, torch.stack(sides).mean(0))
@@ -290,7 +280,7 @@ class Objective:
         """All scores of a batch in caption margins."""
         prompts, others = batch.prompts, [batch.side.others[i] for i in batch.indices]
         sides = [
-            phrase_scores(reward, batch.features, prompts, side)
+            responsiveness.phrase_scores(reward, batch.features, prompts, side)
             for side in (self.phrases.positive, self.phrases.negative)
         ]
         plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
@@ -302,7 +292,7 @@ class Objective:
         return (now - before / self.margin).square().mean()
 
     def _steady(self, reward: Reward, batch: Batch, scores: Scores) -> Tensor:
-        changed = relative_score(reward, batch.changed, batch.prompts, self.phrases)
+        changed = responsiveness.relative_score(reward, batch.changed, batch.prompts, self.phrases)
         return (changed / self.margin - scores.relative).square().mean()
 
     def _gradient_terms(
@@ -310,10 +300,15 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Length and direction of the gradient of pos − neg at the unwanted images."""
         target, start = wanted.features.detach(), unwanted.features.detach()
-        gradient = feature_gradient(reward, start, unwanted.prompts, self.phrases, True)
+        gradient = responsiveness.feature_gradient(
+            reward, start, unwanted.prompts, self.phrases, True
+        )
         terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
         if self.paired:
-            directions = tangent(gradient, start), tangent(target - start, start)
+            directions = (
+                responsiveness.tangent(gradient, start),
+                responsiveness.tangent(target - start, start),
+            )
             terms["straight"] = 1 - F.cosine_similarity(*directions, dim=1).mean()
         return terms
 
@@ -323,17 +318,19 @@ def _target_gap(
 ) -> float | None:
     """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
     lengths = []
-    for images, prompts in batches(side.images, side.prompts):
+    for images, prompts in responsiveness.batches(side.images, side.prompts):
         with torch.no_grad():
             features = reward.encode(images)
-        if not is_vectors(features):
+        if not responsiveness.is_vectors(features):
             if gap is not None:
                 raise DirectAlignError(
                     f"--gap {gap}: {reward.name} does not have one feature vector per image, so "
                     "its gap cannot be set: omit --gap"
                 )
             return None
-        lengths.append(feature_gradient(reward, features, prompts, phrases).norm(dim=1))
+        lengths.append(
+            responsiveness.feature_gradient(reward, features, prompts, phrases).norm(dim=1)
+        )
     own = torch.cat(lengths).mean().item()
     if own == 0:
         raise DirectAlignError(
@@ -409,8 +406,8 @@ def _batch_source(
         return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
 
     def encode_all(images: Images) -> Any:
-        parts = [reward.encode(part) for part, _ in batches(images, side.prompts)]
-        return torch.cat(parts) if is_vectors(parts[0]) else None
+        parts = [reward.encode(part) for part, _ in responsiveness.batches(images, side.prompts)]
+        return torch.cat(parts) if responsiveness.is_vectors(parts[0]) else None
 
     if not reward.fixed_features:
         return encode_batch
@@ -434,8 +431,8 @@ def _held_out_loss(
 ) -> float:
     """Mean over all held-out images, without casts."""
     length, total = min(len(side.prompts) for side in held_out), 0.0
-    for start in range(0, length, BATCH):
-        indices = list(range(start, min(start + BATCH, length)))
+    for start in range(0, length, responsiveness.BATCH):
+        indices = list(range(start, min(start + responsiveness.BATCH, length)))
         pair = [Batch(s, indices, reward.encode(s.images[indices])) for s in held_out]
         total += objective(reward, *pair).item() * len(indices)
         reward.clear_cache()

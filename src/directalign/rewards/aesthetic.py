@@ -32,9 +32,6 @@ from . import weights as files
 from .common import BaseReward, Device, Preprocessing, recompute
 
 SETTINGS = ("*config.json",)
-REMEDY = (
-    "no file of weights; give the head's own file (.pth), and the model under it as {key}.backbone"
-)
 Features = Float[Tensor, "b d"]
 
 
@@ -60,16 +57,17 @@ class AestheticReward(BaseReward):
     name = "aesthetic"
     reads_prompt = False
     file_keys = ("path", "backbone", "processor")
+    weight_file = (
+        "no file of weights; give the head's own file (.pth), and the model under it as "
+        "{key}.backbone"
+    )
 
     def __init__(self, model: Predictor, preprocessing: Preprocessing, scale: float = 1.0) -> None:
         self.model = model.eval().requires_grad_(False)
         self.preprocessing, self.scale = preprocessing, scale
 
     @classmethod
-    def from_config(
-        cls, settings: config.AestheticConfig, device: Device = "cpu", key: str = "reward"
-    ) -> AestheticReward:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY.format(key=key))
+    def _load(cls, settings: config.AestheticConfig, device: Device, key: str) -> AestheticReward:
         file = files.locate(settings.path, f"{key}.path")
         weights = files.read_weights(file, f"{key}.path")
         layout = recognise(files.shapes_of(weights), file, f"{key}.path")
@@ -109,17 +107,10 @@ class AestheticReward(BaseReward):
         return cls(model, preprocessing, settings.scale)
 
     @classmethod
-    def check(
-        cls, settings: config.AestheticConfig, key: str = "reward", online: bool = False
-    ) -> None:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY.format(key=key))
+    def _check(cls, settings: config.AestheticConfig, key: str, online: bool) -> None:
         files.check_published(settings.path, f"{key}.path", online)
         local = not hub.is_hub_id(settings.backbone)
-        folder = (
-            files.locate(settings.backbone, f"{key}.backbone", SETTINGS)
-            if online or local
-            else None
-        )
+        folder = files.locate_offline(settings.backbone, f"{key}.backbone", SETTINGS, online)
         if hub.is_hub_file(settings.path):
             return
         file = files.locate(settings.path, f"{key}.path")

@@ -109,9 +109,7 @@ class PythonReward(BaseReward):
         self.reads_prompt = bool(getattr(function, "reads_prompt", True))
 
     @classmethod
-    def from_config(
-        cls, settings: config.PythonConfig, device: Device = "cpu", key: str = "reward"
-    ) -> PythonReward:
+    def _load(cls, settings: config.PythonConfig, device: Device, key: str) -> PythonReward:
         """The reward of a recipe section; the user's code chooses its own device."""
         del device
         source, args = f"{key}.path: {settings.path}", settings.args
@@ -119,9 +117,7 @@ class PythonReward(BaseReward):
         return cls(function, settings.scale, source, settings.differentiable)
 
     @classmethod
-    def check(
-        cls, settings: config.PythonConfig, key: str = "reward", online: bool = False
-    ) -> None:
+    def _check(cls, settings: config.PythonConfig, key: str, online: bool) -> None:
         """The file runs, has the name, and a class accepts `args`."""
         del online
         load_function(settings.path, f"{key}.path", settings.args)
@@ -279,15 +275,13 @@ class HttpReward(BaseReward):
         self.settings, self.source = settings, f"{key}.url: {settings.url}"
 
     @classmethod
-    def from_config(
-        cls, settings: config.HttpConfig, device: Device = "cpu", key: str = "reward"
-    ) -> HttpReward:
+    def _load(cls, settings: config.HttpConfig, device: Device, key: str) -> HttpReward:
         """The reward of a recipe section; nothing is sent yet."""
         del device
         return cls(settings, key)
 
     @classmethod
-    def check(cls, settings: config.HttpConfig, key: str = "reward", online: bool = False) -> None:
+    def _check(cls, settings: config.HttpConfig, key: str, online: bool) -> None:
         """Check the address; if `online`, request the score of one gray image."""
         _check_address(settings.url, f"{key}.url")
         if online:

@@ -33,17 +33,8 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipC
 
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
-from . import open_clip
+from . import common, open_clip
 from . import weights as files
-from .common import (
-    TEXT_BATCH,
-    BaseReward,
-    Device,
-    Preprocessing,
-    PromptCache,
-    TextReader,
-    recompute,
-)
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
 
@@ -58,7 +49,7 @@ def clean_text(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
-class _DualEncoder(BaseReward):
+class _DualEncoder(common.BaseReward):
     """Image tower and text tower with unit features in one space; scores in [-scale, scale]."""
 
     image_embeddings = True
@@ -75,7 +66,7 @@ class _DualEncoder(BaseReward):
         self,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        preprocessing: Preprocessing,
+        preprocessing: common.Preprocessing,
         scale: float = 1.0,
         clean: Callable[[str], str] | None = None,
     ) -> None:
@@ -83,15 +74,15 @@ class _DualEncoder(BaseReward):
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.length = model.text_model.config.max_position_embeddings
         self.clean = clean or self.usual_cleaning
-        self.text_reader = TextReader(tokenizer, self.length, self.clean)
-        self._prompts = PromptCache(self._encode_for_score, batch_size=TEXT_BATCH)
+        self.text_reader = common.TextReader(tokenizer, self.length, self.clean)
+        self._prompts = common.PromptCache(self._encode_for_score, batch_size=common.TEXT_BATCH)
         table = self.model.text_model.embeddings.token_embedding
         self.soft_prompts = SoftPrompts(
             self.name, table, TABLE, tokenizer, self.length, self.clean, *self._placeholder()
         )
 
     @classmethod
-    def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
+    def _load(cls, settings: Any, device: common.Device, key: str) -> Any:
         cls._check_kind(settings, key)
         weights, _, preprocessing, tokenizer = files.fetch(settings, key)
         model: Any
@@ -102,7 +93,7 @@ class _DualEncoder(BaseReward):
             model = open_clip.load(weights, key, settings.activation)
         files.check_fits(model.config, preprocessing, tokenizer, files.processor_key(settings, key))
         model.to(device)
-        recompute(model.vision_model, settings.gradient_checkpointing)
+        common.recompute(model.vision_model, settings.gradient_checkpointing)
         cleaning = cls._cleaning(settings)
         reward = cls(model, tokenizer, preprocessing, settings.scale, cleaning)
         reward.directions = directions_for(model, settings.project_out, key)
@@ -112,11 +103,11 @@ class _DualEncoder(BaseReward):
     def _meta(cls, found: Any, settings: Any, configs: Any, beside: Path | None) -> Any:
         """Without weights; image settings are from `processor`, else from the folder `beside`."""
         model = cls.model_class(found)
-        recompute(model.vision_model, settings.gradient_checkpointing)
+        common.recompute(model.vision_model, settings.gradient_checkpointing)
         if settings.processor is not None:
             beside = configs.folder(settings.processor, "preprocessor_config.json")
         side = model.config.vision_config.image_size
-        preprocessing = Preprocessing.of(configs.image_settings(beside), side)
+        preprocessing = common.Preprocessing.of(configs.image_settings(beside), side)
         return cls(model, configs.tokenizer(), preprocessing, settings.scale)
 
     def encode(self, images: Images) -> Features:
@@ -131,7 +122,7 @@ class _DualEncoder(BaseReward):
         return self.scale * (features * torch.stack(self._prompts.read(prompts))).sum(-1)
 
     @classmethod
-    def read_text(cls, settings: Any, key: str, online: bool) -> TextReader | None:
+    def read_text(cls, settings: Any, key: str, online: bool) -> common.TextReader | None:
         longest = cls.model_class.config_class.sub_configs["text_config"]().max_position_embeddings
         return files.text_reader(settings, key, online, longest, cls._cleaning(settings))
 
@@ -175,13 +166,13 @@ class ClipReward(_DualEncoder):
     usual_cleaning = staticmethod(clean_text)
 
     @classmethod
-    def load(cls, path: str, device: Device = "cpu", **settings: Any) -> ClipReward:
+    def load(cls, path: str, device: common.Device = "cpu", **settings: Any) -> ClipReward:
         """As a recipe section with this path and other settings of `config.ClipConfig`."""
         return cls.from_config(config.ClipConfig(path=path, **settings), device)
 
     @classmethod
     def meta(cls, settings: config.ClipConfig, key: str, configs: Any) -> ClipReward:
-        is_file = files.is_weight_file(settings.path)
+        is_file = common.is_weight_file(settings.path)
         file = configs.file(settings.path, f"{key}.path") if is_file else None
         found = None if file is None else open_clip.describe(file, key, settings.activation)
         if found is None:
@@ -191,7 +182,7 @@ class ClipReward(_DualEncoder):
         return cls._meta(found, settings, configs, beside)
 
     @classmethod
-    def check(cls, settings: config.ClipConfig, key: str = "reward", online: bool = False) -> None:
+    def _check(cls, settings: config.ClipConfig, key: str, online: bool) -> None:
         check_project(settings.project_out, key)
         weights = files.check_files(settings, key, online, CLIPModel)
         if weights is not None and weights.is_file():
@@ -211,7 +202,7 @@ class ClipReward(_DualEncoder):
 
     @classmethod
     def _check_kind(cls, settings: config.ClipConfig, key: str) -> None:
-        if settings.activation is not None and not files.is_weight_file(settings.path):
+        if settings.activation is not None and not common.is_weight_file(settings.path):
             raise DirectAlignError(
                 f"{key}.activation: {settings.activation}, but the config.json of {settings.path} "
                 "sets it: remove activation"
@@ -235,16 +226,14 @@ class SiglipReward(_DualEncoder):
         return cls._meta(found, settings, configs, beside)
 
     @classmethod
-    def check(
-        cls, settings: config.SiglipConfig, key: str = "reward", online: bool = False
-    ) -> None:
+    def _check(cls, settings: config.SiglipConfig, key: str, online: bool) -> None:
         cls._check_kind(settings, key)
         check_project(settings.project_out, key)
         files.check_files(settings, key, online, SiglipModel)
 
     @classmethod
     def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:
-        if files.is_weight_file(settings.path):
+        if common.is_weight_file(settings.path):
             raise DirectAlignError(
                 f"{key}.path: {settings.path}: SigLIP needs a transformers folder or hub id, as "
                 "google/siglip-so400m-patch14-384"

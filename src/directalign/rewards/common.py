@@ -66,6 +66,14 @@ def cut_warnings(
     return [sentence] if count else []
 
 
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def is_weight_file(path: str) -> bool:
+    """Whether `path` names a file of weights rather than a folder or a repository."""
+    return Path(path).suffix in WEIGHT_FILES
+
+
 class BaseReward:
     """The attributes that the rest of the package reads; subclasses override what differs.
 
@@ -88,10 +96,14 @@ class BaseReward:
     file_keys: tuple[str, ...] = ("path", "processor")
     """Settings that name files, folders or hub ids which must exist before loading."""
 
+    weight_file: str = ""
+    """What to give if `path` names no file of weights; empty if it need not name one."""
+
     @classmethod
     def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
         """Load the reward of a recipe section, frozen; errors start with the section's `key`."""
-        raise NotImplementedError
+        cls._require_weight_file(settings, key)
+        return cls._load(settings, device, key)
 
     @classmethod
     def check(cls, settings: Any, key: str = "reward", online: bool = False) -> None:
@@ -99,6 +111,22 @@ class BaseReward:
 
         `online` allows requests: a hub repository's file list is read and its settings are fetched.
         """
+        cls._require_weight_file(settings, key)
+        cls._check(settings, key, online)
+
+    @classmethod
+    def _load(cls, settings: Any, device: Device, key: str) -> Any:
+        """What a subclass does in `from_config`; `_check` is the same for `check`."""
+        raise NotImplementedError
+
+    @classmethod
+    def _check(cls, settings: Any, key: str, online: bool) -> None: ...
+
+    @classmethod
+    def _require_weight_file(cls, settings: Any, key: str) -> None:
+        if cls.weight_file and not is_weight_file(settings.path):
+            remedy = cls.weight_file.format(key=key)
+            raise DirectAlignError(f"{key}.path: {settings.path}: {remedy}")
 
     @classmethod
     def read_text(cls, settings: Any, key: str, online: bool) -> TextReader | None:

@@ -34,39 +34,30 @@ from .. import config
 from ..io import hub
 from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
+from . import qwen_vl
 from . import weights as files
 from .common import BaseReward, Device, recompute
-from .qwen_vl import (
-    Chat,
-    ImageTokens,
-    VlmPixels,
-    check_fits,
-    encode_images,
-    last_hidden_state,
-    meta_config,
-    model_class_of,
-    read_chat,
-    settings_folder,
-)
+from .qwen_vl import last_hidden_state
 
 PIXELS = 256 * 28 * 28
 MADE_FROM = "Qwen/Qwen2-VL-7B-Instruct"
-REMEDY = (
-    "name the file of weights: HPSv3.safetensors, or MizzenAI/HPSv3/HPSv3.safetensors on the hub"
-)
 
 
 class Hpsv3Reward(BaseReward):
     """A frozen HPSv3 (`interfaces.Reward`); features are 256 image tokens, scores unbounded."""
 
     name = "hpsv3"
+    weight_file = (
+        "name the file of weights: HPSv3.safetensors, or MizzenAI/HPSv3/HPSv3.safetensors "
+        "on the hub"
+    )
 
     def __init__(
         self,
         model: PreTrainedModel,
         head: nn.Sequential,
-        chat: Chat,
-        pixels: VlmPixels,
+        chat: qwen_vl.Chat,
+        pixels: qwen_vl.VlmPixels,
         scale: float = 1.0,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -74,10 +65,7 @@ class Hpsv3Reward(BaseReward):
         self.chat, self.pixels, self.scale = chat, pixels, scale
 
     @classmethod
-    def from_config(
-        cls, settings: config.Hpsv3Config, device: Device = "cpu", key: str = "reward"
-    ) -> Hpsv3Reward:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+    def _load(cls, settings: config.Hpsv3Config, device: Device, key: str) -> Hpsv3Reward:
         file = files.locate(settings.path, f"{key}.path")
         reader = _reader_folder(settings, key, online=True)
         assert reader is not None
@@ -85,7 +73,7 @@ class Hpsv3Reward(BaseReward):
         read = files.read_weights(file, f"{key}.path")
         weights = {inner(name): tensor for name, tensor in read.items()}
         of = described(files.shapes_of(weights), reader, file, key)
-        check_fits(of, pixels, chat, f"{key}.processor")
+        qwen_vl.check_fits(of, pixels, chat, f"{key}.processor")
         model, head = filled(of, weights, getattr(torch, settings.dtype))
         recompute(model, settings.gradient_checkpointing)
         torch.nn.Module.to(model, device)
@@ -96,21 +84,22 @@ class Hpsv3Reward(BaseReward):
         file = configs.file(settings.path, f"{key}.path")
         name = settings.processor or (MADE_FROM if file is None else str(file.parent))
         folder = configs.folder(name)
-        _, found = meta_config(name, f"{key}.processor", configs)
+        _, found = qwen_vl.meta_config(name, f"{key}.processor", configs)
         of = Qwen2VLConfig.from_dict(found)
         if file is not None and folder is not None:
             shapes = files.read_shapes(file, f"{key}.path").items()
             of = described({inner(name): shape for name, shape in shapes}, folder, file, key)
         model, head = Qwen2VLModel(of).to(getattr(torch, settings.dtype)), head_of(of)
         recompute(model, settings.gradient_checkpointing)
-        pixels = VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
+        pixels = qwen_vl.VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
         pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
-        return cls(model, head, Chat(configs.tokenizer(), "", end=REWARD), pixels, settings.scale)
+        return cls(
+            model, head, qwen_vl.Chat(configs.tokenizer(), "", end=REWARD), pixels, settings.scale
+        )
 
     @classmethod
-    def check(cls, settings: config.Hpsv3Config, key: str = "reward", online: bool = False) -> None:
+    def _check(cls, settings: config.Hpsv3Config, key: str, online: bool) -> None:
         files.check_published(settings.path, f"{key}.path", online)
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         reader = _reader_folder(settings, key, online)
         if reader is None:
             return
@@ -119,13 +108,15 @@ class Hpsv3Reward(BaseReward):
             file = files.locate(settings.path, f"{key}.path")
             shapes = files.read_shapes(file, f"{key}.path").items()
             shapes = {inner(name): shape for name, shape in shapes}
-            check_fits(described(shapes, reader, file, key), pixels, chat, f"{key}.processor")
+            qwen_vl.check_fits(
+                described(shapes, reader, file, key), pixels, chat, f"{key}.processor"
+            )
 
-    def encode(self, images: Images) -> ImageTokens:
+    def encode(self, images: Images) -> qwen_vl.ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, through the vision tower."""
-        return encode_images(self.model, self.pixels, images)
+        return qwen_vl.encode_images(self.model, self.pixels, images)
 
-    def score(self, features: ImageTokens, prompts: Sequence[str]) -> PerSample:
+    def score(self, features: qwen_vl.ImageTokens, prompts: Sequence[str]) -> PerSample:
         """scale · mu of each image under its prompt."""
         questions = [QUESTION.replace("{prompt}", prompt) for prompt in prompts]
         chats = self.chat.for_images(questions, features)
@@ -142,7 +133,9 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
     None if it is on the hub and not `online`.
     """
     if settings.processor is not None:
-        return settings_folder(settings.processor, f"{key}.processor", online)
+        return files.locate_offline(
+            settings.processor, f"{key}.processor", qwen_vl.SETTINGS, online
+        )
     where: str | Path = files.on_the_hub(settings.path)[0] if hub.is_hub_file(settings.path) else ""
     if not where:
         where = files.locate(settings.path, f"{key}.path").parent
@@ -154,17 +147,17 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
     )
 
 
-def _reader(folder: Path, key: str) -> tuple[Chat, VlmPixels]:
+def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
     """The chat up to the reward token, and preprocessing to a fixed number of pixels.
 
     The reward token is added to the vocabulary, as in training.
     """
-    tokenizer, template = read_chat(folder, f"{key}.processor")
+    tokenizer, template = qwen_vl.read_chat(folder, f"{key}.processor")
     if REWARD not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD]})
-    pixels = VlmPixels.read(folder, f"{key}.processor")
+    pixels = qwen_vl.VlmPixels.read(folder, f"{key}.processor")
     pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
-    return Chat(tokenizer, template, end=REWARD), pixels
+    return qwen_vl.Chat(tokenizer, template, end=REWARD), pixels
 
 
 EMBEDDING = "language_model.embed_tokens.weight"
@@ -185,7 +178,7 @@ def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Qwen2
 
     `shapes` are by inner names. Raises DirectAlignError for a missing, unknown or misshapen tensor.
     """
-    if model_class_of(reader, f"{key}.processor") is not Qwen2VLForConditionalGeneration:
+    if qwen_vl.model_class_of(reader, f"{key}.processor") is not Qwen2VLForConditionalGeneration:
         raise DirectAlignError(
             f"{key}.processor: {reader}: holds no Qwen2-VL, from which HPSv3 was made; give "
             f"{MADE_FROM}"

@@ -35,18 +35,8 @@ from transformers.activations import ACT2FN
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
+from . import common
 from . import weights as files
-from .common import (
-    CLIP_MEAN,
-    CLIP_STD,
-    BaseReward,
-    Device,
-    Preprocessing,
-    PromptCache,
-    TextReader,
-    read_json,
-    recompute,
-)
 from .soft_prompts import SoftPrompts
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -54,43 +44,42 @@ LENGTH = 35
 """Tokens that a prompt is padded or truncated to."""
 TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json", "config.json")
 TABLE = "text.embeddings.word_embeddings.weight"
-REMEDY = (
-    "no file of weights; give ImageReward.pt, here or on the hub (zai-org/ImageReward/"
-    "ImageReward.pt)"
-)
 Tokens = Float[Tensor, "b n d"]
 
 
-class ImageReward(BaseReward):
+class ImageReward(common.BaseReward):
     """A frozen ImageReward (`interfaces.Reward`)."""
 
     name = "image_reward"
     supports_soft_prompts = True
+    weight_file = (
+        "no file of weights; give ImageReward.pt, here or on the hub (zai-org/ImageReward/"
+        "ImageReward.pt)"
+    )
 
     def __init__(self, model: Blip, tokenizer: PreTrainedTokenizerBase, scale: float = 1.0) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.scale = tokenizer, scale
         side: Any = model.vision.config.image_size
-        self.preprocessing = Preprocessing(
-            side, (side, side), CLIP_MEAN, CLIP_STD, rounded_centre=True
+        self.preprocessing = common.Preprocessing(
+            side, (side, side), common.CLIP_MEAN, common.CLIP_STD, rounded_centre=True
         )
         table = model.text.embeddings.word_embeddings
         self.soft_prompts = SoftPrompts("image_reward", table, TABLE, tokenizer, LENGTH)
-        self.text_reader = TextReader(tokenizer, LENGTH)
-        self._prompts = PromptCache(self._tokenize)
+        self.text_reader = common.TextReader(tokenizer, LENGTH)
+        self._prompts = common.PromptCache(self._tokenize)
 
     @classmethod
-    def from_config(
-        cls, settings: config.ImageRewardConfig, device: Device = "cpu", key: str = "reward"
+    def _load(
+        cls, settings: config.ImageRewardConfig, device: common.Device, key: str
     ) -> ImageReward:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         file = files.locate(settings.path, f"{key}.path")
         if hub.is_hub_file(settings.path):
             hub.download(files.on_the_hub(settings.path)[0], (MED_CONFIG,), f"{key}.path")
         tokenizer = _read_tokenizer(settings, key)
         model = load_blip(file, key)
         _check_vocabulary(tokenizer, model.text.config.vocab_size, settings, key)
-        recompute(model, settings.gradient_checkpointing)
+        common.recompute(model, settings.gradient_checkpointing)
         return cls(model.to(device), tokenizer, settings.scale)
 
     @classmethod
@@ -104,14 +93,11 @@ class ImageReward(BaseReward):
             vision, text = BlipVisionConfig(**known["vision"]), BlipTextConfig(**known["text"])
             head = files.plain_layers(text.hidden_size, known["inner"])
         model = Blip(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head)
-        recompute(model, settings.gradient_checkpointing)
+        common.recompute(model, settings.gradient_checkpointing)
         return cls(model, configs.tokenizer(), settings.scale)
 
     @classmethod
-    def check(
-        cls, settings: config.ImageRewardConfig, key: str = "reward", online: bool = False
-    ) -> None:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+    def _check(cls, settings: config.ImageRewardConfig, key: str, online: bool) -> None:
         files.check_published(settings.path, f"{key}.path", online)
         found = None
         if not hub.is_hub_file(settings.path):
@@ -124,9 +110,9 @@ class ImageReward(BaseReward):
     @classmethod
     def read_text(
         cls, settings: config.ImageRewardConfig, key: str, online: bool
-    ) -> TextReader | None:
+    ) -> common.TextReader | None:
         local = online or not hub.is_hub_id(settings.processor)
-        return TextReader(_read_tokenizer(settings, key), LENGTH) if local else None
+        return common.TextReader(_read_tokenizer(settings, key), LENGTH) if local else None
 
     def encode(self, images: Images) -> Tokens:
         """Images (b, 3, h, w) in [0, 1], any size, to image tokens (b, n, d)."""
@@ -347,7 +333,7 @@ def _med_config(sizes: _Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
     file = sizes.file.parent / MED_CONFIG
     if not file.exists():
         return {}
-    read = read_json(file, sizes.key)
+    read = common.read_json(file, sizes.key)
     try:
         heads, activation = int(read["num_attention_heads"]), str(read["hidden_act"])
         eps = float(read["layer_norm_eps"])

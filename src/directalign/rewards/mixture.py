@@ -54,9 +54,7 @@ class MixReward(BaseReward):
         self.differentiable = all(member.reward.differentiable for member in self.members)
 
     @classmethod
-    def from_config(
-        cls, settings: config.MixtureConfig, device: Device = "cpu", key: str = "reward"
-    ) -> MixReward:
+    def _load(cls, settings: config.MixtureConfig, device: Device, key: str) -> MixReward:
         """Load all members of a recipe section."""
         loaded = [
             Member(each, rewards.load_reward(each.reward, device, key_of(index, key)))
@@ -65,9 +63,7 @@ class MixReward(BaseReward):
         return cls(loaded, settings)
 
     @classmethod
-    def check(
-        cls, settings: config.MixtureConfig, key: str = "reward", online: bool = False
-    ) -> None:
+    def _check(cls, settings: config.MixtureConfig, key: str, online: bool) -> None:
         for index, member in enumerate(settings.members):
             rewards.check_reward(member.reward, key_of(index, key), online)
 

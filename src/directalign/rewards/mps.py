@@ -29,16 +29,8 @@ from .. import config
 from ..io import hub
 from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
+from . import common
 from . import weights as files
-from .common import (
-    TEXT_BATCH,
-    BaseReward,
-    Device,
-    Preprocessing,
-    PromptCache,
-    TextReader,
-    recompute,
-)
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -46,9 +38,6 @@ OVERALL = (
 )
 """The condition of the published overall score: seven words on aesthetics, eight on detail, then
 quantity to location on alignment."""
-REMEDY = (
-    "MPS is a single file of weights; give it (.safetensors, .pt, .pth), here or as owner/name/file"
-)
 THRESHOLD = 0.3
 MADE_FROM = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 PUBLISHED_CROSS = {"dim": 1024, "layers": 4, "dim_head": 64, "heads": 16, "ff_mult": 4}
@@ -76,16 +65,20 @@ class MpsModel(nn.Module):
         self.model, self.cross_model = model, cross_model
 
 
-class MpsReward(BaseReward):
+class MpsReward(common.BaseReward):
     """A frozen MPS (`interfaces.Reward`); features are image tokens, scores in [-scale, scale]."""
 
     name = "mps"
+    weight_file = (
+        "MPS is a single file of weights; give it (.safetensors, .pt, .pth), here or as "
+        "owner/name/file"
+    )
 
     def __init__(
         self,
         model: MpsModel,
         tokenizer: PreTrainedTokenizerBase,
-        preprocessing: Preprocessing,
+        preprocessing: common.Preprocessing,
         scale: float = 1.0,
         condition: str | None = None,
     ) -> None:
@@ -93,20 +86,17 @@ class MpsReward(BaseReward):
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.condition = condition or OVERALL
         longest = model.model.text_model.config.max_position_embeddings
-        self.text_reader = TextReader(tokenizer, longest)
-        self._prompts = PromptCache(self._encode_prompts, CACHED_PHRASES, TEXT_BATCH)
+        self.text_reader = common.TextReader(tokenizer, longest)
+        self._prompts = common.PromptCache(self._encode_prompts, CACHED_PHRASES, common.TEXT_BATCH)
 
     @classmethod
-    def from_config(
-        cls, settings: config.MpsConfig, device: Device = "cpu", key: str = "reward"
-    ) -> MpsReward:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+    def _load(cls, settings: config.MpsConfig, device: common.Device, key: str) -> MpsReward:
         file, reader, preprocessing, tokenizer = files.fetch(settings, key)
         weights = files.read_weights(file, f"{key}.path")
         clip, sizes = _described(files.shapes_of(weights), file, reader, key)
         files.check_fits(clip, preprocessing, tokenizer, files.processor_key(settings, key))
         model = _filled(clip, sizes, weights).to(device)
-        recompute(model.model.vision_model, settings.gradient_checkpointing)
+        common.recompute(model.model.vision_model, settings.gradient_checkpointing)
         return cls(model, tokenizer, preprocessing, settings.scale, settings.condition)
 
     @classmethod
@@ -118,19 +108,20 @@ class MpsReward(BaseReward):
         if file is not None:
             sizes = sizes_of(files.read_shapes(file, f"{key}.path"), "cross_model.")
         model = MpsModel(CLIPModel(clip), CrossModel(**sizes))
-        recompute(model.model.vision_model, settings.gradient_checkpointing)
+        common.recompute(model.model.vision_model, settings.gradient_checkpointing)
         folder = configs.image_settings(configs.folder(reader, "preprocessor_config.json"))
         side: Any = clip.vision_config
-        preprocessing = Preprocessing.of(folder, side.image_size)
+        preprocessing = common.Preprocessing.of(folder, side.image_size)
         return cls(model, configs.tokenizer(), preprocessing, settings.scale, settings.condition)
 
     @classmethod
-    def read_text(cls, settings: config.MpsConfig, key: str, online: bool) -> TextReader | None:
+    def read_text(
+        cls, settings: config.MpsConfig, key: str, online: bool
+    ) -> common.TextReader | None:
         return files.text_reader(settings, key, online, 77)
 
     @classmethod
-    def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:
-        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+    def _check(cls, settings: config.MpsConfig, key: str, online: bool) -> None:
         file, reader = files.check_files(settings, key, online, CLIPModel), settings.processor
         if file is not None and reader is not None and not hub.is_hub_id(reader):
             shapes = files.read_shapes(file, f"{key}.path")

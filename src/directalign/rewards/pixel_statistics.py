@@ -51,9 +51,7 @@ class PixelReward(BaseReward):
         self.statistic, self.scale = STATISTICS[statistic], scale
 
     @classmethod
-    def from_config(
-        cls, settings: config.PixelStatisticsConfig, device: Device = "cpu", key: str = "reward"
-    ) -> PixelReward:
+    def _load(cls, settings: config.PixelStatisticsConfig, device: Device, key: str) -> PixelReward:
         """The reward of a recipe section; it runs on the images' device."""
         del device, key
         return cls(settings.statistic, settings.scale)

@@ -29,16 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Bool, Float, Int
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
-)
 
 from .. import config
 from ..io import hub
@@ -59,7 +53,7 @@ class VlmReward(BaseReward):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: transformers.PreTrainedModel,
         chat: Chat,
         pixels: VlmPixels,
         settings: config.QwenVLConfig,
@@ -69,9 +63,7 @@ class VlmReward(BaseReward):
         self.chat, self.pixels, self.settings, self.answers = chat, pixels, settings, answers
 
     @classmethod
-    def from_config(
-        cls, settings: config.QwenVLConfig, device: Device = "cpu", key: str = "reward"
-    ) -> VlmReward:
+    def _load(cls, settings: config.QwenVLConfig, device: Device, key: str) -> VlmReward:
         folder = files.locate(settings.path, f"{key}.path", (*SETTINGS, *files.FOLDER_WEIGHTS))
         kind = check_weights(folder, f"{key}.path")
         reader = folder
@@ -96,16 +88,14 @@ class VlmReward(BaseReward):
         return cls(model, Chat(configs.tokenizer(), ""), pixels, settings, (0, 1))
 
     @classmethod
-    def check(
-        cls, settings: config.QwenVLConfig, key: str = "reward", online: bool = False
-    ) -> None:
-        folder = settings_folder(settings.path, f"{key}.path", online)
+    def _check(cls, settings: config.QwenVLConfig, key: str, online: bool) -> None:
+        folder = files.locate_offline(settings.path, f"{key}.path", SETTINGS, online)
         if folder is not None:
             check = model_class_of if hub.is_hub_id(settings.path) else check_weights
             check(folder, f"{key}.path")
         reader = folder
         if settings.processor is not None:
-            reader = settings_folder(settings.processor, f"{key}.processor", online)
+            reader = files.locate_offline(settings.processor, f"{key}.processor", SETTINGS, online)
         if reader is not None:
             _reader(settings, reader, key)
 
@@ -128,7 +118,7 @@ class VlmReward(BaseReward):
         )
 
 
-def one_token(tokenizer: PreTrainedTokenizerBase, answer: str, key: str) -> int:
+def one_token(tokenizer: transformers.PreTrainedTokenizerBase, answer: str, key: str) -> int:
     """The token id of an answer. Raises DirectAlignError if it is not exactly one token."""
     ids = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
     if len(ids) != 1:
@@ -155,10 +145,10 @@ def _reader(
     return Chat(tokenizer, template), pixels, (yes, no)
 
 
-KINDS: dict[str, type[PreTrainedModel]] = {
-    "qwen2_vl": Qwen2VLForConditionalGeneration,
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
+KINDS: dict[str, type[transformers.PreTrainedModel]] = {
+    "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
 }
 SETTINGS = (*files.FOLDER_SETTINGS, "chat_template*", "added_tokens.json")
 """Files fetched from a repository beside its weights."""
@@ -219,14 +209,7 @@ def last_hidden_state(
     return hidden[range(len(hidden)), [length - 1 for length in chats.lengths]]
 
 
-def settings_folder(path: str, key: str, online: bool) -> Path | None:
-    """The local folder of a model's settings; from the hub only if `online`, else None."""
-    if not hub.is_hub_id(path):
-        return files.locate(path, key, ())
-    return hub.download(path, SETTINGS, key) if online else None
-
-
-def model_class_of(folder: Path, key: str) -> type[PreTrainedModel]:
+def model_class_of(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
     """The class of a folder's model. Raises DirectAlignError: no folder, or of another kind."""
     found = files.read_model_type(folder, key, "transformers Qwen VL")
     if found not in KINDS:
@@ -246,7 +229,7 @@ def meta_config(path: str, key: str, configs: Any) -> tuple[Any, dict[str, Any]]
     return next(kind for kind in KINDS.values() if kind.__name__ == found["_class_name"]), found
 
 
-def check_weights(folder: Path, key: str) -> type[PreTrainedModel]:
+def check_weights(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
     """The class of a folder's model, after checking that all weight files are complete."""
     kind = model_class_of(folder, key)
     files.check_folder(folder, key, kind)
@@ -318,7 +301,7 @@ class Chat:
     """Tokenizer and template; a chat ends after the last `end`, or before the answer if None."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: str, end: str | None = None
+        self, tokenizer: transformers.PreTrainedTokenizerBase, template: str, end: str | None = None
     ) -> None:
         self.tokenizer, self.template, self.end = tokenizer, template, end
         image_id: Any = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -368,7 +351,7 @@ class Chat:
         return ids
 
 
-def read_chat(folder: Path, key: str) -> tuple[PreTrainedTokenizerBase, str]:
+def read_chat(folder: Path, key: str) -> tuple[transformers.PreTrainedTokenizerBase, str]:
     """Tokenizer and chat template of a folder: the processor's template, else the tokenizer's.
 
     Raises DirectAlignError: either is missing or unreadable, or has no placeholder of an image.

@@ -28,10 +28,9 @@ from ..io.pretrained import contents, from_pretrained
 from ..io.tensors import check_kinds, check_weights
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
-from .common import IMAGE_SETTINGS, Preprocessing, TextReader, read_json
+from . import common
 
 Shapes = Mapping[str, Sequence[int]]
-WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "module", "model")
 """Keys under which checkpoints store their tensors beside the optimiser's."""
 FOLDER_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -46,17 +45,6 @@ UNREADABLE = (
 """What the libraries raise for damaged files."""
 CUT_SHORT = "not a complete file of weights (cut short, or of another kind): fetch it again"
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-
-def is_weight_file(path: str) -> bool:
-    """Whether `path` names a file of weights rather than a folder or a repository."""
-    return Path(path).suffix in WEIGHT_FILES
-
-
-def require_weight_file(path: str, key: str, remedy: str) -> None:
-    """Raise DirectAlignError unless `path` names a file of weights."""
-    if not is_weight_file(path):
-        raise DirectAlignError(f"{key}: {path}: {remedy}")
 
 
 def on_the_hub(path: str) -> tuple[str, str]:
@@ -75,20 +63,25 @@ def locate(path: str, key: str, patterns: Sequence[str] = ()) -> Path:
     """
     if hub.is_hub_file(path):
         return hub.download_file(path, key)
-    if hub.is_hub_id(path) and not is_weight_file(path):
+    if hub.is_hub_id(path) and not common.is_weight_file(path):
         return hub.download(path, patterns, key)
     found = resolve(path).expanduser()
     if not found.exists():
         what = "folder; give a transformers folder or a hub id"
-        if is_weight_file(path):
+        if common.is_weight_file(path):
             what = "file; give the published weights, or owner/name/file on the hub"
         raise DirectAlignError(f"{key}: {path}: no such {what}")
-    if found.is_file() and not is_weight_file(path):
+    if found.is_file() and not common.is_weight_file(path):
         raise DirectAlignError(
-            f"{key}: {path}: is no file of weights ({', '.join(WEIGHT_FILES)}); give one, a "
+            f"{key}: {path}: is no file of weights ({', '.join(common.WEIGHT_FILES)}); give one, a "
             "transformers folder or a hub id"
         )
     return found
+
+
+def locate_offline(path: str, key: str, patterns: Sequence[str], online: bool) -> Path | None:
+    """As `locate`; None for a hub repository unless `online`."""
+    return locate(path, key, patterns) if online or not hub.is_hub_id(path) else None
 
 
 def check_published(path: str, key: str, online: bool = False) -> None:
@@ -100,7 +93,7 @@ def check_published(path: str, key: str, online: bool = False) -> None:
             raise DirectAlignError(
                 f"{key}: {path}: {repo} has no file {name}; give the name of its file of weights"
             )
-    elif is_weight_file(path) or not hub.is_hub_id(path):
+    elif common.is_weight_file(path) or not hub.is_hub_id(path):
         locate(path, key)
 
 
@@ -229,7 +222,7 @@ FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
 
 def fetch(
     settings: FolderConfig, key: str
-) -> tuple[Path, Path, Preprocessing, PreTrainedTokenizerBase]:
+) -> tuple[Path, Path, common.Preprocessing, PreTrainedTokenizerBase]:
     """The weights (folder or file), the folder of the processor, image settings and tokenizer.
 
     The second is that of `processor`, or where the weights are.
@@ -253,9 +246,9 @@ def check_files(
     repository's file list is checked too and its settings are fetched.
     """
     check_published(settings.path, f"{key}.path", online)
-    is_file = is_weight_file(settings.path)
+    is_file = common.is_weight_file(settings.path)
     for part, path in (("path", settings.path), ("processor", settings.processor)):
-        if online and path is not None and hub.is_hub_id(path) and not is_weight_file(path):
+        if online and path is not None and hub.is_hub_id(path) and not common.is_weight_file(path):
             hub.download(path, FOLDER_SETTINGS, f"{key}.{part}")
     on_hub = hub.is_hub_file(settings.path) or (hub.is_hub_id(settings.path) and not is_file)
     weights = None if on_hub else locate(settings.path, f"{key}.path")
@@ -273,7 +266,7 @@ def check_files(
 
 def read_processor(
     folder: Path, key: str, beside: bool = False
-) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
+) -> tuple[common.Preprocessing, PreTrainedTokenizerBase]:
     """Image settings and tokenizer of a folder.
 
     `beside`: the folder is that of a bare weight file, so the remedy is to name another folder.
@@ -284,14 +277,14 @@ def read_processor(
         )
     for names, missing in (
         (VOCABULARIES, "tokenizer.json"),
-        (IMAGE_SETTINGS, "preprocessor_config.json"),
+        (common.IMAGE_SETTINGS, "preprocessor_config.json"),
     ):
         if beside and not any((folder / name).exists() for name in names):
             raise DirectAlignError(
                 f"{key}: missing, and {folder} beside the weights has no {missing}: name a folder "
                 "or hub id with tokenizer and image settings"
             )
-    return Preprocessing.read(folder), read_tokenizer(folder, key)
+    return common.Preprocessing.read(folder), read_tokenizer(folder, key)
 
 
 def read_model_type(folder: Path, key: str, kind: str) -> str | None:
@@ -304,7 +297,7 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
             f"{key}: {folder}: config.json is missing; the folder holds {contents(folder)}: give a "
             f"complete {kind} folder"
         )
-    return read_json(file, key).get("model_type")
+    return common.read_json(file, key).get("model_type")
 
 
 def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
@@ -358,7 +351,10 @@ def load_model(
 
 
 def check_fits(
-    model_config: Any, preprocessing: Preprocessing, tokenizer: PreTrainedTokenizerBase, key: str
+    model_config: Any,
+    preprocessing: common.Preprocessing,
+    tokenizer: PreTrainedTokenizerBase,
+    key: str,
 ) -> None:
     """Refuse image settings or a vocabulary that the model has no positions or embeddings for."""
     side, (rows, columns) = model_config.vision_config.image_size, preprocessing.crop
@@ -382,7 +378,7 @@ def first_line(error: Exception) -> str:
 
 def processor_key(settings: Any, key: str) -> str:
     """The recipe key that sets where tokenizer and image settings come from."""
-    inside = settings.processor is None and not is_weight_file(settings.path)
+    inside = settings.processor is None and not common.is_weight_file(settings.path)
     return f"{key}.path" if inside else f"{key}.processor"
 
 
@@ -404,22 +400,22 @@ def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
 
 def text_reader(
     settings: FolderConfig, key: str, online: bool, longest: int, clean: Callable[[str], str] = str
-) -> TextReader | None:
+) -> common.TextReader | None:
     """How a reward with the tokenizer of `processor`, or of its own folder, reads prompts.
 
     `longest`: tokens it reads where config.json does not say. None if the tokenizer is on the hub
     and not `online`.
     """
     where = settings.processor or settings.path
-    if is_weight_file(where):
+    if common.is_weight_file(where):
         where = str(Path(where).parent)
-    if hub.is_hub_id(where) and not online:
+    folder = locate_offline(where, key, FOLDER_SETTINGS, online)
+    if folder is None:
         return None
-    folder = locate(where, key, FOLDER_SETTINGS)
     if (folder / "config.json").exists():
-        text = read_json(folder / "config.json", key).get("text_config")
+        text = common.read_json(folder / "config.json", key).get("text_config")
         longest = (text if isinstance(text, dict) else {}).get("max_position_embeddings", longest)
-    return TextReader(read_tokenizer(folder, processor_key(settings, key)), longest, clean)
+    return common.TextReader(read_tokenizer(folder, processor_key(settings, key)), longest, clean)
 
 
 def linear_layers(prefix: str, numbers: Sequence[int], width: int, shapes: Shapes) -> nn.Sequential:

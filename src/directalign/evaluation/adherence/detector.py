@@ -19,24 +19,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import (
-    DFineForObjectDetection,
-    Mask2FormerForUniversalSegmentation,
-    Owlv2ForObjectDetection,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RTDetrForObjectDetection,
-    RTDetrV2ForObjectDetection,
-)
 
 from ... import config
 from ...io import hub
-from ...models.weight_files import read_json
 from ...rewards import weights
 from ...rewards.clip import ClipReward
-from ...rewards.common import read_settings
+from ...rewards.common import read_json, read_settings
 from ...rewards.weights import locate
 from ...types import DirectAlignError, Images
 from ..eval_prompts import PromptRow
@@ -189,10 +180,10 @@ class Detector:
     """A model in evaluation mode; `classes` by number, None if it detects any class named in a text
     query, which `tokenizer` encodes."""
 
-    model: PreTrainedModel
+    model: transformers.PreTrainedModel
     pixels: DetectorPixels
     classes: dict[int, str] | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None
 
     @torch.no_grad()
     def find(self, image: Image, things: Sequence[str], threshold: float) -> list[Found]:
@@ -287,18 +278,18 @@ def _box(box: Tensor, height: int, width: int) -> Box:
 class Kind:
     """A detector architecture; the thresholds are defaults of the section's keys."""
 
-    model: type[PreTrainedModel]
+    model: type[transformers.PreTrainedModel]
     detect: Callable[[Detector, Image, Sequence[str], float], list[Found]]
     threshold: float
     counting_threshold: float
 
 
 KINDS = {
-    "mask2former": Kind(Mask2FormerForUniversalSegmentation, _detect_masks, 0.3, 0.9),
-    "rt_detr": Kind(RTDetrForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "rt_detr_v2": Kind(RTDetrV2ForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "d_fine": Kind(DFineForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "owlv2": Kind(Owlv2ForObjectDetection, _detect_named, 0.1, 0.1),
+    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, _detect_masks, 0.3, 0.9),
+    "rt_detr": Kind(transformers.RTDetrForObjectDetection, _detect_boxes, 0.5, 0.5),
+    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, _detect_boxes, 0.5, 0.5),
+    "d_fine": Kind(transformers.DFineForObjectDetection, _detect_boxes, 0.5, 0.5),
+    "owlv2": Kind(transformers.Owlv2ForObjectDetection, _detect_named, 0.1, 0.1),
 }
 """By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
 
@@ -307,8 +298,8 @@ def load_detector(
     settings: config.DetectorConfig, device: torch.device | str, key: str
 ) -> Detector:
     """The detector of a section, float32. Raises DirectAlignError, which names the key."""
-    key = f"{key}.path"
-    folder = locate(settings.path, key, (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS))
+    key, patterns = f"{key}.path", (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS)
+    folder = locate(settings.path, key, patterns)
     kind, pixels, tokenizer = _read(folder, key, has_weights=True)
     model = weights.load_model(KINDS[kind].model, folder, key).eval().requires_grad_(False)
     torch.nn.Module.to(model, device)
@@ -317,17 +308,15 @@ def load_detector(
 
 def check_detector(settings: config.DetectorConfig, key: str, online: bool = False) -> None:
     """Refuse what `load_detector` would refuse, without weights; on the hub when `online`."""
-    key, is_remote = f"{key}.path", hub.is_hub_id(settings.path)
-    if not is_remote:
-        _read(locate(settings.path, key, ()), key, has_weights=True)
-    elif online:
-        folder = hub.download(settings.path, weights.FOLDER_SETTINGS, key)
-        _read(folder, key, has_weights=False)
+    is_remote = hub.is_hub_id(settings.path)
+    if online or not is_remote:
+        folder = locate(settings.path, f"{key}.path", weights.FOLDER_SETTINGS)
+        _read(folder, f"{key}.path", has_weights=not is_remote)
 
 
 def _read(
     folder: Path, key: str, has_weights: bool
-) -> tuple[str, DetectorPixels, PreTrainedTokenizerBase | None]:
+) -> tuple[str, DetectorPixels, transformers.PreTrainedTokenizerBase | None]:
     kind = kind_of(folder, key)
     if has_weights:
         weights.check_folder(folder, key, KINDS[kind].model)
@@ -341,19 +330,9 @@ def known_classes(settings: config.DetectorConfig, key: str) -> dict[int, str] |
     return classes_of(folder, kind_of(folder, f"{key}.path"))
 
 
-def limits_of(settings: config.DetectorConfig, kind: str) -> Limits:
-    """Thresholds of the section, else the defaults of the architecture."""
-    threshold, counting = settings.threshold, settings.counting_threshold
-    return Limits(
-        KINDS[kind].threshold if threshold is None else threshold,
-        KINDS[kind].counting_threshold if counting is None else counting,
-        settings.max_overlap,
-    )
-
-
 def kind_of(folder: Path, key: str) -> str:
     """`model_type` of a detector's folder. Raises DirectAlignError for another model."""
-    kind = model_type(folder, key)
+    kind = weights.read_model_type(folder, key, "transformers detector")
     if kind not in KINDS:
         raise DirectAlignError(
             f"{key}: {folder}: holds a model of type {kind}, which is no supported detector; "
@@ -362,27 +341,12 @@ def kind_of(folder: Path, key: str) -> str:
     return kind
 
 
-def model_type(folder: Path, key: str) -> str | None:
-    """`model_type` in config.json. Raises DirectAlignError for a missing or broken file."""
-    return _config(folder, key).get("model_type")
-
-
 def classes_of(folder: Path, kind: str) -> dict[int, str] | None:
     """A detector's class names by number; None if it detects any named class."""
     if kind == "owlv2":
         return None
-    names = _config(folder, "").get("id2label", {})
+    names = read_json(folder / "config.json").get("id2label", {})
     return {int(number): str(name).lower() for number, name in names.items()}
-
-
-def _config(folder: Path, key: str) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise DirectAlignError(
-            f"{key}: {folder}: config.json is missing; "
-            "it must be the complete transformers folder of a detector"
-        )
-    return read_json(file)
 
 
 @dataclass(frozen=True)
@@ -401,7 +365,13 @@ class DetectorJudge:
         detector, colors = load_detector(settings, device, key), None
         if settings.colors is not None:
             colors = ColorReader(ClipReward.from_config(settings.colors, device, f"{key}.colors"))
-        return cls(detector, limits_of(settings, detector.model.config.model_type), colors)
+        usual, counting = KINDS[detector.model.config.model_type], settings.counting_threshold
+        limits = Limits(
+            usual.threshold if settings.threshold is None else settings.threshold,
+            usual.counting_threshold if counting is None else counting,
+            settings.max_overlap,
+        )
+        return cls(detector, limits, colors)
 
     def judge(self, image: Image, row: PromptRow) -> Judged:
         """A verdict on each fact of the row, which must have some; one detection per image."""
