@@ -14,7 +14,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from .. import config
 from ..io.pretrained import from_pretrained
 from ..io.tensors import check_weights
 from ..types import DirectAlignError
@@ -31,14 +30,6 @@ BASES = (
 )
 """Classes of these may be parts: no Auto* class, which would follow what other files say."""
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
-
-
-def dtypes_of(
-    parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str
-) -> dict[str, torch.dtype]:
-    """The recipe's dtype for each part; `trained_dtype` for a denoiser in full training."""
-    trained = model.trained_dtype if model.tune == "full" else model.dtype
-    return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
 
 
 def load_parts(

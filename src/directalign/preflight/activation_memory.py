@@ -78,7 +78,8 @@ class MemoryTracker(TorchDispatchMode):
                         for each in args
                     )
                     size = storage.nbytes() if self.counts and not is_old else 0
-                    self._register(storage, size)
+                    free = functools.partial(self._free, storage._cdata, size)
+                    self.alive[storage._cdata] = weakref.ref(storage, free)
                     self.now += size
                     self.reach(self.now)
         return out
@@ -106,10 +107,6 @@ class MemoryTracker(TorchDispatchMode):
             yield
         finally:
             self.phase, self.peaks = outer
-
-    def _register(self, storage: torch.UntypedStorage, size: int) -> None:
-        free = functools.partial(self._free, storage._cdata, size)
-        self.alive[storage._cdata] = weakref.ref(storage, free)
 
     def _free(self, key: int, size: int, _: Any) -> None:
         del self.alive[key]
