@@ -157,7 +157,7 @@ def _chosen_split(source: str, address: Address, names: list[str]) -> str:
 def _load(source: str, address: Address) -> dict[str, Any]:
     """Every split by name; a single unnamed one is called train."""
     try:
-        import datasets
+        import datasets.config
     except ImportError as error:
         raise DirectAlignError(
             f"{source}: reading a dataset needs the datasets library; "

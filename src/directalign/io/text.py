@@ -72,7 +72,13 @@ def table(path: Path, quoted_tabs: bool = False) -> Iterator[tuple[int, list[str
     than the header.
     """
     commas = path.suffix.lower() == ".csv"
-    rows = _quoted(path, "," if commas else "\t") if commas or quoted_tabs else _tab_separated(path)
+    if commas or quoted_tabs:
+        rows = _quoted(path, "," if commas else "\t")
+    else:
+        rows = (
+            (line, [_unwrapped(field, f"{path}:{line}") for field in text.split("\t")])
+            for line, text in numbered_lines(path, "prompt file")
+        )
     width = None
     for line, row in rows:
         width = len(row) if width is None else width
@@ -94,11 +100,6 @@ def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise DirectAlignError(
             f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator"
         ) from error
-
-
-def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for line, row in numbered_lines(path, "prompt file"):
-        yield line, [_unwrapped(field, f"{path}:{line}") for field in row.split("\t")]
 
 
 def _unwrapped(field: str, where: str) -> str:

@@ -23,7 +23,7 @@ from ..types import (
 )
 from . import lora, noise_schedule, vae
 from .checkpoint_source import Source
-from .components import load_parts
+from .components import Parts, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
 
@@ -45,7 +45,7 @@ class DiffusersModel:
     """The architecture's name in messages."""
     pipeline: str
     part: str = "transformer"
-    parts: Mapping[str, type | None]
+    parts: Parts
     """Each part of the pipeline that is loaded, and its class; None for any class."""
     optional_parts: tuple[str, ...] = ()
     """Parts that model_index.json may set to null."""

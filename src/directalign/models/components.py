@@ -29,14 +29,13 @@ BASES = (
     transformers.PreTrainedTokenizerBase,
 )
 """Classes of these may be parts: no Auto* class, which would follow what other files say."""
+Parts = Mapping[str, type | None]
+"""Class of each part by name, None for any."""
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
 def load_parts(
-    source: Source,
-    pipeline: str,
-    parts: Mapping[str, type | None],
-    dtypes: Mapping[str, torch.dtype],
+    source: Source, pipeline: str, parts: Parts, dtypes: Mapping[str, torch.dtype]
 ) -> dict[str, Any]:
     """The parts of a checkpoint by name; models are frozen and in eval mode.
 
@@ -60,7 +59,7 @@ def load_parts(
 
 
 def check_parts(
-    source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True
+    source: Source, pipeline: str, parts: Parts, weights: bool = True
 ) -> dict[str, type]:
     """The class of each part, after checking all files by configs and (with `weights`) headers.
 

@@ -330,14 +330,11 @@ def _encode_phase(
     encode, instance = model.model.encode_prompt, vars(model.model)
 
     def tracked(prompts: Sequence[str]) -> Any:
-        before, tracker.phase = tracker.phase, "encode"
-        if run.model.text_encoders == "free":  # prompts are encoded one by one in advance
-            encode(prompts[:1])
-            tracker.phase = "cache"
-        try:
+        with tracker.having(phase="encode"):
+            if run.model.text_encoders == "free":  # prompts are encoded one by one in advance
+                encode(prompts[:1])
+                tracker.phase = "cache"
             return encode(prompts)
-        finally:
-            tracker.phase = before
 
     instance["encode_prompt"] = tracked
     try:
