@@ -2,7 +2,7 @@
 
 import pytest
 
-from directalign.io.bidi import isolated
+from directalign.io.text import isolated
 
 RLO, FSI, PDI = "\u202e", "\u2068", "\u2069"
 

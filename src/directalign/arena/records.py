@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
+from ..errors import DirectAlignError
+
 Mode = Literal["rate", "vote"]
 Axis = Literal["alignment", "realism", "detail", "aesthetics"]
 Level = Literal["excellent", "good", "pass", "fail"]
@@ -17,8 +19,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """Levels of an axis, best first."""
 
 
-class ArenaError(ValueError):
-    """A user mistake: one line with the value and the remedy. (DirectAlignError needs torch.)"""
+class ArenaError(DirectAlignError):
+    """A mistake of those who run or answer an arena."""
 
 
 @dataclass(frozen=True)

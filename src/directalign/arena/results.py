@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..io.atomic import write_text
-from ..io.bidi import isolated
+from ..io.text import isolated
 from ..report.charts import IntervalAxis, interval_bar
 from ..report.format import counted, p_value
 from ..report.page import environment

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
-from ..io.bidi import isolated
+from ..io.text import isolated
 from .records import ArenaError, Axis, Level
 from .results import PAGES, TABLES, TEMPLATES, render_store
 from .security import Refused, RequestFilter, log, log_refusal, quoted

@@ -1,15 +1,13 @@
 """`directalign arena`: blind human comparison in a browser, and its results."""
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
+from ..errors import DirectAlignError
 from .common import Debug, argument, flag, one_line_errors, option, require_room
 
 
@@ -20,13 +18,6 @@ class _ServesByDefault(TyperGroup):
         if args and args[0] not in (*self.commands, "--help"):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
-
-
-class Mode(str, Enum):
-    """Task of the annotators."""
-
-    rate = "rate"
-    vote = "vote"
 
 
 app = typer.Typer(
@@ -46,7 +37,8 @@ def serve(
         Path, option("Database of the answers; created, or continued.", "DB", show_default=False)
     ],
     mode: Annotated[
-        Mode | None, option("rate: four axes per image. vote: the better of two (default).")
+        Literal["rate", "vote"] | None,
+        option("rate: four axes per image. vote: the better of two (default)."),
     ] = None,
     items: Annotated[int | None, option("Number of random prompts; default all.", min=1)] = None,
     host: Annotated[
@@ -65,18 +57,15 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Ask people which images are better (the word serve is optional); prints the links."""
-    with one_line_errors(debug), _arena_errors():
+    with one_line_errors(debug):
         names = _names(annotators)
         require_room(out)
         _require("fastapi", "uvicorn", "krippendorff")
         from ..arena.server import serve as serve_arena
         from ..arena.session import open_arena
 
-        arena = open_arena(out, sources, None if mode is None else mode.value, items)
-    with (
-        one_line_errors(debug, f"; all answers are in {out}; the same command continues"),
-        _arena_errors(),
-    ):
+        arena = open_arena(out, sources, mode, items)
+    with one_line_errors(debug, f"; all answers are in {out}; the same command continues"):
         serve_arena(arena, host, port, names, everybody, typer.echo)
 
 
@@ -89,7 +78,7 @@ def results(
     debug: Debug = False,
 ) -> None:
     """Write the result page and its tables from a database."""
-    with one_line_errors(debug), _arena_errors():
+    with one_line_errors(debug):
         require_room(out)
         _require("krippendorff")
         from ..arena.results import write_results
@@ -100,38 +89,21 @@ def results(
 
 def _names(annotators: str | None) -> list[str]:
     """Names of --annotators. An empty list lets everybody join, so an empty value is refused."""
-    from ..arena.records import ArenaError
-
     names = [name.strip() for name in (annotators or "").split(",") if name.strip()]
     if annotators is not None and not names:
-        raise ArenaError(
+        raise DirectAlignError(
             f"--annotators {annotators!r}: holds no name; give comma-separated names, "
             "or omit it to let everybody join"
         )
     return names
 
 
-@contextmanager
-def _arena_errors() -> Iterator[None]:
-    """Convert ArenaError, which needs no torch, to DirectAlignError."""
-    from ..arena.records import ArenaError
-
-    try:
-        yield
-    except ArenaError as error:
-        from ..types import DirectAlignError
-
-        raise DirectAlignError(str(error)) from None
-
-
 def _require(*modules: str) -> None:
-    from ..arena.records import ArenaError
-
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ArenaError(
+            raise DirectAlignError(
                 f"the arena needs {error.name}, which is not installed: "
                 "pip install 'directalign[arena]'"
             ) from None

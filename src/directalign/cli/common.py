@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import SAVED, DirectAlignError
+
 FAILED, INTERRUPTED = 1, 130
 MAX_NUMBER = 1_000_000_000
 
@@ -40,8 +42,6 @@ def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]
 
 
 def _end(message: str, code: int, cause: BaseException) -> None:
-    from ..types import SAVED
-
     message = "; ".join(filter(None, (message, getattr(cause, SAVED, ""))))
     typer.echo(f"directalign: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from cause
@@ -49,7 +49,6 @@ def _end(message: str, code: int, cause: BaseException) -> None:
 
 def _message(error: Exception) -> str:
     from ..io.atomic import AGAIN, is_disk_full
-    from ..types import DirectAlignError
 
     if isinstance(error, DirectAlignError):
         return str(error)
@@ -185,8 +184,6 @@ def default_out(recipe: Path) -> Path:
 
 def require_room(out: Path) -> None:
     """Raise DirectAlignError for an --out that cannot be written, before the work starts."""
-    from ..types import DirectAlignError
-
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise DirectAlignError(
@@ -196,8 +193,6 @@ def require_room(out: Path) -> None:
 
 def require_new_file(out: Path) -> None:
     """Raise DirectAlignError for an --out file that exists or cannot be written."""
-    from ..types import DirectAlignError
-
     if out.exists():
         raise DirectAlignError(f"--out: {out} exists already; name another file")
     require_room(out)

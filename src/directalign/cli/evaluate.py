@@ -5,16 +5,16 @@ import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..io.bidi import isolated
+from ..errors import DirectAlignError
+from ..io.text import checked_prompt, isolated
 from .common import (
     Debug,
     RunFolder,
@@ -53,13 +53,6 @@ def sampling_options(
     return {name: value for name, value in locals().items() if value is not None}
 
 
-class Judge(str, Enum):
-    """Classifiers of style and content."""
-
-    world = "world"
-    none = "none"
-
-
 def comparison_options(
     prompts: Annotated[
         str | None,
@@ -87,7 +80,7 @@ def comparison_options(
     ] = [],
     negative: Annotated[list[str], option("Undesired phrase of the style gap. Repeatable.")] = [],
     judge: Annotated[
-        Judge | None, option(f"Classifiers of the toy world, or none; {RECIPE}.")
+        Literal["world", "none"] | None, option(f"Classifiers of the toy world, or none; {RECIPE}.")
     ] = None,
     control_prompts: Annotated[
         str | None, option(f"Prompts to measure leakage on, or world; {RECIPE}.", "SET")
@@ -108,7 +101,7 @@ def comparison_options(
     given = dict(locals())
     lists = {"rewards": given.pop("reward"), "metrics": given.pop("metric")}
     lists |= {"positive": positive, "negative": negative}
-    return given | {k: tuple(v) for k, v in lists.items()} | {"judge": judge and judge.value}
+    return given | {k: tuple(v) for k, v in lists.items()}
 
 
 @shared_options(rollout=sampling_options, settings=comparison_options)
@@ -254,8 +247,6 @@ def sample(
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
     with one_line_errors(debug):
         from ..data.prompts import read_prompts
-        from ..io.text import checked_prompt
-        from ..types import DirectAlignError
 
         texts = [checked_prompt(text, "--prompt") for text in prompt]
         texts += read_prompts(prompts) if prompts is not None else []
@@ -278,10 +269,6 @@ def report(
 ) -> None:
     """Write the page of a run, of several runs, or of a comparison, from their records."""
     with one_line_errors(debug):
-        from ..report import NothingToReport, write_page
-        from ..types import DirectAlignError
+        from ..report import write_page
 
-        try:
-            typer.echo(write_page(folder))
-        except NothingToReport as error:  # the report does not import the package's errors
-            raise DirectAlignError(str(error)) from None
+        typer.echo(write_page(folder))

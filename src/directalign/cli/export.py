@@ -5,41 +5,24 @@ average  the mean of a run's checkpoints, optionally mixed with the base model
 """
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from ..errors import DirectAlignError
 from .common import Debug, RunFolder, flag, one_line_errors, option, require_room
-
-
-class Format(str, Enum):
-    """Export format."""
-
-    diffusers = "diffusers"
-    comfyui = "comfyui"
-    kohya = "kohya"
-    folder = "folder"
-
-
-class Dtype(str, Enum):
-    """Of the written weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def export(
     folder: RunFolder,
     form: Annotated[
-        Format,
+        Literal["diffusers", "comfyui", "kohya", "folder"],
         flag("--format", "LoRA file for diffusers, ComfyUI or kohya; folder: whole pipeline."),
     ],
     out: Annotated[Path | None, option("New folder; default: DIR/export/FORMAT.", "DIR")] = None,
     dtype: Annotated[
-        Dtype | None,
+        Literal["float32", "bfloat16", "float16"] | None,
         option("Of the weights; default: float32 for a LoRA, bfloat16 for a pipeline."),
     ] = None,
     merge: Annotated[
@@ -58,8 +41,6 @@ def export(
 ) -> None:
     """Write a finished run for diffusers, ComfyUI, A1111 or Forge; upload it with --push-to-hub."""
     with one_line_errors(debug):
-        from ..types import DirectAlignError
-
         if private and push_to_hub is None:
             raise DirectAlignError(
                 "--private is for --push-to-hub OWNER/NAME: give both, or neither"
@@ -69,8 +50,7 @@ def export(
 
         if push_to_hub is not None:
             check_upload(push_to_hub)
-        weights = None if dtype is None else dtype.value
-        done = export_run(folder, form.value, out, weights, merge, max_shard_size)
+        done = export_run(folder, form, out, dtype, merge, max_shard_size)
         typer.echo(done)
         if push_to_hub is not None:
             typer.echo(push(done, push_to_hub, private))
@@ -96,8 +76,6 @@ def average(
 ) -> None:
     """Average checkpoints of a run into a new run folder; --base-share mixes in the base model."""
     with one_line_errors(debug):
-        from ..types import DirectAlignError
-
         numbers = None if steps is None else [each.strip() for each in steps.split(",")]
         if numbers is not None and not all(each.isdecimal() for each in numbers):
             raise DirectAlignError(

@@ -8,16 +8,16 @@ bias-directions  find directions of exploitation for `reward.project_out`
 
 import shlex
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..io.bidi import isolated
+from ..errors import DirectAlignError
+from ..io.text import isolated
 from .common import Debug, one_line_errors, option, require_new_file, require_room, seed_option
 
 app = typer.Typer(
@@ -64,13 +64,6 @@ Count = Annotated[
 ]
 Seed = Annotated[int, seed_option("Seed of the drawn images and of the fit.")]
 Steps = Annotated[int, option("Maximum updates; stops early by the held-out loss.", min=1)]
-
-
-class Part(str, Enum):
-    """What to train in a reward."""
-
-    text = "text"
-    lora = "lora"
 
 
 def renamed(former: str) -> Callable[[], None]:
@@ -221,7 +214,6 @@ def soft_prompts(
         )
         from ..rewards import load_named_reward, recipe_words, reward_settings
         from ..rewards.soft_prompts import write_tokens
-        from ..types import DirectAlignError
 
         named = reward_settings(reward)
         start = _phrases(positive, negative, *SIDES)
@@ -250,7 +242,6 @@ def soft_prompts(
 def _token_files(out: Path) -> tuple[Path, Path]:
     """The files of both sides, neither of which exists."""
     from ..rewards.soft_prompts import SUFFIX
-    from ..types import DirectAlignError
 
     if out.suffix != SUFFIX:
         raise DirectAlignError(
@@ -283,7 +274,8 @@ def finetune(
     positive: Positive = [],
     negative: Negative = [],
     part: Annotated[
-        Part | None, option("Of a CLIP: text tower (default), or lora adapters in both towers.")
+        Literal["text", "lora"] | None,
+        option("Of a CLIP: text tower (default), or lora adapters in both towers."),
     ] = None,
     num_steps: Steps = 300,
     batch_size: Annotated[int, option("Images per side in an update.", min=1)] = 16,
@@ -312,8 +304,7 @@ def finetune(
         sides = {k: getattr(phrases, k) or getattr(recipe, k) for k in ("positive", "negative")}
         phrases = phrases.model_copy(update=sides)
         require_words([*phrases.positive, *phrases.negative], "a reward is finetuned to words")
-        name = None if part is None else part.value
-        settings = FinetuneConfig(name, num_steps, batch_size, learning_rate, gap, light, seed)
+        settings = FinetuneConfig(part, num_steps, batch_size, learning_rate, gap, light, seed)
         record = finetune_to_folder(reward, images, phrases, out, settings, count)
         before, after = _measures(record["before"]), _measures(record["after"])
         for name in after:

@@ -157,7 +157,7 @@ def _chosen_split(source: str, address: Address, names: list[str]) -> str:
 def _load(source: str, address: Address) -> dict[str, Any]:
     """Every split by name; a single unnamed one is called train."""
     try:
-        import datasets
+        import datasets.config
     except ImportError as error:
         raise DirectAlignError(
             f"{source}: reading a dataset needs the datasets library; "
@@ -174,7 +174,9 @@ def _load(source: str, address: Address) -> dict[str, Any]:
         elif folder is not None:
             loaded = datasets.load_dataset(str(folder), address.config)
         else:
-            loaded = _from_hub(address)
+            # the library asks a hub that does not answer for minutes
+            with hub.offline(datasets.config, not hub.is_reachable()):
+                loaded = datasets.load_dataset(address.name, address.config)
     except Exception as error:  # the library, its readers and the connection raise nearly anything
         if folder is not None:
             _check_tables(source, folder)
@@ -194,18 +196,6 @@ def _load(source: str, address: Address) -> dict[str, Any]:
                 "quote fields that hold a separator"
             )
     return splits
-
-
-def _from_hub(address: Address) -> Any:
-    """From the hub, or from the cache if the hub does not answer (the library asks for minutes)."""
-    from datasets import config, load_dataset
-
-    offline = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = offline or not hub.is_reachable()
-    try:
-        return load_dataset(address.name, address.config)
-    finally:
-        config.HF_HUB_OFFLINE = offline
 
 
 def _check_tables(source: str, folder: Path) -> None:

@@ -186,16 +186,21 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
     found = in_dataset(str(source)) if is_address(source) else in_folder(Path(source))
     usable: list[tuple[int, Entry, tuple[int, int]]] = []
     skipped: list[str] = []
-    for index, (entry, size) in enumerate(_measured(found)):
-        if isinstance(size, tuple):
-            usable.append((index, entry, size))
-        elif strict:
+    for index, entry in enumerate(found.entries):
+        fault = entry.fault
+        try:
+            if fault is None:
+                height, width, _ = read_pixels(found.picture(index)).shape
+                usable.append((index, entry, (height, width)))
+                continue
+        except Unreadable as error:
+            fault = str(error)
+        if strict:
             raise DirectAlignError(
-                f"{found.where}: {entry.name}: {size}; repair or remove it, or set data.strict: "
+                f"{found.where}: {entry.name}: {fault}; repair or remove it, or set data.strict: "
                 "false to skip such images"
             )
-        else:
-            skipped.append(f"{entry.name}: {size}")
+        skipped.append(f"{entry.name}: {fault}")
     if not usable:
         reason = f"all {len(skipped)} were skipped, first {skipped[0]}" if skipped else found.hint
         raise DirectAlignError(f"{found.where}: no usable image: {reason}")
@@ -207,20 +212,6 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
         lambda i: found.picture(usable[i][0]),
         tuple(skipped),
     )
-
-
-def _measured(found: ImageSource) -> Iterator[tuple[Entry, tuple[int, int] | str]]:
-    """Each entry with its (height, width), or with why it cannot be used."""
-    for index, entry in enumerate(found.entries):
-        if entry.fault is not None:
-            yield entry, entry.fault
-            continue
-        try:
-            height, width, _ = read_pixels(found.picture(index)).shape
-        except Unreadable as error:
-            yield entry, str(error)
-        else:
-            yield entry, (height, width)
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,9 @@ def read_pixels(picture: Picture) -> np.ndarray:
             return _decode(picture)
     except Exception as error:  # decoders raise nearly anything on broken files
         reason = str(error).replace("\n", " ") or type(error).__name__
-        raise Unreadable(f"unreadable ({_without_folder(reason, picture)})") from error
-
-
-def _without_folder(reason: str, picture: Picture) -> str:
-    return reason.replace(str(picture), picture.name) if isinstance(picture, Path) else reason
+        if isinstance(picture, Path):
+            reason = reason.replace(str(picture), picture.name)
+        raise Unreadable(f"unreadable ({reason})") from error
 
 
 def _decode(picture: Picture) -> np.ndarray:

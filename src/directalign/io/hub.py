@@ -7,8 +7,9 @@ Only files that match the given patterns are downloaded, into the library's cach
 import errno
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -112,6 +113,17 @@ def is_reachable() -> bool:
     except (OSError, HTTPError):
         return False
     return True
+
+
+@contextmanager
+def offline(library: Any, active: bool) -> Iterator[None]:
+    """No request to the hub inside, if `active`; `library` is a module with HF_HUB_OFFLINE."""
+    before = library.HF_HUB_OFFLINE
+    library.HF_HUB_OFFLINE = active or before
+    try:
+        yield
+    finally:
+        library.HF_HUB_OFFLINE = before
 
 
 def ask_once(question: Callable[[], Answer]) -> Answer:

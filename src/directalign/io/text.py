@@ -1,4 +1,7 @@
-"""Read files of text: UTF-8, tables, JSON, prompts in rows; errors name file, line and remedy."""
+"""Read files of text: UTF-8, tables, JSON, prompts in rows; errors name file, line and remedy.
+
+Also `isolated`: outside texts that run from right to left, beside numbers and other texts.
+"""
 
 import csv
 import io
@@ -9,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from ..errors import DirectAlignError
 
 MAX_CHARACTERS = 2000
@@ -18,6 +19,10 @@ MAX_CHARACTERS = 2000
 
 PROMPT_KEYS = ("prompt", "caption", "text")
 """Names of the prompt column, by priority; case is ignored."""
+
+_ISOLATED = re.compile("\u2068[^\u2066-\u2069]*\u2069")
+_RIGHT_TO_LEFT = {"R", "AL", "AN", "RLE", "RLO", "LRE", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
+_WITHOUT_ISOLATES = dict.fromkeys(range(0x2066, 0x206A))
 
 
 def read_text(path: Path, what: str, max_bytes: int | None = None) -> str:
@@ -67,7 +72,13 @@ def table(path: Path, quoted_tabs: bool = False) -> Iterator[tuple[int, list[str
     than the header.
     """
     commas = path.suffix.lower() == ".csv"
-    rows = _quoted(path, "," if commas else "\t") if commas or quoted_tabs else _tab_separated(path)
+    if commas or quoted_tabs:
+        rows = _quoted(path, "," if commas else "\t")
+    else:
+        rows = (
+            (line, [_unwrapped(field, f"{path}:{line}") for field in text.split("\t")])
+            for line, text in numbered_lines(path, "prompt file")
+        )
     width = None
     for line, row in rows:
         width = len(row) if width is None else width
@@ -89,11 +100,6 @@ def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise DirectAlignError(
             f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator"
         ) from error
-
-
-def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for line, row in numbered_lines(path, "prompt file"):
-        yield line, [_unwrapped(field, f"{path}:{line}") for field in row.split("\t")]
 
 
 def _unwrapped(field: str, where: str) -> str:
@@ -135,6 +141,8 @@ def read_json(file: Path, remedy: str, shape: Any = dict[str, Any]) -> Any:
 
     Raises: DirectAlignError for a missing or unreadable file, or another shape; ends in `remedy`.
     """
+    from pydantic import TypeAdapter, ValidationError  # slow, and the help of commands has no JSON
+
     try:
         content = file.read_bytes()
         TypeAdapter(shape).validate_json(content, strict=True)
@@ -209,3 +217,15 @@ def prompt_of_row(row: Mapping[str, Any], where: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names in quotes for an error line, cut to 200 characters."""
     return ", ".join(map(repr, names))[:200] or "none"
+
+
+def isolated(text: str) -> str:
+    """The text between isolating marks if it has letters or marks of another direction.
+
+    They would otherwise turn what stands beside them: "70.6 %" into "6.07 %" (Unicode annex 9).
+    What is isolated already stays as it is.
+    """
+    outside = "" if text.isascii() else _ISOLATED.sub("", text)
+    if not any(unicodedata.bidirectional(letter) in _RIGHT_TO_LEFT for letter in outside):
+        return text
+    return f"\u2068{text.translate(_WITHOUT_ISOLATES)}\u2069"

@@ -98,8 +98,11 @@ class FlowGRPO(ObjectiveMethod):
     def _step_loss(self, made: Rollouts, cond: Conditioning, index: int, count: int) -> LossTerm:
         """Clipped ratio and KL of one step of all samples; `count` steps share the batch's loss."""
         settings, x_t = self.settings, made.states[index]
-        base = self._base_transition(made, cond, index)
-        step = self._transition(x_t, cond, made.sigmas[index], made.sigmas[index + 1])
+        levels, base = (made.sigmas[index], made.sigmas[index + 1]), None
+        if self.base is not None:  # before there is a graph: weights are swapped
+            with torch.no_grad(), self.base.active():
+                base = self._transition(x_t, cond, *levels)
+        step = self._transition(x_t, cond, *levels)
 
         ratio = (sde.log_prob(step, made.states[index + 1]) - made.log_probs[index]).exp()
         loss = sde.clipped_loss(ratio, made.advantage, settings.clip_range)
@@ -110,14 +113,11 @@ class FlowGRPO(ObjectiveMethod):
         if base is not None:
             kl = sde.kl_divergence(step, base)
             if settings.kl_form == "released":
-                kl = kl * (made.sigmas[index] - made.sigmas[index + 1]).to(kl)
+                kl = kl * (levels[0] - levels[1]).to(kl)
             loss = loss + settings.kl_beta * kl
             metrics["kl"] = _mean(kl)
-        levels = {
-            "sigma": [float(made.sigmas[index])] * len(x_t),
-            "reward": made.reward.double().tolist(),
-        }
-        return LossTerm(loss.mean() / count, "policy", metrics, levels)
+        lists = {"sigma": [float(levels[0])] * len(x_t), "reward": made.reward.double().tolist()}
+        return LossTerm(loss.mean() / count, "policy", metrics, lists)
 
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
@@ -165,16 +165,6 @@ class FlowGRPO(ObjectiveMethod):
         pred = predict(model, cond, x_t, levels[0])
         native = settings.sde, model.path, model.prediction
         return sde.transition(*native, pred, x_t, *levels, settings.noise_level)
-
-    @torch.no_grad()
-    def _base_transition(
-        self, made: Rollouts, cond: Conditioning, index: int
-    ) -> sde.Transition | None:
-        if self.base is None:
-            return None
-        with self.base.active():
-            levels = made.sigmas[index], made.sigmas[index + 1]
-            return self._transition(made.states[index], cond, *levels)
 
     def state_dict(self) -> Mapping[str, Any]:
         stored = {

@@ -25,6 +25,7 @@ from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
 from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
+from .objective_math import Ramp
 
 DECAY = 0.95
 """Weight of older updates in running statistics, per update: a window of about twenty updates."""
@@ -106,11 +107,7 @@ class RewardObjective:
         self.reference = Reference(settings.anchor.reference_updates)
 
     def __call__(
-        self,
-        images: Images,
-        batch: Batch,
-        k_pos: PerSample | float = 0.0,
-        k_neg: PerSample | float = 0.0,
+        self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
     ) -> ObjectiveOutput:
         """Evaluate decoded images (b, 3, h, w) with the ramps `k_pos`, `k_neg` (relative form).
 
@@ -143,11 +140,7 @@ class RewardObjective:
         return ObjectiveOutput(reward, means)
 
     def _reward(
-        self,
-        scores: Mapping[str, PerSample],
-        step: int,
-        k_pos: PerSample | float,
-        k_neg: PerSample | float,
+        self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp
     ) -> PerSample:
         if self.settings.form == "absolute":
             return next(iter(scores.values()))
@@ -183,11 +176,7 @@ class MixedObjective:
         self.group = group
 
     def __call__(
-        self,
-        images: Images,
-        batch: Batch,
-        k_pos: PerSample | float = 0.0,
-        k_neg: PerSample | float = 0.0,
+        self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
     ) -> ObjectiveOutput:
         """Evaluate decoded images; the ramps act in every member of the relative form."""
         for objective in self.objectives:
@@ -199,7 +188,7 @@ class MixedObjective:
         return ObjectiveOutput(self._mixed(scaled), self._metrics(outputs, scaled))
 
     def _normalized(
-        self, images: Images, batch: Batch, k_pos: PerSample | float, k_neg: PerSample | float
+        self, images: Images, batch: Batch, k_pos: Ramp, k_neg: Ramp
     ) -> ObjectiveOutput:
         """The same value with a normalized gradient, in memory for the graph of one member."""
         at = images.detach().requires_grad_()

@@ -15,13 +15,13 @@ from ..types import Images, Latents, PerSample
 
 Members = Float[Tensor, "m b"]
 PerMember = Float[Tensor, " m"]
+Ramp = PerSample | float
+"""An additive weight inside the reward, of each image or of all."""
 EPSILON = 1e-12
 """Under the root of a variance: the derivative stays finite where all members agree."""
 
 
-def relative_reward(
-    pos: PerSample, neg: PerSample, k_pos: PerSample | float, k_neg: PerSample | float
-) -> PerSample:
+def relative_reward(pos: PerSample, neg: PerSample, k_pos: Ramp, k_neg: Ramp) -> PerSample:
     """(1 + k_pos)·pos − (1 + k_neg)·neg, the semantic relative preference of arXiv 2509.06942.
 
     `pos` and `neg` are scores of one image under the prompt with a desired and an undesired control

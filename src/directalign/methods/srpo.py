@@ -19,7 +19,7 @@ from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..models.lora import ReferenceModel
-from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
+from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
 from .objective import ObjectiveMethod
 
@@ -80,7 +80,10 @@ class SRPO(ObjectiveMethod):
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
         sigma = step.sigma_from.to(x0.device)
-        base = self._base_prediction(noised.x_t, sigma, cond)
+        base = None
+        if self.base is not None:  # before there is a graph: weights are swapped
+            with torch.no_grad(), self.base.active():
+                base = sampling.predict(model, cond, noised.x_t, sigma)
         pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 
@@ -109,16 +112,6 @@ class SRPO(ObjectiveMethod):
         lists = {name: each.detach().double().cpu().tolist() for name, each in levels.items()}
         share = 1 / (settings.injections * len(self.branches))
         return LossTerm(loss.mean() * share, branch, metrics, lists)
-
-    @torch.no_grad()
-    def _base_prediction(
-        self, x_t: Latents, sigma: PerSample, cond: Conditioning
-    ) -> Latents | None:
-        """The base model's prediction, for use before there is a graph: weights are swapped."""
-        if self.base is None:
-            return None
-        with self.base.active():
-            return sampling.predict(self.model, cond, x_t, sigma)
 
     @torch.no_grad()
     def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:

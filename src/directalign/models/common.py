@@ -23,7 +23,7 @@ from ..types import (
 )
 from . import lora, noise_schedule, vae
 from .checkpoint_source import Source
-from .components import dtypes_of, load_parts
+from .components import Parts, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
 
@@ -45,7 +45,7 @@ class DiffusersModel:
     """The architecture's name in messages."""
     pipeline: str
     part: str = "transformer"
-    parts: Mapping[str, type | None]
+    parts: Parts
     """Each part of the pipeline that is loaded, and its class; None for any class."""
     optional_parts: tuple[str, ...] = ()
     """Parts that model_index.json may set to null."""
@@ -72,7 +72,9 @@ class DiffusersModel:
     ) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         wanted = self.parts_in(source.folder)
-        dtypes = dtypes_of(wanted, model, self.part) | self._dtypes(source.folder)
+        trained = getattr(torch, model.trained_dtype) if model.tune == "full" else self.dtype
+        dtypes: dict[str, Any] = dict.fromkeys(wanted, self.dtype) | {self.part: trained}
+        dtypes |= self._dtypes(source.folder)
         parts = load_parts(source, self.pipeline, wanted, dtypes)
         self.check(source.folder, parts)
         self._setup(source.folder, parts)
@@ -162,11 +164,13 @@ class DiffusersModel:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]: scaled mode of the posterior, float32, no gradient."""
-        return vae.encode_image(self.vae, images)
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return (vae.posterior_mode(self.vae, images) - shift) * self.vae.config["scaling_factor"]
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, float32, gradient intact."""
-        return vae.decode_latents(self.vae, x0)
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return vae.decode_unscaled(self.vae, x0 / self.vae.config["scaling_factor"] + shift)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """`prediction` at x_t, float32; guided by the unconditional prompt unless `cfg_scale` is 1.
@@ -263,6 +267,20 @@ class DDPMModel(DiffusersModel):
         (n + 1,) float64; the image size has no effect.
         """
         return noise_schedule.ddim_grid(self.scheduler, self.levels, num_inference_steps)
+
+
+def parts_of(
+    denoiser: type,
+    encoders: Sequence[type | None] = (None,),
+    part: str = "transformer",
+    vae: type = diffusers.AutoencoderKL,
+    scheduler: type = diffusers.FlowMatchEulerDiscreteScheduler,
+) -> dict[str, type | None]:
+    """`DiffusersModel.parts` of a denoiser and its text encoders, each with its own tokenizer."""
+    numbers = ["", *(f"_{number}" for number in range(2, len(encoders) + 1))]
+    tokenizers = {f"tokenizer{number}": None for number in numbers}
+    texts = {f"text_encoder{n}": kind for n, kind in zip(numbers, encoders, strict=True)}
+    return {**tokenizers, **texts, part: denoiser, "vae": vae, "scheduler": scheduler}
 
 
 Tokens = Float[Tensor, "b tokens features"]

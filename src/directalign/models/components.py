@@ -14,7 +14,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from .. import config
 from ..io.pretrained import from_pretrained
 from ..io.tensors import check_weights
 from ..types import DirectAlignError
@@ -30,22 +29,13 @@ BASES = (
     transformers.PreTrainedTokenizerBase,
 )
 """Classes of these may be parts: no Auto* class, which would follow what other files say."""
+Parts = Mapping[str, type | None]
+"""Class of each part by name, None for any."""
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
-def dtypes_of(
-    parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str
-) -> dict[str, torch.dtype]:
-    """The recipe's dtype for each part; `trained_dtype` for a denoiser in full training."""
-    trained = model.trained_dtype if model.tune == "full" else model.dtype
-    return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
-
-
 def load_parts(
-    source: Source,
-    pipeline: str,
-    parts: Mapping[str, type | None],
-    dtypes: Mapping[str, torch.dtype],
+    source: Source, pipeline: str, parts: Parts, dtypes: Mapping[str, torch.dtype]
 ) -> dict[str, Any]:
     """The parts of a checkpoint by name; models are frozen and in eval mode.
 
@@ -69,7 +59,7 @@ def load_parts(
 
 
 def check_parts(
-    source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True
+    source: Source, pipeline: str, parts: Parts, weights: bool = True
 ) -> dict[str, type]:
     """The class of each part, after checking all files by configs and (with `weights`) headers.
 

@@ -9,12 +9,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
-from .common import JOINT_ATTENTION, DiffusersModel, image_ids, pack, text_ids, unpack
+from .common import JOINT_ATTENTION, DiffusersModel, image_ids, pack, parts_of, text_ids, unpack
 from .weight_files import read_json
 
 
@@ -23,15 +23,7 @@ class Flux(DiffusersModel):
 
     title = "FLUX model"
     pipeline = "FluxPipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "tokenizer_2": None,
-        "text_encoder": None,
-        "text_encoder_2": None,
-        "transformer": FluxTransformer2DModel,
-        "vae": AutoencoderKL,
-        "scheduler": FlowMatchEulerDiscreteScheduler,
-    }
+    parts = parts_of(FluxTransformer2DModel, (None, None))
     text_parts = ("text_encoder", "text_encoder_2")
     lora_layout = "flux"
     components = "black-forest-labs/FLUX.1-dev"

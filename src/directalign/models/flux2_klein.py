@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -20,7 +20,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import noise_schedule, vae
-from .common import JOINT_ATTENTION, DiffusersModel, image_places, text_places
+from .common import JOINT_ATTENTION, DiffusersModel, image_places, parts_of, text_places
 from .weight_files import read_json
 
 MAX_SEQUENCE_LENGTH = 512
@@ -34,13 +34,7 @@ class Flux2Klein(DiffusersModel):
 
     title = "FLUX.2 klein"
     pipeline = "Flux2KleinPipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "text_encoder": None,
-        "transformer": Flux2Transformer2DModel,
-        "vae": AutoencoderKLFlux2,
-        "scheduler": FlowMatchEulerDiscreteScheduler,
-    }
+    parts = parts_of(Flux2Transformer2DModel, vae=AutoencoderKLFlux2)
     lora_layout = "flux2_klein"
     components = "black-forest-labs/FLUX.2-klein-base-4B"
     published = "flux_2_klein_4b"

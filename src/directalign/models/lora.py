@@ -216,17 +216,14 @@ class ReferenceModel:
 
         For calls without gradient.
         """
+        enter, leave = self._swap, self._swap
         if self.has_adapters:
-            self.denoiser.disable_adapters()
-        else:
-            self._swap()
+            enter, leave = self.denoiser.disable_adapters, self.denoiser.enable_adapters
+        enter()
         try:
             yield
         finally:
-            if self.has_adapters:
-                self.denoiser.enable_adapters()
-            else:
-                self._swap()
+            leave()
 
     def _swap(self) -> None:
         """In place: a sharded weight is bound to the memory that it is gathered from."""

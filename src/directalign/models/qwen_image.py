@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from diffusers import (
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
-)
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import vae
-from .common import JOINT_ATTENTION, DiffusersModel, pack, unpack
+from .common import JOINT_ATTENTION, DiffusersModel, pack, parts_of, unpack
 
 MAX_SEQUENCE_LENGTH = 512
 """Tokens of a prompt that the network sees, as in QwenImagePipeline's call."""
@@ -34,13 +31,7 @@ class QwenImage(DiffusersModel):
     title = "Qwen-Image"
     masks_attention = True
     pipeline = "QwenImagePipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "text_encoder": None,
-        "transformer": QwenImageTransformer2DModel,
-        "vae": AutoencoderKLQwenImage,
-        "scheduler": FlowMatchEulerDiscreteScheduler,
-    }
+    parts = parts_of(QwenImageTransformer2DModel, vae=AutoencoderKLQwenImage)
     unconditional = " "
     lora_layout = "qwen_image"
     components = "Qwen/Qwen-Image"
@@ -85,10 +76,25 @@ class QwenImage(DiffusersModel):
         return {"sequence": states[:, self.dropped :] * mask[..., None], "mask": mask}
 
     def encode_image(self, images: Images) -> Latents:
-        return vae.encode_frame(self.vae, images)
+        with torch.no_grad():
+            frames = (images.to(self.vae.device, self.vae.dtype) * 2 - 1)[:, :, None]
+            mode = self.vae.encode(frames, return_dict=False)[0].mode()[:, :, 0].float()
+        return (mode - self._per_channel("latents_mean")) / self._per_channel("latents_std")
 
     def decode(self, x0: Latents) -> Images:
-        return vae.decode_frame(self.vae, x0, self.model.gradient_checkpointing)
+        """The VAE's own call clamps. With gradient checkpointing, its blocks run again in the
+        backward pass."""
+        latents = x0 * self._per_channel("latents_std") + self._per_channel("latents_mean")
+        decoder, recompute = self.vae.decoder, self.model.gradient_checkpointing
+        hidden = self.vae.post_quant_conv(latents.to(self.vae.dtype)[:, :, None])
+        hidden = decoder.conv_in(hidden)
+        for block in (decoder.mid_block, *decoder.up_blocks):
+            hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
+        frames = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(hidden)))
+        return frames[:, :, 0].float() / 2 + 0.5
+
+    def _per_channel(self, name: str) -> Tensor:
+        return torch.tensor(self.vae.config[name], device=self.vae.device).view(1, -1, 1, 1)
 
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         b, _, h, w = x_t.shape

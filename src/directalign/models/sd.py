@@ -12,13 +12,13 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import vae
-from .common import DDPMModel
+from .common import DDPMModel, parts_of
 from .weight_files import read_json
 
 TIME_IDS = 6
@@ -30,13 +30,7 @@ class StableDiffusion(DDPMModel):
 
     title = "SD"
     pipeline = "StableDiffusionPipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "text_encoder": None,
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "scheduler": SchedulerMixin,
-    }
+    parts = parts_of(UNet2DConditionModel, part="unet", scheduler=SchedulerMixin)
     lora_layout = "sd"
     components = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     published = "sd1_5"
@@ -59,15 +53,12 @@ class StableDiffusionXL(DDPMModel):
 
     title = "SDXL"
     pipeline = "StableDiffusionXLPipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "tokenizer_2": None,
-        "text_encoder": CLIPTextModel,
-        "text_encoder_2": CLIPTextModelWithProjection,
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "scheduler": SchedulerMixin,
-    }
+    parts = parts_of(
+        UNet2DConditionModel,
+        (CLIPTextModel, CLIPTextModelWithProjection),
+        part="unet",
+        scheduler=SchedulerMixin,
+    )
     text_parts = ("text_encoder", "text_encoder_2")
     lora_layout = "sdxl"
     components = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -11,14 +11,14 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import noise_schedule, vae
-from .common import JOINT_ATTENTION, DiffusersModel
+from .common import JOINT_ATTENTION, DiffusersModel, parts_of
 
 T5_TOKENS = 256
 """Length of the T5 sequence, as in the pipeline's call."""
@@ -30,17 +30,10 @@ class StableDiffusion3(DiffusersModel):
 
     title = "SD3"
     pipeline = "StableDiffusion3Pipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "tokenizer_2": None,
-        "tokenizer_3": None,
-        "text_encoder": CLIPTextModelWithProjection,
-        "text_encoder_2": CLIPTextModelWithProjection,
-        "text_encoder_3": T5EncoderModel,
-        "transformer": SD3Transformer2DModel,
-        "vae": AutoencoderKL,
-        "scheduler": FlowMatchEulerDiscreteScheduler,
-    }
+    parts = parts_of(
+        SD3Transformer2DModel,
+        (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel),
+    )
     optional_parts = ("tokenizer_3", "text_encoder_3")
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
     packing = 1

@@ -7,6 +7,7 @@ folder. Not read: weights in fewer bits with scales (scaled fp8, nf4, GGUF), and
 inside SD3 and FLUX files. The conversion is that of diffusers.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -179,8 +180,16 @@ def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
             f"{held.file}: this version of diffusers reads no single file of a "
             f"{part_class.__name__}: give a diffusers folder in model.path"
         )
-    stored = _count(_counted(part, held.parts[part]))
-    wanted = _count(_described(part_class, folder / part))
+    # old VAE files have tensors of their training too
+    inference = tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS)
+    read = inference if part == "vae" else ""
+    shapes = [shape for name, shape in held.parts[part].items() if name.startswith(read)]
+    stored = sum(math.prod(shape) for shape in shapes)
+    kind: Any = part_class
+    with torch.device("meta"):
+        settings = kind.load_config(folder / part, local_files_only=True)
+        described = kind.from_config(settings).state_dict()
+    wanted = sum(tensor.numel() for tensor in described.values())
     if stored != wanted:
         what = f"{held.layout.name}, with {stored:,} weights in its {part}"
         raise DirectAlignError(
@@ -242,19 +251,3 @@ def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     prefix = PREFIX if "input_blocks.0.0.weight" in bare else ""
     return {prefix + name: tensor for name, tensor in bare.items()}
-
-
-def _counted(part: str, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Leave out what old VAE files have of their training."""
-    inference = tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS)
-    return {n: each for n, each in shapes.items() if part != "vae" or n.startswith(inference)}
-
-
-def _described(part_class: Any, folder: FilePath) -> dict[str, list[int]]:
-    with torch.device("meta"):
-        model = part_class.from_config(part_class.load_config(folder, local_files_only=True))
-    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _count(shapes: Mapping[str, list[int]]) -> int:
-    return sum(torch.Size(shape).numel() for shape in shapes.values())

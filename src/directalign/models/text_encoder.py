@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..io.atomic import new_file
 from ..toyworld.assets import cache_root
@@ -65,12 +66,15 @@ class EmbeddingCache:
 
     def fault(self, prompt: str) -> str | None:
         """A message if the header is truncated or of another prompt, else None."""
+        path, expected = self.path_of(prompt), {"prompt": prompt, "fingerprint": self.fingerprint}
         try:
-            with safe_open(self.path_of(prompt), framework="pt") as opened:
-                return self._check_header(opened.metadata(), prompt)
+            with safe_open(path, framework="pt") as opened:
+                found = opened.metadata() or {}
         except (OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-            return f"{self.path_of(prompt)}: truncated or not a safetensors file ({reason})"
+            return f"{path}: truncated or not a safetensors file ({reason})"
+        is_whole = "digest" in found and expected.items() <= found.items()
+        return None if is_whole else f"{path}: not the embedding of this prompt"
 
     def read(self, prompt: str) -> dict[str, Tensor]:
         """The tensors on the CPU. Raises DirectAlignError for a missing or damaged file.
@@ -113,13 +117,6 @@ class EmbeddingCache:
                 f"{free / 1e9:.1f} GB are free: set the environment variable DIRECTALIGN_CACHE to "
                 "a larger disk, or model.text_encoders: offload"
             )
-
-    def _check_header(self, metadata: Mapping[str, str] | None, prompt: str) -> str | None:
-        found = metadata or {}
-        expected = {"prompt": prompt, "fingerprint": self.fingerprint}
-        if "digest" in found and {key: found.get(key) for key in expected} == expected:
-            return None
-        return f"{self.path_of(prompt)}: not the embedding of this prompt"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -217,10 +214,4 @@ class PromptEncoder:
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
     """Concatenate (1, n, ...) to (b, max n, ...), zeros at the end of shorter rows."""
-    longest = max(row.shape[1] if row.dim() > 1 else 0 for row in rows)
-    return torch.cat([row if row.dim() < 2 else _filled(row, longest) for row in rows])
-
-
-def _filled(row: Tensor, length: int) -> Tensor:
-    extra = row.new_zeros(row.shape[0], length - row.shape[1], *row.shape[2:])
-    return torch.cat([row, extra], 1)
+    return pad_sequence([row[0] for row in rows], batch_first=True)

@@ -48,7 +48,10 @@ def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list
     Raises DirectAlignError, listing the existing variants, if there are none.
     """
     weights = sorted(
-        name for name in names if name.endswith(".safetensors") and _stem(name) in STEMS
+        name
+        for name in names
+        if name.endswith(".safetensors")
+        and SHARD.sub("", PurePosixPath(name).name).split(".")[0] in STEMS
     )
     if not weights:
         raise DirectAlignError(
@@ -127,7 +130,3 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
 def brief(error: Exception) -> str:
     """First sentence of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
-
-
-def _stem(name: str) -> str:
-    return SHARD.sub("", PurePosixPath(name).name).split(".")[0]

@@ -12,12 +12,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from diffusers import ZImageTransformer2DModel
 from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
-from .common import DiffusersModel
+from .common import DiffusersModel, parts_of
 
 MAX_SEQUENCE_LENGTH = 512
 """Tokens of a prompt with its chat template, as in ZImagePipeline's call."""
@@ -29,13 +29,7 @@ class ZImage(DiffusersModel):
     title = "Z-Image"
     masks_attention = True
     pipeline = "ZImagePipeline"
-    parts: Mapping[str, type | None] = {
-        "tokenizer": None,
-        "text_encoder": None,
-        "transformer": ZImageTransformer2DModel,
-        "vae": AutoencoderKL,
-        "scheduler": FlowMatchEulerDiscreteScheduler,
-    }
+    parts = parts_of(ZImageTransformer2DModel)
     packing = 1
     lora_layout = "z_image"
     components = "Tongyi-MAI/Z-Image"

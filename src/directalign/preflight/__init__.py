@@ -1,8 +1,17 @@
 """Checks of a run, its memory estimate and how to lower it, before any weight is loaded."""
 
 from .checks import Plan, plan, survey
-from .memory import PHASES, Estimate, Place, a_gpu, binary, estimate, this_machine
-from .memory_suggestions import Suggestion, suggestions
+from .memory import (
+    PHASES,
+    Estimate,
+    Place,
+    Suggestion,
+    a_gpu,
+    binary,
+    estimate,
+    suggestions,
+    this_machine,
+)
 
 __all__ = [
     "PHASES",

@@ -15,7 +15,7 @@ import functools
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,9 @@ class MemoryTracker(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.phase, self.counts = 0, "", True
+        self.now, self.phase = 0, ""
+        self.counts = True
+        """Whether tensors that are created count, now or later."""
         self.peaks: dict[str, int] = defaultdict(int)
         self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -78,7 +80,8 @@ class MemoryTracker(TorchDispatchMode):
                         for each in args
                     )
                     size = storage.nbytes() if self.counts and not is_old else 0
-                    self._register(storage, size)
+                    free = functools.partial(self._free, storage._cdata, size)
+                    self.alive[storage._cdata] = weakref.ref(storage, free)
                     self.now += size
                     self.reach(self.now)
         return out
@@ -89,27 +92,18 @@ class MemoryTracker(TorchDispatchMode):
             self.peaks[self.phase] = size
 
     @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Tensors created inside do not count, now or later."""
-        outer, self.counts = self.counts, False
+    def having(self, **values: Any) -> Iterator[None]:
+        """Other `phase`, `counts` or `peaks` inside, the same as before afterwards."""
+        outer = {name: getattr(self, name) for name in values}
+        vars(self).update(values)
         try:
             yield
         finally:
-            self.counts = outer
+            vars(self).update(outer)
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self) -> AbstractContextManager[None]:
         """Record peaks inside separately, as phase 'aside', and drop them afterwards."""
-        outer = self.phase, self.peaks
-        self.phase, self.peaks = "aside", defaultdict(int)
-        try:
-            yield
-        finally:
-            self.phase, self.peaks = outer
-
-    def _register(self, storage: torch.UntypedStorage, size: int) -> None:
-        free = functools.partial(self._free, storage._cdata, size)
-        self.alive[storage._cdata] = weakref.ref(storage, free)
+        return self.having(phase="aside", peaks=defaultdict(int))
 
     def _free(self, key: int, size: int, _: Any) -> None:
         del self.alive[key]
@@ -381,7 +375,7 @@ def _fill_autocast_cache(tracker: MemoryTracker, size: int) -> None:
     if size == 0 or not torch.is_autocast_enabled("cpu"):
         return
     with tracker.aside(), torch.no_grad():
-        with tracker.uncounted():
+        with tracker.having(counts=False):
             weight = fake((size // 2, 1), torch.float32).requires_grad_()
             given = fake((1, size // 2), torch.bfloat16)
         torch.mm(given, weight)
@@ -393,7 +387,7 @@ def _stand_ins(
     """New tensors for the fake inputs, the keys of their storages, and a list for gradients."""
     gradients: list[Tensor] = []
     inputs, keys = list(leaves), dict[int, int]()
-    with tracker.uncounted():
+    with tracker.having(counts=False):
         for number, leaf in enumerate(leaves):
             if isinstance(leaf, FakeTensor):
                 inputs[number] = fake(*_layout(leaf))
@@ -426,7 +420,7 @@ def _measured(
         return None
     start: list[int] = []
     leads = [each for each, of in zip(flat, outputs, strict=True) if of.requires_grad]
-    with tracker.uncounted():
+    with tracker.having(counts=False):
         end = _Taken.apply(start, tracker, *leads) if leads else None
     new = {
         n: flat[n].untyped_storage()._cdata for n, of in enumerate(outputs) if of.shape is not None

@@ -37,8 +37,7 @@ from ..toyworld.assets import resolve
 from ..training import trackers
 from ..training.data import accumulation
 from ..types import DirectAlignError
-from .memory import Estimate, Place, binary, estimate, image_size, this_machine
-from .memory_suggestions import suggestions
+from .memory import Estimate, Place, binary, estimate, image_size, suggestions, this_machine
 from .meta_models import (
     MetaModel,
     ModelFolder,
@@ -267,22 +266,30 @@ def check_early_stopping(run: config.RunConfig) -> Findings:
 def _stop_rules(
     rules: config.EarlyStoppingConfig, best: str, score: str, measured: dict[str, Metric]
 ) -> str:
+    """When a rule ends the run, in words."""
     directions = {True: "fall", False: "rise", None: "change"}
     limits = ", ".join(
         f"{name} may {directions[measured[name].higher_is_better]} by {allowed:g}"
         for name, allowed in rules.max_degradation.items()
     )
-    patience = {
-        f"{limits}, exceeded": rules.degradation_patience if limits else None,
-        f"no better {best}": rules.patience,
-        f"{score} below its peak": rules.score_patience,
+    words = {
+        "degradation_patience": f"{limits}, exceeded",
+        "patience": f"no better {best}",
+        "score_patience": f"{score} below its peak",
     }
     found = [
-        f"{rule} at {count} evaluation{'s' if count > 1 else ''} in a row"
-        for rule, count in patience.items()
-        if count is not None
+        f"{words[key]} at {count} evaluation{'s' if count > 1 else ''} in a row"
+        for key, count in _patience(rules).items()
     ]
     return "; ".join(found) or "only at train.num_steps"
+
+
+def _patience(rules: config.EarlyStoppingConfig) -> dict[str, int]:
+    """The rules in use, and how many evaluations in a row each takes."""
+    unused = () if rules.max_degradation else ("degradation_patience",)
+    keys = ("degradation_patience", "patience", "score_patience")
+    given = {key: getattr(rules, key) for key in keys if key not in unused}
+    return {key: count for key, count in given.items() if count is not None}
 
 
 def early_stopping_warnings(run: config.RunConfig) -> list[str]:
@@ -290,12 +297,7 @@ def early_stopping_warnings(run: config.RunConfig) -> list[str]:
     rules, num_steps = run.early_stopping, run.train.num_steps
     if rules is None:
         return []
-    given = {
-        "degradation_patience": rules.degradation_patience if rules.max_degradation else None,
-        "patience": rules.patience,
-        "score_patience": rules.score_patience,
-    }
-    updates = {key: each * run.evaluate.every for key, each in given.items() if each is not None}
+    updates = {key: count * run.evaluate.every for key, count in _patience(rules).items()}
     warnings = [
         f"early_stopping.{key}: needs {each} updates, and train.num_steps is {num_steps}: it never "
         "ends the run"

@@ -136,28 +136,26 @@ def known() -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
-def _known_as(path: str) -> str | None:
-    return next((name for name, each in known().items() if path in each["hub_ids"]), None)
-
-
-def _unknown(path: str, key: str, taken: Mapping[str, Any]) -> str:
-    return (
-        f"{key}: {path} is not downloaded yet and not known here: figures are those of "
-        f"{taken['hub_ids'][0]}"
-    )
+def _published(path: str, key: str, usual: str) -> tuple[str, tuple[str, ...]]:
+    """Name of the published config of a hub id; if there is none, `usual` with a warning."""
+    for name, each in known().items():
+        if path in each["hub_ids"]:
+            return name, ()
+    taken = known()[usual]["hub_ids"][0]
+    warning = f"{path} is not downloaded yet and not known here: figures are those of {taken}"
+    return usual, (f"{key}: {warning}",)
 
 
 def _published_pipeline(path: str, key: str, architecture: str) -> ModelFolder:
-    name = _known_as(path)
-    found = known()[name or model_class(architecture).published]
-    if name is not None and architecture != found["architecture"]:
+    name, warned = _published(path, key, model_class(architecture).published)
+    own = known()[name]["architecture"]
+    if not warned and architecture != own:
         raise DirectAlignError(
-            f"{key}: {path} is a model of architecture {found['architecture']}, and "
+            f"{key}: {path} is a model of architecture {own}, and "
             f"model.architecture is {architecture}; change one of the two"
         )
-    warned = () if name is not None else (_unknown(path, key, found),)
     state = "not downloaded yet" if key == "model.path" else f"{key} {path} not downloaded yet"
-    return ModelFolder(_written(name or model_class(architecture).published), False, state, warned)
+    return ModelFolder(_written(name), False, state, warned)
 
 
 @cache
@@ -511,11 +509,10 @@ class RewardConfigs:
 
     def published(self, path: str, key: str, *kinds: str) -> dict[str, Any]:
         """The published config of a hub id; if unknown, the usual one of the first kind."""
-        name = _known_as(path)
-        found = known()[name or USUAL[kinds[0]]]
-        if name is None:
-            self.warnings.append(_unknown(path, key, found))
-        elif found["architecture"] not in kinds:
+        name, warned = _published(path, key, USUAL[kinds[0]])
+        found = known()[name]
+        self.warnings += warned
+        if not warned and found["architecture"] not in kinds:
             wanted = " or ".join(kind for kind in kinds if kind != "laion")
             raise DirectAlignError(
                 f"{key}: {path} is a model of {found['architecture']}, and this reward needs one "

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from ..errors import DirectAlignError
 from ..io.atomic import write_text
 from . import comparison_page, run_page, runs_page
 from .page import NAME
 from .read import is_comparison, is_run, read_run, run_folders, with_distinct_names
 
 
-class NothingToReport(ValueError):
+class NothingToReport(DirectAlignError):
     """A folder without a run or a comparison; the message names what to give instead."""
 
 

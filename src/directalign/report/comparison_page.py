@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..io.bidi import isolated
+from ..io.text import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
 from . import charts

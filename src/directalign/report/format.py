@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..io.bidi import isolated
+from ..io.text import isolated
 from ..metrics import Metric
 
 Number = float | int

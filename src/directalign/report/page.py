@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..io.bidi import isolated
+from ..io.text import isolated
 from . import format as fmt
 from .format import cut, mapping
 from .read import Record, RunFiles

@@ -80,7 +80,11 @@ def resolve(path: str) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as partial:
             _write(name, Path(partial) / name)
             whole.write_text(_digest(Path(partial) / name))
-            _move_unless_there(Path(partial) / name, folder)
+            try:
+                (Path(partial) / name).replace(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process has written it first
+                    raise
     return folder
 
 
@@ -126,14 +130,6 @@ def _digest(folder: Path) -> str:
         if path.is_file():
             digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _move_unless_there(source: Path, target: Path) -> None:
-    try:
-        source.replace(target)
-    except OSError:
-        if not target.exists():  # otherwise another process has written it first
-            raise
 
 
 def _write(name: str, folder: Path) -> None:

@@ -257,24 +257,13 @@ def save_best(
 
     Raises: DirectAlignError if the disk is full or not writable.
     """
-
-    def fill(partial: Path) -> None:
-        checkpoint.write_tensors(partial, {WEIGHTS: parameters}, group)
-
-    remedy = "free some space and continue with --resume"
-    checkpoint.write_atomic(best_path(out, step), fill, group, remedy, "best weights")
-
-
-def read_best(
-    out: Path, parameters: Mapping[str, nn.Parameter], step: int, group: TorchProcessGroup
-) -> None:
-    """Load the best weights of `step`. Raises: DirectAlignError if they are damaged."""
-    folder = best_path(out, step)
-    damage = group.first_text(atomic.damage(folder, group.rank, group.size) or "")
-    if damage:
-        remedy = f"continue with --resume --out {out}, which exports the best of the other weights"
-        raise DirectAlignError(f"{folder}: damaged ({damage}); {remedy}")
-    checkpoint.read_tensors(folder, {WEIGHTS: parameters})
+    checkpoint.write_atomic(
+        best_path(out, step),
+        lambda partial: checkpoint.write_tensors(partial, {WEIGHTS: parameters}, group),
+        group,
+        "free some space and continue with --resume",
+        "best weights",
+    )
 
 
 def sweep_best(out: Path, done: int) -> set[int]:
@@ -333,11 +322,21 @@ class EarlyStopping:
         return steps
 
     def load_best(self) -> int:
-        """Load the best weights on all ranks; returns their step."""
-        found = self.verdict()
+        """Load the best weights on all ranks; returns their step.
+
+        Raises: DirectAlignError if they are damaged.
+        """
+        found, group = self.verdict(), self.group
         own = str(found.best.step) if found is not None and found.best is not None else ""
-        step = int(self.group.gather_texts(own)[0])
-        read_best(self.out, self.state.parameters, step, self.group)
+        step = int(group.gather_texts(own)[0])
+        folder = best_path(self.out, step)
+        damage = group.first_text(atomic.damage(folder, group.rank, group.size) or "")
+        if damage:
+            raise DirectAlignError(
+                f"{folder}: damaged ({damage}); continue with --resume --out {self.out}, which "
+                "exports the best of the other weights"
+            )
+        checkpoint.read_tensors(folder, {WEIGHTS: self.state.parameters})
         return step
 
 
@@ -376,15 +375,11 @@ def resume_state(
     return lost, tuple(event for event in END_EVENTS if not holds[event])
 
 
-def _last(records: Sequence[Record], event: str) -> Record | None:
-    return next((record for record in reversed(records) if record["event"] == event), None)
-
-
 def summary_lines(
     rules: Rules, records: Sequence[Record], found: Verdict, done: int, num_steps: int
 ) -> Iterator[tuple[int, str]]:
     """The last log lines (level, text): why the run stopped, what is exported, warnings."""
-    exported, stopped = _last(records, "kept"), _last(records, "stop")
+    exported, stopped = run_log.last(records, "kept"), run_log.last(records, "stop")
     base = next(record for record in records if record["event"] == "evaluate")
     assert exported is not None
     budget = rules.settings.max_degradation
@@ -418,7 +413,7 @@ def summary_lines(
 
 def kept_summary(run: config.RunConfig, history: Sequence[Record]) -> dict[str, Any] | None:
     """For summary.json: exported step, metric, used share of each budget; None without rules."""
-    rules, exported = rules_of(run), _last(history, "kept")
+    rules, exported = rules_of(run), run_log.last(history, "kept")
     base = next((record for record in history if record["event"] == "evaluate"), None)
     if rules is None or exported is None or base is None or base["step"] != 0:
         return None

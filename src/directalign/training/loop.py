@@ -250,9 +250,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.getsignal(n) for n in STOP_SIGNALS if not _is_nohup(n)}
-            for number in self._previous:
-                signal.signal(number, self._receive)
+            for number in STOP_SIGNALS:
+                previous = signal.getsignal(number)
+                if number.name != "SIGHUP" or previous != signal.SIG_IGN:
+                    self._previous[number] = previous
+                    signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -265,10 +267,6 @@ class StopRequest:
     def _restore(self, kept: str = "") -> None:
         for number in [each for each in self._previous if each.name != kept]:
             signal.signal(number, self._previous.pop(number))
-
-
-def _is_nohup(number: signal.Signals) -> bool:
-    return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager

@@ -150,10 +150,6 @@ def summarize(
     `early_stopping.kept_summary`. `align_seconds` sums the steps, without evaluation, sample grids,
     loading and checkpoints.
     """
-
-    def last(event: str) -> dict[str, Any] | None:
-        return next((record for record in reversed(history) if record["event"] == event), None)
-
     steps, measured = ([r for r in history if r["event"] == e] for e in ("step", "evaluate"))
     final = measured[-1] if measured and measured[-1]["step"] == len(steps) > 0 else None
     names = ("step", "loss", "reward", "grad_norm")
@@ -164,10 +160,10 @@ def summarize(
         "ranks": ranks,
         "trained_weights": trained_weights,
         "align_seconds": sum(record.get("seconds", 0.0) for record in steps),
-        "stopped": last("stop"),
+        "stopped": run_log.last(history, "stop"),
         "kept": kept,
         "before": measured[0] if measured and measured[0]["step"] == 0 else None,
-        "after": last("kept") or final,
+        "after": run_log.last(history, "kept") or final,
         "final": {name: steps[-1].get(name) for name in names} if steps else None,
         "commit": commit(),
         "versions": versions(),

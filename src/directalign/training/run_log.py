@@ -102,6 +102,11 @@ def read(out: Path) -> list[dict[str, Any]]:
     return records
 
 
+def last(records: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any] | None:
+    """The last record of an event, None if there is none."""
+    return next((record for record in reversed(records) if record["event"] == event), None)
+
+
 class RunLog:
     """Appends records to metrics.jsonl, each flushed at once, and passes them to the trackers."""
 

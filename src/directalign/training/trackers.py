@@ -19,7 +19,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from .. import config
+from ..io import hub
 from ..io.atomic import write_text
 from ..io.text import read_json
 from ..types import DirectAlignError
@@ -374,7 +375,7 @@ def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
     options |= {"resume": "never" if is_local else "allow", "space_id": settings.space}
     options |= {"name": name, "config": dict(info.config)}
     has_history = not is_local and info.space == f"{settings.space} {project}"
-    with _offline_hub(is_local), redirect_stdout(io.StringIO()):
+    with hub.offline(huggingface_hub.constants, is_local), redirect_stdout(io.StringIO()):
         tracker = Trackio(trackio, info.caption, has_history, project, **options)
     where = f"see it with trackio show --project {project}" if is_local else f"in {settings.space}"
     logger.info(f"trackio: run {name}; {where}")
@@ -411,17 +412,6 @@ def _has_wandb_login(wandb: ModuleType) -> bool:
         reason, remedy = f"the login cannot be read ({error})", "repair that file, or set"
         raise DirectAlignError(f"trackers.wandb: {reason}; {remedy} WANDB_API_KEY") from error
     return any(file.authenticators(host) for host in (urlsplit(found.base_url).netloc, WANDB_HOST))
-
-
-@contextmanager
-def _offline_hub(active: bool) -> Iterator[None]:
-    """No request to the Hugging Face Hub inside, if `active`."""
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = active or before
-    try:
-        yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _as_code(value: Mapping[str, Any]) -> str:
