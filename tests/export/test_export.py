@@ -173,6 +173,14 @@ def test_weights_that_cannot_be_right_are_refused(flux_run, message, change):
     assert not (flux_run / "images").exists()
 
 
+def test_weights_too_large_for_the_dtype_are_refused(flux_run):
+    file = flux_run / "lora.safetensors"
+    save_file({key: each * 0 + 1e6 for key, each in load_file(file).items()}, file)
+    with pytest.raises(DirectAlignError, match=r"--dtype float16: .* too large"):
+        export_run(flux_run, "diffusers", dtype="float16")
+    assert not list(flux_run.glob("export/*"))
+
+
 def test_a_file_with_other_tensors_is_refused(run):
     tensors = load_file(run / "lora.safetensors")
     tensors["text_encoder.odd"] = next(iter(tensors.values())).clone()

@@ -61,6 +61,7 @@ def write_lora(
         key: tensor.to(getattr(torch, dtype or "float32")).contiguous()
         for key, tensor in converted.items()
     }
+    _require_finite(tensors, dtype)
     name = "pytorch_lora_weights" if form == "diffusers" else finished.slug
     metadata = file_metadata(finished, base, form, updates)
     save_file(tensors, target / f"{name}.safetensors", metadata=metadata)
@@ -88,6 +89,7 @@ def write_pipeline(
             continue
         network = _network(finished, source, name, getattr(torch, dtype))
         if network is not None:
+            _require_finite(network.state_dict(), dtype)
             network.save_pretrained(target / name, max_shard_size=max_shard_size)
         else:
             shutil.copytree(source.folder / name, target / name)
@@ -97,6 +99,16 @@ def write_pipeline(
     for name in COPIED:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, target / name)
+
+
+def _require_finite(tensors: Mapping[str, Tensor], dtype: str | None) -> None:
+    """Refuse weights that the rounding to `dtype` has made infinite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DirectAlignError(
+                f"--dtype {dtype or 'float32'}: {name} has values that are too large for it; "
+                "choose another"
+            )
 
 
 def _network(finished: FinishedRun, source: Source, name: str, dtype: torch.dtype) -> Any:
