@@ -15,8 +15,10 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 """Steps of a sampler's grid."""
 BatchSize = Annotated[int, Field(ge=1, le=4096)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+MAX_FLOAT = 1e30
+"""Largest number in a recipe: it and its products with small ones fit 32 bits."""
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 Guidance = Annotated[float, Field(ge=1)]
 """Of classifier-free guidance: 1 is none, and below it the prompt would count for less."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
