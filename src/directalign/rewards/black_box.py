@@ -377,7 +377,7 @@ class HttpReward(BaseReward):
         if not 200 <= status < 300:
             said = f"incomplete response ({type(content).__name__})"
             said = _excerpt(content) if isinstance(content, bytes) else said
-            trouble = f"HTTP {status} {response.reason}: {said}{self._by_way()}"
+            trouble = f"HTTP {status} {_one_line(response.reason)}: {said}{self._by_way()}"
             if status == 429 or status >= 500:
                 raise _Temporary(trouble)
             raise DirectAlignError(f"{self.source}: {trouble}; {check}")
@@ -408,7 +408,7 @@ class HttpReward(BaseReward):
             return f"no answer within {self.settings.timeout:g} s{self._by_way()}"
         if isinstance(reason, ConnectionRefusedError) and not self._by_way():
             return "connection refused, nothing listens there"
-        return f"no answer{self._by_way()} ({type(reason).__name__}: {reason})"
+        return f"no answer{self._by_way()} ({type(reason).__name__}: {_one_line(str(reason))})"
 
 
 class _AsSent(HTTPErrorProcessor):
@@ -432,6 +432,11 @@ def png(image: Tensor) -> str:
         file, format="PNG", compress_level=1
     )
     return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _one_line(text: str) -> str:
+    """Without line ends and what a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:EXCERPT]).split())
 
 
 def _excerpt(body: bytes) -> str:
