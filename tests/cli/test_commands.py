@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_remedy(command, tmp_pa
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        ("sample m --prompt a --seed 18446744073709551616", 2, "is no seed; the largest"),
+        ("sample m --prompt a --seed 18446744073709551616", 2, "is no seed: give 0 to"),
         ("world images p --count 99999999999999999999", 2, "Input should be less than or"),
         (f"sample {'x' * 5000} --prompt a", 1, f"{'x' * 60}...: longer than any path; give the"),
         (f"compare a={'x' * 300} --out o", 1, "longer than any path"),

@@ -154,6 +154,22 @@ def test_weights(refuses, recipe, tiny_flux, trained, how):
     refuses("train", recipe, "--set", "model.path=model", "--out", "out", about=["transformer"])
 
 
+@pytest.mark.parametrize("option", TABLE["sampling"])
+def test_sampling(refuses, trained, recipe, option):
+    words = ("sample", trained / "run", "--prompt", "a", "--out", "images")
+    refuses(*words, *option.split(), about=option.split()[:1])
+
+
+@pytest.mark.parametrize("edit", TABLE["edited runs"])
+def test_edited_runs(refuses, trained, recipe, edit):
+    shutil.copytree(trained / "run", "run")
+    settings = yaml.safe_load(Path("run/run.yaml").read_text())
+    settings["model"] |= edit
+    Path("run/run.yaml").write_text(yaml.safe_dump(settings))
+    refuses("sample", "run", "--prompt", "a", "--out", "images", about=["run.yaml"])
+    refuses("export", "run", "--format", "diffusers", about=["run.yaml"])
+
+
 def damage(run: Path, how: str) -> None:
     """Damage a run's only checkpoint, its run.yaml or its records as the table says."""
     checkpoint = next((run / "checkpoints").iterdir())

@@ -61,7 +61,7 @@ def test_numbers_are_read_as_people_write_them(recipe):
 
 
 def test_overrides_precede_the_file_and_the_file_its_preset(recipe):
-    overrides = ["preset=official_flux", "method.margin=null", "train.num_steps=7"]
+    overrides = ["preset=official_flux", "method.margin=null", "train. num_steps = 7"]
     run = load_run(recipe, [*overrides, "model.lora={rank: 2}"])
     assert (run.train.num_steps, run.method.margin, run.model.lora.rank) == (7, None, 2)
     assert (run.method.noise_levels.first, run.method.noise_levels.last) == (4, 25)
@@ -125,9 +125,10 @@ def test_a_resume_keeps_the_overrides_of_the_earlier_call(recipe, tmp_path, monk
     monkeypatch.setenv("WORLD_SIZE", "2")  # batch sizes are those of one number of processes
     assert resumed_overrides(tmp_path, []) == [given[0], *given[2:]]
     assert resumed_overrides(tmp_path / "none", ["name=b"]) == ["name=b"]
-    (tmp_path / "run.yaml").write_text("# --set [\n")
-    with pytest.raises(DirectAlignError, match="is damaged"):
-        resumed_overrides(tmp_path, [])
+    for damaged in ("[", '"train num_steps"', '"seed=["'):
+        (tmp_path / "run.yaml").write_text(f"# --set {damaged}\n")
+        with pytest.raises(DirectAlignError, match=r"run\.yaml: a line # --set is damaged"):
+            resumed_overrides(tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ OVERRIDES = {
     "'anchored'; did you mean 'relative'?",
     "preset=oficial_flux": "did you mean 'official_flux'?",
     "method.control_phrases.negative=[]": "form relative needs control_phrases.positive and",
+    "method.control_phrases.positive=['cg render. ']": "'cg render. ' is both positive and neg",
     "data.prompts=null": "nothing to train on: give data.prompts (online) or data.images",
     "train.num_steps": "write it as section.key=value",
     "train.clip_norm=1": "--set train.clip_norm: train.clip_norm: renamed to max_grad_norm",

@@ -326,7 +326,7 @@ def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         def do_POST(self) -> None:
             requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, body = answers[min(len(requests), len(answers)) - 1](requests[-1])
-            self.send_response(status)
+            self.send_response(status, "of\x1b[2J tests")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Location", "http://127.0.0.1:1/")
             self.end_headers()
@@ -376,7 +376,11 @@ def test_temporary_failures_are_retried_after_doubling_waits(waits):
 @pytest.mark.parametrize(
     ("answer", "complaint", "attempts"),
     [
-        (failing(503, "being\nloaded"), r"HTTP 503 .*'being loaded' \(2 attempts\); check the", 2),
+        (
+            failing(503, "being\nloaded"),
+            r"HTTP 503 of \[2J tests: 'being loaded' \(2 attempts\); check the",
+            2,
+        ),
         (failing(200, "{", cut=True), r"no answer \(IncompleteRead: .* \(2 attempts\)", 2),
         (failing(404, "no path"), r"HTTP 404 .*'no path'; check that a reward server answers", 1),
         (failing(400, "x" * 900), r"HTTP 400 .*'x{200}'\.\.\.;", 1),

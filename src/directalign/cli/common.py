@@ -19,6 +19,14 @@ import typer
 from ..errors import SAVED, DirectAlignError
 
 FAILED, INTERRUPTED = 1, 130
+REMEDIES = {
+    errno.ENOENT: "correct the path",
+    errno.ENOTDIR: "a part of this path is a file: name another one",
+    errno.EISDIR: "name a file, not a folder",
+    errno.EACCES: "change its permissions, or name another one",
+    errno.EROFS: "name a place that you may write to",
+}
+"""What to do about errors of files, by number."""
 MAX_NUMBER = 1_000_000_000
 
 
@@ -58,7 +66,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename)[:60]}...: longer than any path; give the path of a file"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        remedy = REMEDIES.get(error.errno or 0)
+        return f"{error.filename}: {error.strerror}{f'; {remedy}' if remedy else ''}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return (
             "out of device memory; set model.tune: lora, model.gradient_checkpointing: true or a "
@@ -136,8 +145,8 @@ def seed_option(help: str) -> Any:
         from ..config.base import MAX_SEED
 
         for seed in given if isinstance(given, list | tuple) else [given]:
-            if not -(2**63) <= seed <= MAX_SEED:
-                raise typer.BadParameter(f"{seed} is no seed; the largest is {MAX_SEED} (2^64 - 1)")
+            if not 0 <= seed <= MAX_SEED:
+                raise typer.BadParameter(f"{seed} is no seed: give 0 to {MAX_SEED} (2^64 - 1)")
         return given
 
     return typer.Option(help=help, callback=checked)

@@ -37,7 +37,7 @@ def sampling_options(
         int | None, option(f"Sampling steps; {MODEL} 25.", min=1, max=1000)
     ] = None,
     cfg_scale: Annotated[
-        float | None, option(f"Classifier-free guidance, two passes when not 1; {MODEL} 1.", min=0)
+        float | None, option(f"Classifier-free guidance, two passes when not 1; {MODEL} 1.")
     ] = None,
     embedded_guidance: Annotated[
         float | None, option(f"Guidance input of the network; {MODEL} 3.5 if it has one.")

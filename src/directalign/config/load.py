@@ -20,7 +20,7 @@ from ..types import DirectAlignError
 from .base import FIXED, LAYOUT, MEASURED, RESUME, differences
 from .errors import all_keys, explain, locate
 from .presets import merged
-from .run import RunConfig
+from .run import RolloutConfig, RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
@@ -131,11 +131,26 @@ def resumed_overrides(out: Path, overrides: Sequence[str]) -> list[str]:
     given = [line[len(_OVERRIDE) :] for line in lines if line.startswith(_OVERRIDE)]
     try:
         found = [str(json.loads(each)) for each in given]
-    except ValueError as error:
+        for each in found:
+            _split_override(each)
+    except (ValueError, DirectAlignError) as error:
         raise DirectAlignError(
             f"{file}: a line {_OVERRIDE}is damaged ({error}); restore it"
         ) from error
     return [*(each for each in found if each.partition("=")[0] not in dropped), *overrides]
+
+
+def with_rollout(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """`run` with other sampling settings, by key of `RolloutConfig`. Raises: DirectAlignError."""
+    try:
+        rollout = RolloutConfig.model_validate(run.rollout.model_dump() | dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{first['loc'][0]}".replace("_", "-")
+        raise DirectAlignError(
+            f"{option} {first['input']}: {first['msg']}; correct it, or omit it"
+        ) from error
+    return run.model_copy(update={"rollout": rollout})
 
 
 def changes_at_resume(
@@ -206,8 +221,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _split_override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
+    given, equals, text = override.partition("=")
+    names = [name.strip() for name in given.split(".")]
+    key = ".".join(names)
+    if not equals or not all(names):
         raise DirectAlignError(
             f"--set {override}: write it as section.key=value, for example train.num_steps=100"
         )

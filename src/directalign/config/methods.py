@@ -113,6 +113,17 @@ class ControlPhrases(Strict):
     cycle_start: NonNegative = 0
     """Position in each list of the first update's phrase (official for FLUX: 1)."""
 
+    @model_validator(mode="after")
+    def _check_phrases(self) -> ControlPhrases:
+        undesired = {phrase.strip(" .,").casefold() for phrase in self.negative}
+        for phrase in self.positive:
+            if phrase.strip(" .,").casefold() in undesired:
+                raise ValueError(
+                    f"control_phrases: {phrase!r} is both positive and negative, so that its "
+                    "reward cancels: remove it from one of the lists"
+                )
+        return self
+
 
 class AnchorConfig(Strict):
     """Our anchored relative reward: (pos − neg) − (plain − reference)² / (2·tolerance)."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from .. import config
 from ..config.base import MAX_SEED
+from ..config.load import with_rollout
 from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..types import DirectAlignError, Images
@@ -69,8 +70,7 @@ def open_candidates(
     found = _labelled([_open(*each) for each in named], [label is not None for label, _ in named])
     for place, each in enumerate(found):
         if each.run is not None:
-            changed = each.run.rollout.model_copy(update=dict(rollout))
-            found[place] = replace(each, run=each.run.model_copy(update={"rollout": changed}))
+            found[place] = replace(each, run=with_rollout(each.run, rollout))
     return _with_bases(found) if with_base else found
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import config
-from ..config.load import load_run
+from ..config.load import load_run, with_rollout
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
@@ -191,7 +191,7 @@ def sample_images(
     pairs = Pairs(tuple(prompts), tuple(seeds))
     _require_no_images(out)
     run, trained = run_of(source)
-    run = run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout or {}))})
+    run = with_rollout(run, rollout or {})
     trained = None if base else trained
     model = load_run_model(run, trained)
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
@@ -265,8 +265,9 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
 def trained_weights(run: config.RunConfig, folder: Path) -> Path:
     """`lora.safetensors` of the run in `folder`, or the folder of its trained denoiser.
 
-    Raises: DirectAlignError for a run that is not finished.
+    Raises: DirectAlignError for a run that is not finished, or whose base or adapters changed.
     """
+    check_base(run.model, folder)
     is_lora, part = run.model.tune == "lora", model_class(run.model.architecture).part
     weights = folder / (LORA_FILE if is_lora else part)
     if not weights.exists():
@@ -285,7 +286,6 @@ def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's model on the best device, with the weights in `trained` or the base model's."""
     if trained is not None:
         trained_weights(run, trained)
-        check_base(run.model, trained)
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:
         load_trained(model, trained)

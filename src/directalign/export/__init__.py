@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..io.atomic import new_folder, require_new
-from ..models.checkpoint_source import check_base
 from ..types import DirectAlignError
 from .finished_run import FinishedRun, base_model_info, read_finished_run
 from .model_card import write_card
@@ -40,7 +39,6 @@ def export_run(
     _check_format(finished, form, merge)
     out = out or folder / "export" / form
     require_new(out)
-    check_base(finished.run.model, folder)
     base = base_model_info(finished.run.model)
     with new_folder(out) as target:
         if form == "folder":

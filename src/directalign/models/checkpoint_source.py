@@ -174,12 +174,19 @@ def fingerprint(model: config.ModelConfig) -> str | None:
 
 
 def check_base(model: config.ModelConfig, run: Path) -> None:
-    """Refuse a base model other than the one that the finished run in folder `run` trained on.
+    """Refuse a base model or adapters other than those of the finished run in folder `run`.
 
-    Nothing is checked for a run without the record, or while the weights are not downloaded.
+    Nothing is checked for a run without the record; the base not while it is not downloaded.
     """
     file = run / "summary.json"
-    recorded = read_json(file).get("base") if file.is_file() else None
+    summary = read_json(file) if file.is_file() else {}
+    before, recorded = summary.get("model", {}), summary.get("base")
+    for name in before.keys() & {"architecture", "tune", "lora"}:
+        if (now := model.model_dump(mode="json")[name]) != before[name]:
+            raise DirectAlignError(
+                f"{run / 'run.yaml'}: model.{name}: {now} is not what the run was trained with; "
+                f"restore {before[name]}"
+            )
     found = recorded and fingerprint(model)
     if found and found != recorded:
         raise DirectAlignError(

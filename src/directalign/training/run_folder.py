@@ -155,6 +155,7 @@ def summarize(
     names = ("step", "loss", "reward", "grad_norm")
     return {
         "name": run.name,
+        "model": run.model.model_dump(mode="json"),
         "num_steps": len(steps),
         "seed": run.seed,
         "ranks": ranks,
