@@ -368,8 +368,8 @@ def test_every_method_refuses_rewards_and_resumes_exactly(name):
     with pytest.raises(DirectAlignError, match=r"method\.form"):
         make(name, None, ToyReward(reads_prompt=False), **phrases)
     black_box = ToyReward(differentiable=False)
-    if name == "flow_grpo":
-        make(name, None, black_box)
+    if name in ("flow_grpo", "prompt_distillation"):
+        make(name, None, black_box, **phrases)
     else:
         with pytest.raises(DirectAlignError, match=rf"{name} needs its gradient.*flow_grpo"):
             make(name, None, black_box, form="absolute")

@@ -211,7 +211,7 @@ def test_a_run_resumes_in_the_middle_of_a_rollout():
 def test_the_kl_is_from_the_weights_at_the_beginning():
     grpo, free = method(kl_beta=0.5), method()
     held, plain = (list(each.losses(BATCH)) for each in (grpo, free))
-    assert free.base is None and all(loss.metrics["kl"] == 0.0 for loss in held)
+    assert free.centre is None and all(loss.metrics["kl"] == 0.0 for loss in held)
     assert [loss.value.item() for loss in held] == [loss.value.item() for loss in plain]
     with torch.no_grad():
         grpo.model.denoiser.bias += 0.1

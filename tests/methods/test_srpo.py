@@ -272,7 +272,7 @@ def test_the_kl_is_zero_at_the_base_and_adds_its_weighted_mean_square(form):
     settings |= {"truncate_timestep": 100, "embedded_guidance": 3.5}
     family = Watching()
     srpo, free = held(family, **settings), held(family, 0.0, **settings)
-    assert free.base is None and srpo.base is not None
+    assert free.centre is None and srpo.centre is not None
     found, plain = offline_losses(srpo), offline_losses(free)
     assert all(loss.metrics["kl"] == 0 and loss.levels["kl"] == [0, 0] for loss in found)
     assert [loss.value.item() for loss in found] == [loss.value.item() for loss in plain]

@@ -142,6 +142,8 @@ class ObjectiveConfig(Strict):
     """Fields that count steps of the rollout, and so cannot exceed rollout.num_inference_steps."""
     OFFLINE: ClassVar[bool] = False
     """Whether the method can train on real images (data.images) instead of rollouts."""
+    DIFFERENTIATES_REWARD: ClassVar[bool] = True
+    """Whether the method needs the reward's gradient with respect to the image."""
 
     form: Literal["absolute", "relative", "anchored"] = "absolute"
     """absolute: score under the positive phrases, or of the bare prompt; relative: positive minus
@@ -166,6 +168,66 @@ class ObjectiveConfig(Strict):
             )
         return self
 
+    def asked_phrases(self) -> list[str]:
+        """Control phrases under which the generator itself is called."""
+        return []
+
+
+class AskedConfig(Strict):
+    """How the base model is asked for its prediction under the positive phrases."""
+
+    guidance: Guidance = 1.0
+    """s of pred_pos + (s − 1)·(pred_pos − pred_other); 1 is none."""
+    against: Literal["empty", "negative"] = "empty"
+    """pred_other: under the empty prompt, or under the negative phrases."""
+    guidance_below: Sigma = 1.0
+    """Highest noise level with guidance."""
+
+    def phrases(self, given: ControlPhrases) -> list[str]:
+        """The phrases that are asked with. Raises: ValueError for missing or unusable ones."""
+        sides = {"positive": given.positive}
+        if self.guidance != 1 and self.against == "negative":
+            sides["negative"] = given.negative
+        for name, side in sides.items():
+            if not side:
+                raise ValueError(
+                    f"control_phrases.{name}: the base model is asked with them: add one"
+                )
+            for phrase in side:
+                if phrase.endswith(".safetensors"):
+                    raise ValueError(
+                        f"control_phrases.{name}: {phrase} is fitted to a reward, and the base "
+                        "model cannot read it: give text"
+                    )
+        return [phrase for side in sides.values() for phrase in side]
+
+
+class KLConfig(ObjectiveConfig):
+    """The centre of a method's KL term."""
+
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of the KL term; above 0 it costs one more forward pass per loss."""
+    kl_to: Literal["base", "base_with_phrases"] = "base"
+    """Centre of the KL term: the base model under the same prompt, or under the positive
+    phrases."""
+    asked: AskedConfig = AskedConfig()
+    """For kl_to: base_with_phrases."""
+
+    @property
+    def kl_asked(self) -> AskedConfig | None:
+        """None for kl_to: base."""
+        return self.asked if self.kl_to == "base_with_phrases" else None
+
+    def asked_phrases(self) -> list[str]:
+        return self.asked.phrases(self.control_phrases) if self.kl_asked and self.kl_beta else []
+
+    @model_validator(mode="after")
+    def _check_centre(self) -> KLConfig:
+        if self.kl_to == "base" and self.asked != AskedConfig():
+            raise ValueError("asked is for kl_to: base_with_phrases: set it, or remove asked")
+        self.asked_phrases()
+        return self
+
 
 class NoiseConfig(Strict):
     """The known noise that is injected into clean images."""
@@ -178,7 +240,7 @@ class NoiseConfig(Strict):
     rollout noise for all updates, too (official for Qwen-Image); per_rank: one noise per sample."""
 
 
-class SRPOConfig(ObjectiveConfig):
+class SRPOConfig(KLConfig):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv
     2509.06942)."""
 
@@ -203,8 +265,8 @@ class SRPOConfig(ObjectiveConfig):
     noise: NoiseConfig = NoiseConfig()
     """The known noise."""
     kl_beta: NonNegativeFloat = 0.0
-    """Weight of mean((pred − base pred)²) at the same x_t and sigma, added to every loss
-    (velocity-space KL to the base model); above 0 it costs one more forward pass per loss."""
+    """Weight of mean((pred − centre)²) at the same x_t and sigma, added to every loss
+    (velocity-space KL, see kl_to); above 0 it costs one more forward pass per loss."""
     embedded_guidance: NonNegativeFloat | None = None
     """Guidance input of the network in the training call."""
     cfg_scale: Guidance = 1.0
@@ -212,6 +274,40 @@ class SRPOConfig(ObjectiveConfig):
     truncate_timestep: Positive | None = None
     """n: the network gets int(n·sigma)/n instead of sigma (official: 1000); the recovery uses the
     exact sigma."""
+
+
+class PromptDistillationConfig(ObjectiveConfig):
+    """The base model's own prediction under the positive phrases as the target, without a
+    reward."""
+
+    OFFLINE = True
+    DIFFERENTIATES_REWARD = False
+
+    name: Literal["prompt_distillation"] = "prompt_distillation"
+    asked: AskedConfig = AskedConfig()
+    """How the base model is asked."""
+    noise_levels: NoiseLevels = UniformNoiseLevels(sigma_low=0.02)
+    """How noise levels are drawn; each step's higher one is used."""
+    noise: NoiseConfig = NoiseConfig(source="fresh")
+    """The noise of the noised images."""
+    embedded_guidance: NonNegativeFloat | None = None
+    """Guidance input of the network in the training call."""
+    cfg_scale: Guidance = 1.0
+    """Classifier-free guidance of the training call (two passes when not 1)."""
+    truncate_timestep: Positive | None = None
+    """n: the network gets int(n·sigma)/n instead of sigma."""
+
+    def asked_phrases(self) -> list[str]:
+        return self.asked.phrases(self.control_phrases)
+
+    @model_validator(mode="after")
+    def _check_asked(self) -> PromptDistillationConfig:
+        self.asked_phrases()
+        if self.margin is not None:
+            raise ValueError(
+                "margin belongs to a hinge on a reward, which does not train: remove it"
+            )
+        return self
 
 
 class ReFLConfig(ObjectiveConfig):
@@ -298,11 +394,12 @@ class FlowBPConfig(ObjectiveConfig):
     between."""
 
 
-class FlowGRPOConfig(ObjectiveConfig):
+class FlowGRPOConfig(KLConfig):
     """Policy gradient on stochastic rollouts with advantages within a prompt's group (arXiv
     2505.05470, 2505.07818)."""
 
     ROLLOUT_STEPS = ("trained_steps",)
+    DIFFERENTIATES_REWARD = False
 
     name: Literal["flow_grpo"] = "flow_grpo"
     group_size: Annotated[int, Field(ge=2)] = 8

@@ -11,6 +11,7 @@ from ..types import DirectAlignError
 
 METHODS = {
     "srpo": "srpo:SRPO",
+    "prompt_distillation": "prompt_distillation:PromptDistillation",
     "refl": "refl:ReFL",
     "draft": "draft:DRaFT",
     "alignprop": "alignprop:AlignProp",

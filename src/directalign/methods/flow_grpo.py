@@ -24,8 +24,8 @@ from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
-from ..models.lora import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
+from .base_target import BaseTarget
 from .objective import ObjectiveMethod
 
 
@@ -63,7 +63,9 @@ class FlowGRPO(ObjectiveMethod):
     ) -> None:
         self.check(settings, rollout, model.path)
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
+        self.centre = None
+        if settings.kl_beta > 0:
+            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
         self.stored: dict[int, Rollouts] = {}
 
     @staticmethod
@@ -98,10 +100,11 @@ class FlowGRPO(ObjectiveMethod):
     def _step_loss(self, made: Rollouts, cond: Conditioning, index: int, count: int) -> LossTerm:
         """Clipped ratio and KL of one step of all samples; `count` steps share the batch's loss."""
         settings, x_t = self.settings, made.states[index]
-        levels, base = (made.sigmas[index], made.sigmas[index + 1]), None
-        if self.base is not None:  # before there is a graph: weights are swapped
-            with torch.no_grad(), self.base.active():
-                base = self._transition(x_t, cond, *levels)
+        levels, centre = (made.sigmas[index], made.sigmas[index + 1]), None
+        if self.centre is not None:
+            rollout = made.step // settings.updates_per_rollout
+            centre = self.centre(rollout, cond, x_t, levels[0].expand(len(x_t)))
+            centre = self._transition_from(centre, x_t, *levels)
         step = self._transition(x_t, cond, *levels)
 
         ratio = (sde.log_prob(step, made.states[index + 1]) - made.log_probs[index]).exp()
@@ -110,8 +113,8 @@ class FlowGRPO(ObjectiveMethod):
             "ratio": _mean(ratio),
             "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range),
         }
-        if base is not None:
-            kl = sde.kl_divergence(step, base)
+        if centre is not None:
+            kl = sde.kl_divergence(step, centre)
             if settings.kl_form == "released":
                 kl = kl * (levels[0] - levels[1]).to(kl)
             loss = loss + settings.kl_beta * kl
@@ -160,9 +163,14 @@ class FlowGRPO(ObjectiveMethod):
     def _transition(
         self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
     ) -> sde.Transition:
+        pred = predict(self.model, cond, x_t, sigma_from.expand(len(x_t)))
+        return self._transition_from(pred, x_t, sigma_from, sigma_to)
+
+    def _transition_from(
+        self, pred: Latents, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor
+    ) -> sde.Transition:
         model, settings = self.model, self.settings
         levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
-        pred = predict(model, cond, x_t, levels[0])
         native = settings.sde, model.path, model.prediction
         return sde.transition(*native, pred, x_t, *levels, settings.noise_level)
 

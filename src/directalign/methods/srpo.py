@@ -4,7 +4,8 @@ The paper: recover x0 from any noise level with the *injected* noise, and reward
 scores under two control phrases, on a denoise and an inversion branch that end at the same noise
 level. Here: the same step for every path and prediction type. `form` chooses plain Direct-Align
 (absolute), SRPO (relative), or our anchored reward, which keeps the score of the unchanged prompt
-near its start and needs no inversion branch. `kl_beta` adds a velocity-space KL to the base model.
+near its start and needs no inversion branch. `kl_beta` adds a velocity-space KL to the base model,
+plain or asked with the positive phrases.
 The released trainer's values are the presets. Left out: the released second Qwen-Image injection is
 never longer than its first.
 """
@@ -18,9 +19,9 @@ from ..config import ConstantGainNoiseLevels, GridNoiseLevels, RolloutConfig, SR
 from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
-from ..models.lora import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
+from .base_target import BaseTarget
 from .objective import ObjectiveMethod
 
 
@@ -34,7 +35,9 @@ class SRPO(ObjectiveMethod):
         self.sampler = build_sigma_sampler(settings.noise_levels, model)
         both = settings.branches == "both"
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
-        self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
+        self.centre = None
+        if settings.kl_beta > 0:
+            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
 
     @staticmethod
     def check(settings: SRPOConfig, rollout: RolloutConfig, path: str) -> None:
@@ -55,7 +58,7 @@ class SRPO(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
-        x0, rollout_noise, cond = self._clean_latents(batch)
+        x0, rollout_noise, cond = clean_latents(self.model, self.settings, self.rollout, batch)
         fresh_scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
         for index in range(self.settings.injections):
             noise = rollout_noise
@@ -80,10 +83,7 @@ class SRPO(ObjectiveMethod):
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
         sigma = step.sigma_from.to(x0.device)
-        base = None
-        if self.base is not None:  # before there is a graph: weights are swapped
-            with torch.no_grad(), self.base.active():
-                base = sampling.predict(model, cond, noised.x_t, sigma)
+        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma)
         pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 
@@ -105,26 +105,28 @@ class SRPO(ObjectiveMethod):
             "reward": output.reward,
             "recovery_error": error.square().mean((1, 2, 3)).sqrt(),
         }
-        if base is not None:
-            kl = objective_math.velocity_kl(pred, base)
+        if centre is not None:
+            kl = objective_math.velocity_kl(pred, centre)
             loss = loss + settings.kl_beta * kl.to(loss)
             metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
         lists = {name: each.detach().double().cpu().tolist() for name, each in levels.items()}
         share = 1 / (settings.injections * len(self.branches))
         return LossTerm(loss.mean() * share, branch, metrics, lists)
 
-    @torch.no_grad()
-    def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
-        """x0, the noise to inject (None: fresh noise), the conditioning of the training call."""
-        settings = self.settings
-        call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
-        if batch.images is not None:
-            cond = self.model.encode_prompt(batch.prompts)
-            return self.model.encode_image(batch.images), None, cond.guided(*call)
-        start = sampling.start_rollout(self.model, self.rollout, batch, settings.noise.scope)
-        x0 = sampling.sample(self.model, start.cond, start.noise, start.sigmas)
-        noise = start.noise if settings.noise.source == "rollout" else None
-        return x0, noise, start.cond.guided(*call)
+
+@torch.no_grad()
+def clean_latents(
+    model: Model, settings: Any, rollout: RolloutConfig, batch: Batch
+) -> tuple[Latents, Latents | None, Conditioning]:
+    """x0, the noise to inject (None: fresh noise), the conditioning of the training call."""
+    call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
+    if batch.images is not None:
+        cond = model.encode_prompt(batch.prompts)
+        return model.encode_image(batch.images), None, cond.guided(*call)
+    start = sampling.start_rollout(model, rollout, batch, settings.noise.scope)
+    x0 = sampling.sample(model, start.cond, start.noise, start.sigmas)
+    noise = start.noise if settings.noise.source == "rollout" else None
+    return x0, noise, start.cond.guided(*call)
 
 
 def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSampler:

@@ -139,7 +139,7 @@ def check_reward(run: config.RunConfig) -> None:
     """Every reward has its files, and prompts and gradient as the method needs them."""
     rewards.check_reward(run.reward)
     if isinstance(run.reward, config.MixtureConfig):
-        if isinstance(run.method, config.FlowGRPOConfig):
+        if not run.method.DIFFERENTIATES_REWARD:
             objective.require_no_normalization(run.reward, run.method.name)
         for index, member in enumerate(run.reward.members):
             form = objective.member_settings(index, member, run.method).form
@@ -162,7 +162,7 @@ def _check_fits_method(
             f"set {place}.form: absolute or {key}.name: clip"
         )
     differentiable = getattr(reward, "differentiable", kind.differentiable)
-    if not differentiable and not isinstance(method, config.FlowGRPOConfig):
+    if not differentiable and method.DIFFERENTIATES_REWARD:
         names = {"key": key, "name": reward.name, "method": method.name}
         raise DirectAlignError(objective.NO_GRADIENT.format(**names))
 

@@ -147,7 +147,11 @@ def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
     diverse = diversity_pairs(measured, run.evaluate.diversity_prompts)
     samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
     trained = (text for step in range(run.train.num_steps) for text in data.texts(step))
-    return list(dict.fromkeys(["", *samples, *evaluated.prompts, *diverse.prompts, *trained]))
+    texts = dict.fromkeys(["", *samples, *evaluated.prompts, *diverse.prompts])
+    for text in dict.fromkeys(trained):
+        phrases = run.method.asked_phrases()
+        texts |= dict.fromkeys([text, *(f"{phrase}. {text}" for phrase in phrases)])
+    return list(texts)
 
 
 def precompute_embeddings(

@@ -1,0 +1,56 @@
+"""Prompt distillation: the model learns to do unasked what its base does when it is asked. Ours.
+
+No reward pulls: at noised rollouts (or real images) the prediction for "a fox" is fitted to the
+base's prediction for "Realistic photo. a fox", optionally guided away from the negative phrases or
+the empty prompt. It is the baseline for every reward: where the base obeys words, it reaches what
+asking reaches, keeps detail and diversity, and does not drift further. Where the base does not
+know the words, it does nothing. The reward is measured for the log only.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..config import PromptDistillationConfig, RolloutConfig
+from ..diffusion import recovery, rng, sampling
+from ..interfaces import Model, Reward
+from ..types import Batch, LossTerm
+from . import objective_math
+from .base_target import BaseTarget
+from .objective import ObjectiveMethod
+from .srpo import build_sigma_sampler, clean_latents
+
+
+class PromptDistillation(ObjectiveMethod):
+    """`losses(batch)` yields one loss: the squared distance to the base's asked prediction."""
+
+    def __init__(
+        self,
+        model: Model,
+        reward: Reward,
+        settings: PromptDistillationConfig,
+        rollout: RolloutConfig,
+    ) -> None:
+        super().__init__(model, reward, settings, rollout, differentiable=False)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.target = BaseTarget(model, settings.control_phrases, settings.asked)
+
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
+        """Make x0; inject noise; predict; compare with the target; yield."""
+        model = self.model
+        x0, noise, cond = clean_latents(model, self.settings, self.rollout, batch)
+        if noise is None:
+            noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape))
+        generator = rng.update_generator(batch, rng.NOISE_LEVEL)
+        drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
+        sigma = self.sampler.denoise(drawn).sigma_from
+        x_t = recovery.inject(model.path, x0, noise.to(x0), sigma).x_t
+        sigma = sigma.to(x0.device)
+        target = self.target(batch.step, cond, x_t, sigma)
+        distance = objective_math.velocity_kl(sampling.predict(model, cond, x_t, sigma), target)
+        with torch.no_grad():
+            output = self.objective(model.decode(x0), batch)
+        lists = {"sigma": sigma, "reward": output.reward, "kl": distance.detach()}
+        levels = {name: each.double().cpu().tolist() for name, each in lists.items()}
+        metrics = {**output.metrics, "kl": float(distance.detach().mean())}
+        yield LossTerm(distance.mean(), "distillation", metrics, levels)
