@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import config
+from ..diffusion import noise_levels
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
@@ -396,3 +397,14 @@ def _member_objective(
             f"{settings.form} compares two; set reward.members.{index}.form: absolute"
         )
     return RewardObjective(reward, settings)
+
+
+def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSampler:
+    """The sampler of noise levels that `method.noise_levels` describes."""
+    values = settings.model_dump(exclude={"kind"})
+    if isinstance(settings, config.GridNoiseLevels):
+        return noise_levels.GridSampler(**values)
+    if isinstance(settings, config.ConstantGainNoiseLevels):
+        values |= {"path": model.path, "prediction": model.prediction}
+        return noise_levels.ConstantGainSampler(**values)
+    return noise_levels.UniformSampler(**values)

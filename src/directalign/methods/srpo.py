@@ -11,18 +11,15 @@ never longer than its first.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
-import torch
-
-from ..config import ConstantGainNoiseLevels, GridNoiseLevels, RolloutConfig, SRPOConfig
+from ..config import GridNoiseLevels, RolloutConfig, SRPOConfig
 from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
-from .base_target import BaseTarget
-from .objective import ObjectiveMethod
+from .objective import ObjectiveMethod, build_sigma_sampler
+from .prompt_distillation import BaseTarget
 
 
 class SRPO(ObjectiveMethod):
@@ -58,7 +55,9 @@ class SRPO(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
-        x0, rollout_noise, cond = clean_latents(self.model, self.settings, self.rollout, batch)
+        x0, rollout_noise, cond = sampling.clean_latents(
+            self.model, self.settings, self.rollout, batch
+        )
         fresh_scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
         for index in range(self.settings.injections):
             noise = rollout_noise
@@ -112,29 +111,3 @@ class SRPO(ObjectiveMethod):
         lists = {name: each.detach().double().cpu().tolist() for name, each in levels.items()}
         share = 1 / (settings.injections * len(self.branches))
         return LossTerm(loss.mean() * share, branch, metrics, lists)
-
-
-@torch.no_grad()
-def clean_latents(
-    model: Model, settings: Any, rollout: RolloutConfig, batch: Batch
-) -> tuple[Latents, Latents | None, Conditioning]:
-    """x0, the noise to inject (None: fresh noise), the conditioning of the training call."""
-    call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
-    if batch.images is not None:
-        cond = model.encode_prompt(batch.prompts)
-        return model.encode_image(batch.images), None, cond.guided(*call)
-    start = sampling.start_rollout(model, rollout, batch, settings.noise.scope)
-    x0 = sampling.sample(model, start.cond, start.noise, start.sigmas)
-    noise = start.noise if settings.noise.source == "rollout" else None
-    return x0, noise, start.cond.guided(*call)
-
-
-def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSampler:
-    """The sampler of noise levels that `method.noise_levels` describes."""
-    values = settings.model_dump(exclude={"kind"})
-    if isinstance(settings, GridNoiseLevels):
-        return noise_levels.GridSampler(**values)
-    if isinstance(settings, ConstantGainNoiseLevels):
-        values |= {"path": model.path, "prediction": model.prediction}
-        return noise_levels.ConstantGainSampler(**values)
-    return noise_levels.UniformSampler(**values)
