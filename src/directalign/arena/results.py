@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from ..io.atomic import write_text
 from ..io.text import isolated
-from ..report.charts import IntervalAxis, interval_bar
+from ..report.charts import IntervalAxis
 from ..report.format import counted, p_value
 from ..report.page import environment
 from ..stats import Interval, Ranking
@@ -256,8 +256,8 @@ def alpha_bar(interval: Interval | None) -> Markup:
     """The interval of an alpha on an axis from 0 to 1."""
     if interval is None:
         return Markup("")
-    ends = (interval.low, interval.high)
-    return interval_bar([("s0", ends, interval.value)], "Interval of alpha, from 0 to 1")
+    numbers = interval.value, interval.low, interval.high
+    return IntervalAxis().row([("s0", numbers)], "Interval of alpha, from 0 to 1")
 
 
 def render_results(
@@ -315,7 +315,7 @@ def strength_rows(
     rows = []
     for model, one in found.items():
         title = f"{labels[model]}: {signed(one.value)}, {signed(one.low)} to {signed(one.high)}"
-        bar = axis.bar("s0", (one.low, one.high), one.value, title)
+        bar = axis.row([("s0", (one.value, one.low, one.high))], title)
         rows.append((labels[model], one, bar))
     return axis, rows
 

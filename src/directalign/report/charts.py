@@ -421,59 +421,48 @@ def spread_apart(
     return places
 
 
-def interval_bar(
-    values: Sequence[tuple[str, Point, Number]],
-    title: str,
-    low: Number = 0.0,
-    high: Number = 1.0,
-    middle: Number | None = None,
-) -> Markup:
-    """Intervals on one line from `low` to `high`, with a tick at `middle`.
-
-    Args:
-        values: (CSS class, (lower end, upper end), value) of each interval.
-    """
-    parts = [_line("track", BAR_EDGE, BAR_WIDTH - BAR_EDGE, 11, 11)]
-    if middle is not None:
-        x = _bar_x(middle, low, high)
-        parts.append(_line("middle", x, x, 4, 18))
-    for style, (start, end), value in values:
-        x1, x2, at = (_bar_x(number, low, high) for number in (start, end, value))
-        parts.append(_line(f"whisker {style}", x1, x2, 11, 11))
-        parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="11" r="5"/>')
-    return _svg("bar", f'viewBox="0 0 {BAR_WIDTH} 22"', title, parts)
-
-
 @dataclass(frozen=True)
 class IntervalAxis:
-    """A common axis for several rows of `interval_bar`."""
+    """A common axis for rows of intervals."""
 
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = 1.0
 
     @classmethod
     def around(cls, values: Sequence[Number], percent: bool = False) -> IntervalAxis:
         """An axis that holds all values; from 0 to 1 for percentages."""
         if percent and all(0 <= value <= 1 for value in values):
-            return cls(0.0, 1.0)
+            return cls()
         low, high = float(min(values)), float(max(values))
         pad = 0.08 * (high - low) or max(abs(high), 1.0) * 0.05
         return cls(low - pad, high + pad)
 
+    def x(self, value: Number) -> float:
+        """The place of a value in SVG units; of one outside, the end."""
+        share = min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+        return BAR_EDGE + (BAR_WIDTH - 2 * BAR_EDGE) * share
+
     def ticks(self, percent: bool, about: int = 2) -> list[tuple[float, str]]:
         """(position in percent of the row, number) of a few round numbers."""
         found = ticks(self.low, self.high, about)
-        places = [100 * _bar_x(value, self.low, self.high) / BAR_WIDTH for value in found]
+        places = [100 * self.x(value) / BAR_WIDTH for value in found]
         return list(zip(places, distinct(found, percent), strict=True))
 
-    def bar(self, style: str, ends: Point, value: Number, title: str) -> Markup:
-        """One row."""
-        return interval_bar([(style, ends, value)], title, self.low, self.high)
-
-
-def _bar_x(value: Number, low: Number, high: Number) -> float:
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
-    return BAR_EDGE + (BAR_WIDTH - 2 * BAR_EDGE) * share
+    def row(
+        self,
+        intervals: Sequence[tuple[str, tuple[Number, Number, Number]]],
+        title: str,
+        middle: Number | None = None,
+    ) -> Markup:
+        """Intervals, (CSS class, (value, lower end, upper end)) each, and a tick at `middle`."""
+        parts = [_line("track", BAR_EDGE, BAR_WIDTH - BAR_EDGE, 11, 11)]
+        if middle is not None:
+            parts.append(_line("middle", self.x(middle), self.x(middle), 4, 18))
+        for style, numbers in intervals:
+            at, low, high = map(self.x, numbers)
+            parts.append(_line(f"whisker {style}", low, high, 11, 11))
+            parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="11" r="5"/>')
+        return _svg("bar", f'viewBox="0 0 {BAR_WIDTH} 22"', title, parts)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from ..io.text import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
 from . import charts
-from .format import counted, cut, ends, interval, mapping, number, of_one_image, p_value
+from .format import counted, cut, interval, mapping, number, of_one_image, p_value, with_ends
 from .images import BUDGET, Images, embed, spread
 from .page import differing_settings, environment_of, render
 from .read import Comparison, ImageRecord, Model, Record, read_comparison
@@ -56,7 +53,7 @@ def html(folder: Path) -> str:
         pairs=len(groups),
         models=found.models,
         styles=styles,
-        headlines=_headlines(wins, styles),
+        headlines=_headlines(found.models, wins),
         gallery=gallery(found, BUDGET * 3 // 5),
         matrices=wins,
         corrected=corrected,
@@ -79,31 +76,14 @@ def styles_of(comparison: Comparison) -> dict[str, str]:
     return dict(zip(keys, [charts.BASE, *charts.line_styles(len(keys))], strict=False))
 
 
-@dataclass(frozen=True)
-class WinCell:
-    """Share of pairs that one model wins against another (a tie counts half), as text.
+WinCell = dict[str, Any]
+"""What the page says about the pairs that one model wins against another, a tie counting half.
 
-    `side`: "for" or "against" if the interval excludes one half, else "even". `significant`: p is
-    below `ALPHA_LEVEL` after correction for the number of tests.
-    """
-
-    share: float
-    side: str
-    value: str
-    ends: str
-    p: str
-    significant: bool
-    counts: str
-    bar: Markup
-
-
-@dataclass(frozen=True)
-class WinMatrix:
-    """`rows` are (model, its cells against each of `models`); None where nothing is recorded."""
-
-    metric: Metric
-    models: list[Model]
-    rows: list[tuple[Model, list[WinCell | None]]]
+`side`: "for" or "against" if the interval excludes one half, else "even". `significant`: p is below
+`ALPHA_LEVEL` after correction for the number of tests.
+"""
+WinMatrix = tuple[Metric, list[Model], dict[tuple[str, str], WinCell]]
+"""A metric, the models with recorded wins, and the cells by keys (a, b): wins of b against a."""
 
 
 def win_matrices(comparison: Comparison) -> list[WinMatrix]:
@@ -114,65 +94,49 @@ def win_matrices(comparison: Comparison) -> list[WinMatrix]:
             wins = comparison.wins(each.name)
             seen = {key for pair in wins for key in pair}
             models = [model for model in comparison.models if model.key in seen]
-            rows = [
-                (row, [_win_cell(wins.get((column.key, row.key))) for column in models])
-                for row in models
-            ]
             if len(models) > 1:
-                found.append(WinMatrix(each, models, rows))
+                found.append((each, models, {pair: _win_cell(win) for pair, win in wins.items()}))
     return found
 
 
-def _win_cell(win: Record | None) -> WinCell | None:
-    share = number(win)
-    if win is None or share is None:
-        return None
+def _win_cell(win: Record) -> WinCell:
     value, text = interval(win, percent=True)
-    low, high = (share if end is None else end for end in ends(win))
+    share, low, high = with_ends(win)
     side = "for" if low > 0.5 else "against" if high < 0.5 else "even"
     names = (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
     counts = [(win.get(plural), one, plural) for one, plural in names]
     corrected_p, title = number(win.get("p_holm")), f"{value} of pairs won ({text})"
-    return WinCell(
-        share=share,
-        side=side,
-        value=value,
-        ends=text,
-        p=p_value(win.get("p")),
-        significant=corrected_p is not None and corrected_p < ALPHA_LEVEL,
-        counts=", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
-        bar=charts.interval_bar([(WIN_STYLES[side], (low, high), share)], title, middle=0.5),
-    )
+    bar = charts.IntervalAxis().row([(WIN_STYLES[side], (share, low, high))], title, middle=0.5)
+    return {
+        "share": share,
+        "side": side,
+        "value": value,
+        "ends": text,
+        "p": p_value(win.get("p")),
+        "significant": corrected_p is not None and corrected_p < ALPHA_LEVEL,
+        "counts": ", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
+        "bar": bar,
+    }
 
 
-Headline = tuple[Model, str, Metric, WinCell, list[tuple[Metric, WinCell]]]
-"""A model, its style, its wins against the first by the main judge, and by other judges."""
+def _headlines(
+    models: Sequence[Model], wins: Sequence[WinMatrix]
+) -> list[tuple[Model, list[tuple[Metric, WinCell]]]]:
+    """Each model's wins against the first one, by the main judge and by other judges."""
+    better = [metric for metric, _, _ in wins if metric.better > 0]
+    judges = [one for one in better if one is better[0] or one.role == "judge"][:MAX_JUDGES]
+    found = []
+    for model in models[1:]:
+        pair = models[0].key, model.key
+        cells = [(one, own[pair]) for one, _, own in wins if one in judges and pair in own]
+        if cells:
+            found.append((model, cells))
+    return found
 
 
-def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headline]:
-    better = [matrix for matrix in wins if matrix.metric.better > 0]
-    judges = [one for one in better if one is better[0] or one.metric.role == "judge"][:MAX_JUDGES]
-    models: dict[str, Model] = {}
-    cells: dict[str, list[tuple[Metric, WinCell]]] = {}
-    for matrix in judges:
-        for model, row in matrix.rows[1:]:
-            models[model.key] = model
-            if row[0] is not None:
-                cells.setdefault(model.key, []).append((matrix.metric, row[0]))
-    return [(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model.
-
-    A row is (model, style, bar, value, ends, whether the model was trained on the metric).
-    """
-
-    metric: Metric
-    rows: list[tuple[Model, str, Markup, str, str, bool]]
-    ticks: list[tuple[float, str]]
-    n: int
+Panel = dict[str, Any]
+"""A metric of all models: rows of (model, bar, value, ends), ticks of (position in percent, text)
+and `n` images per model."""
 
 
 def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
@@ -192,23 +156,15 @@ def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
     if not values:
         return None
     full = metric.percent and metric.role in FULL_AXIS
-    axis = charts.IntervalAxis.around([end for _, value in values for end in _ends(value)], full)
-    rows = []
+    ends = [end for _, value in values for end in with_ends(value)[1:]]
+    axis, rows = charts.IntervalAxis.around(ends, full), []
     for model, value in values:
         text, span = interval(value, metric.percent)
         title = f"{model.label}: {text} ({span})" if span else f"{model.label}: {text}"
-        bar = axis.bar(styles[model.key], _ends(value), number(value) or 0.0, title)
-        trained = metric.name in model.trained_on
-        rows.append((model, styles[model.key], bar, text, span, trained))
-    n = max((number(mapping(value).get("n")) or 0 for _, value in values), default=0)
-    return Panel(metric, rows, axis.ticks(metric.percent), int(n))
-
-
-def _ends(value: Any) -> charts.Point:
-    """Ends of an interval, which are its value where they are missing."""
-    low, high = ends(value)
-    middle = number(value) or 0.0
-    return (middle if low is None else low, middle if high is None else high)
+        bar = axis.row([(styles[model.key], with_ends(value))], title)
+        rows.append((model, bar, text, span))
+    n = max(number(mapping(value).get("n")) or 0 for _, value in values)
+    return {"metric": metric, "rows": rows, "ticks": axis.ticks(metric.percent), "n": int(n)}
 
 
 def model_scatter(comparison: Comparison) -> charts.Scatter | None:
@@ -243,7 +199,8 @@ def _points(
             values.append(value)
         across, up = map(number, values)
         if across is not None and up is not None:
-            found.append((model, (across, up), (*_ends(values[0]), *_ends(values[1]))))
+            errors = (*with_ends(values[0])[1:], *with_ends(values[1])[1:])
+            found.append((model, (across, up), errors))
     return found
 
 
@@ -299,21 +256,12 @@ def _group_cell(
     return value, text, f"wins {100 * sum(points) / 2 / len(shared):.0f}\u00a0%"
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Rows of images, their groups, and the number of pairs in the comparison.
+def gallery(comparison: Comparison, budget: int) -> dict[str, Any]:
+    """At most `MAX_PROMPTS` pairs, as evenly from every group as possible.
 
-    A row is (an image with the prompt and seed, a (file, metrics as JSON) per model or None).
+    `rows` of (an image with the prompt and seed, a (file, metrics as JSON) per model or None),
+    their `groups`, the `count` of pairs in the comparison, and the `images` by file.
     """
-
-    rows: list[tuple[ImageRecord, list[tuple[str, str] | None]]]
-    groups: list[str]
-    count: int
-    images: Images
-
-
-def gallery(comparison: Comparison, budget: int) -> Gallery:
-    """At most `MAX_PROMPTS` pairs, as evenly from every group as possible."""
     counts = Counter(index for images in comparison.images.values() for index in images)
     least = min(2, len(comparison.models))
     chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count >= least])
@@ -325,12 +273,12 @@ def gallery(comparison: Comparison, budget: int) -> Gallery:
         rows.append((_any_image(comparison, index), cells))
     files = [cell[0] for _, cells in rows for cell in cells if cell]
     embedded = embed(comparison.folder, files, comparison.notes, budget)
-    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row[1])]
+    rows = [row for row in rows if any(cell and cell[0] in embedded.uris for cell in row[1])]
     if len(counts) > len(rows):
         left_out, pairs = len(counts) - len(rows), counted(len(counts), "pair")
         comparison.notes.append(f"Images of {left_out:,} of {pairs} are left out to save space.")
     groups = list(dict.fromkeys(image.group for image, _ in rows if image.group))
-    return Gallery(rows, groups, len(counts), embedded)
+    return {"rows": rows, "groups": groups, "count": len(counts), "images": embedded}
 
 
 def _chosen(comparison: Comparison, indices: Sequence[int]) -> list[int]:
@@ -356,32 +304,21 @@ def _any_image(comparison: Comparison, index: int) -> ImageRecord:
 
 def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
     found = {
-        isolated(each.label): of_one_image(each, image.numbers[each.name])
+        isolated(each.label): of_one_image(each, image.numbers)
         for each in metrics
         if each.name in image.numbers
     }
     return json.dumps(found)
 
 
-Pair = tuple[ImageRecord, ImageRecord, list[tuple[str, str, str]]]
-"""The images of a prompt and seed in two models; numbers as text: (label, before, after)."""
+Pair = tuple[ImageRecord, ImageRecord]
+"""The images of a prompt and seed in two models."""
+Extremes = dict[str, Any]
+"""The pairs that `gained` and `lost` most in `model` against the `first` one.
 
-
-@dataclass(frozen=True)
-class Extremes:
-    """Pairs that gained and lost most against the first model.
-
-    They are ordered by the sum of the metrics `by`, then by `tie_break`. `counts` are the numbers
-    of pairs that are better, worse and equal.
-    """
-
-    model: Model
-    first: Model
-    by: list[Metric]
-    tie_break: Metric | None
-    gained: list[Pair]
-    lost: list[Pair]
-    counts: tuple[int, int, int]
+They are ordered by the sum of the metrics `by`, then by `tie_break`. `counts` are the numbers of
+pairs that are better, worse and equal.
+"""
 
 
 def extremes(comparison: Comparison) -> list[Extremes]:
@@ -392,8 +329,8 @@ def extremes(comparison: Comparison) -> list[Extremes]:
 
 def embed_extremes(comparison: Comparison, found: Sequence[Extremes], budget: int) -> Images:
     """The images of all pairs."""
-    pairs = [pair for each in found for pair in (*each.gained, *each.lost)]
-    files = [image.file for before, after, _ in pairs for image in (before, after)]
+    pairs = [pair for each in found for pair in (*each["gained"], *each["lost"])]
+    files = [image.file for pair in pairs for image in pair]
     return embed(comparison.folder, files, comparison.notes, budget)
 
 
@@ -404,7 +341,7 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
     metrics = [
         each
         for each in judging(comparison.metrics.values())
-        if any(each.name in one.numbers and each.name in two.numbers for one, two in pairs)
+        if any(all(each.name in image.numbers for image in pair) for pair in pairs)
     ]
     if not metrics:
         return None
@@ -413,7 +350,7 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
     others = [each for each in metrics if each.role != by[0].role]
     tie_break = next((each for each in others if not each.percent), others[0] if others else None)
 
-    def gain(pair: tuple[ImageRecord, ImageRecord]) -> tuple[float, float]:
+    def gain(pair: Pair) -> tuple[float, float]:
         one, two = (image.numbers for image in pair)
         tie = 0.0
         if tie_break is not None and tie_break.name in one and tie_break.name in two:
@@ -422,19 +359,16 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
 
     complete = [pair for pair in pairs if all(m.name in one.numbers for m in by for one in pair)]
     ranked = sorted(((gain(pair), pair) for pair in complete), key=lambda each: each[0])
-    listed = [*by, *([tie_break] if tie_break else [])]
-    lost = [_pair(*pair, listed) for gained, pair in ranked if gained < (0, 0)]
-    won = [_pair(*pair, listed) for gained, pair in reversed(ranked) if gained > (0, 0)]
     better = sum(gained[0] > 0 for gained, _ in ranked)
     worse = sum(gained[0] < 0 for gained, _ in ranked)
-    counts = (better, worse, len(ranked) - better - worse)
-    return Extremes(model, first, by, tie_break, won[:EXTREME_PAIRS], lost[:EXTREME_PAIRS], counts)
-
-
-def _pair(before: ImageRecord, after: ImageRecord, metrics: Sequence[Metric]) -> Pair:
-    numbers = []
-    for each in metrics:
-        values = [image.numbers.get(each.name) for image in (before, after)]
-        texts = ["–" if value is None else of_one_image(each, value) for value in values]
-        numbers.append((each.label, texts[0], texts[1]))
-    return before, after, numbers
+    won = [pair for gained, pair in reversed(ranked) if gained > (0, 0)]
+    lost = [pair for gained, pair in ranked if gained < (0, 0)]
+    return {
+        "model": model,
+        "first": first,
+        "by": by,
+        "tie_break": tie_break,
+        "gained": won[:EXTREME_PAIRS],
+        "lost": lost[:EXTREME_PAIRS],
+        "counts": (better, worse, len(ranked) - better - worse),
+    }

@@ -1,7 +1,7 @@
 """Read values of records, and format numbers: suitable digits, percentages, durations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..io.text import isolated
@@ -36,6 +36,12 @@ def listing(value: Any) -> list[Any]:
 def ends(value: Any) -> tuple[float | None, float | None]:
     """ "low" and "high" of an interval, None where they are missing."""
     return number(mapping(value).get("low")), number(mapping(value).get("high"))
+
+
+def with_ends(value: Any) -> tuple[float, float, float]:
+    """Value, low and high of an interval; its ends are the value where they are missing."""
+    middle, (low, high) = number(value) or 0.0, ends(value)
+    return middle, middle if low is None else low, middle if high is None else high
 
 
 def written(value: Number, percent: bool = False, digits: int = 3) -> str:
@@ -97,8 +103,11 @@ def percent_of(value: Any) -> str:
     return "?" if found is None else f"{100 * found:.0f}\u00a0%".replace("-", "−")
 
 
-def of_one_image(metric: Metric, value: Number) -> str:
-    """A metric of a single image; a share of 0 or 1 as no or yes."""
+def of_one_image(metric: Metric, numbers: Mapping[str, float]) -> str:
+    """A metric of a single image from all its numbers; a share of 0 or 1 as no or yes."""
+    value = numbers.get(metric.name)
+    if value is None:
+        return "–"
     if metric.percent and value in (0.0, 1.0):
         return "yes" if value else "no"
     return percent_of(value) if metric.percent else written(value)

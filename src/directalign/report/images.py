@@ -50,12 +50,6 @@ class Images:
     uris: Mapping[str, str]
     pixelated: bool
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.uris
-
-    def __getitem__(self, name: str) -> str:
-        return self.uris[name]
-
 
 def embed(folder: Path, names: Sequence[str], notes: list[str], budget: int = BUDGET) -> Images:
     """Embed files of a folder; unreadable ones become notes.

@@ -20,7 +20,8 @@ MAX_NOTES = 40
 MAX_SETTINGS = 200
 ABSENT = "–"
 """Text of a setting that is missing or null."""
-FUNCTIONS = fmt.decimal, fmt.format_value, fmt.span, fmt.seconds, cut, fmt.counted, fmt.lower_first
+FUNCTIONS = (fmt.decimal, fmt.format_value, fmt.span, fmt.seconds, cut, fmt.counted)
+FUNCTIONS += (fmt.lower_first, fmt.of_one_image)
 FILTERS = {"percent": fmt.percent_of, **{each.__name__: each for each in FUNCTIONS}}
 
 

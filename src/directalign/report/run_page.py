@@ -15,21 +15,21 @@ from .charts import (
     STYLES,
     Axes,
     Figure,
+    IntervalAxis,
     Marker,
     Point,
     Rule,
     Scatter,
     Series,
-    interval_bar,
     line_chart,
     line_styles,
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
-from .format import cut, mapping, number, percent_of, span
+from .format import cut, mapping, number, percent_of, span, with_ends
 from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
-from .read import Record, RunFiles, is_comparison, metric_of, read_comparison
+from .read import RunFiles, is_comparison, metric_of, read_comparison
 
 EVALUATION = "evaluation"
 """Folder of the comparison with the base model, written by `directalign evaluate`."""
@@ -132,12 +132,7 @@ def change_bar(change: Change) -> Markup:
         return Markup("")
     texts = [f"{percent_of(each)} ({span(each)})" for each in (before, after)]
     title = f"{change.title}: {texts[0]} before, {texts[1]} after"
-    return interval_bar([interval_of(BASE, before), interval_of("s0", after)], title)
-
-
-def interval_of(style: str, value: Record) -> tuple[str, Point, float]:
-    """A recorded interval for `interval_bar`."""
-    return style, (value["low"], value["high"]), number(value) or 0.0
+    return IntervalAxis().row([(BASE, with_ends(before)), ("s0", with_ends(after))], title)
 
 
 def align_seconds(run: RunFiles) -> float | None:

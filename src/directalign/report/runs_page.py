@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from ..metrics import by_role, metric
 from . import run_page
-from .charts import Figure, Scatter, Series, interval_bar, line_chart, line_styles
-from .format import cut, percent_of, span
+from .charts import Figure, IntervalAxis, Scatter, Series, line_chart, line_styles
+from .format import cut, percent_of, span, with_ends
 from .images import EmbeddedCells, embed_cells, pixelated, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
@@ -77,7 +77,7 @@ def _rate_bars(numbers: Record) -> dict[str, Markup]:
         value = numbers.get(key)
         if span(value):
             title = f"{percent_of(value)}, 95 % interval {span(value)}"
-            bars[key] = interval_bar([run_page.interval_of("s0", numbers[key])], title)
+            bars[key] = IntervalAxis().row([("s0", with_ends(value))], title)
     return bars
 
 
