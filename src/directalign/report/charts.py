@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import cycle, pairwise
@@ -121,28 +121,21 @@ class Frame:
     right: float
     base: float
 
-    @classmethod
-    def around(
-        cls,
-        xs: Sequence[Number],
-        ys: Sequence[Number],
-        axes: Axes,
-        size: tuple[int, int],
-        letters: int,
-    ) -> Frame:
-        """A frame for these numbers with room for labels of `letters` letters on the right."""
-        return cls(
-            *_range(xs, axes.x_low, axes.x_high, 0.0),
-            *_range(ys, axes.y_low, axes.y_high, 0.06),
-            right=size[0] - 14 - LETTER_WIDTH * letters,
-            base=float(size[1] - BOTTOM),
-        )
-
     def x(self, value: Number) -> float:
         return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT)
 
     def y(self, value: Number) -> float:
         return self.base - (value - self.y_low) / (self.y_high - self.y_low) * (self.base - TOP)
+
+    def at(self, point: Point) -> tuple[float, float]:
+        """A point in SVG units."""
+        return self.x(point[0]), self.y(point[1])
+
+    def holds(self, rule: Rule) -> bool:
+        """Whether the rule is inside of the plot area."""
+        if rule.horizontal:
+            return self.y_low <= rule.at <= self.y_high
+        return self.x_low <= rule.at <= self.x_high
 
 
 def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
@@ -188,19 +181,31 @@ def line_chart(
     names = [one.label for one in drawn] + [marker.text for marker in markers]
     names += [rule.text for rule in rules if rule.horizontal]
     letters = max(len(line) for name in names for line in _wrapped(name))
-    crosses = [ends for one in drawn for ends in one.errors if ends is not None]
-    xs = [x for one in drawn for x, _ in one.points] + [end for ends in crosses for end in ends[:2]]
-    ys = [y for one in drawn for _, y in one.points] + [end for ends in crosses for end in ends[2:]]
-    ys += [end for one in drawn for _, *ends in one.band for end in ends]
-    frame = Frame.around(xs, ys, axes, size, letters)
+    frame = _frame(drawn, axes, size, letters)
+    rules = [rule for rule in rules if frame.holds(rule)]
     if dots is None:
         dots = max(len(one.points) for one in drawn) <= MAX_DOTS
     parts = [*_draw_axes(frame, axes), *_draw_rules(frame, rules)]
     parts += [part for one in drawn for part in _draw_series(frame, one, axes, dots)]
     parts += [_draw_marker(frame, marker) for marker in markers]
-    parts += draw_labels(_labels(frame, drawn, rules, markers), frame, _ink(frame, drawn))
+    parts += _draw_labels(_labels(frame, drawn, rules, markers), frame)
     box = f'viewBox="0 0 {size[0]} {size[1]}"'
     return _svg("chart", box, title, parts)
+
+
+def _frame(series: Sequence[Series], axes: Axes, size: tuple[int, int], letters: int) -> Frame:
+    """A frame for all points, with room for labels of `letters` letters on the right."""
+    crosses = [ends for one in series for ends in one.errors if ends is not None]
+    points = [point for one in series for point in one.points]
+    xs = [x for x, _ in points] + [end for ends in crosses for end in ends[:2]]
+    ys = [y for _, y in points] + [end for ends in crosses for end in ends[2:]]
+    ys += [end for one in series for _, *ends in one.band for end in ends]
+    return Frame(
+        *_range(xs, axes.x_low, axes.x_high, 0.0),
+        *_range(ys, axes.y_low, axes.y_high, 0.06),
+        right=size[0] - 14 - LETTER_WIDTH * letters,
+        base=float(size[1] - BOTTOM),
+    )
 
 
 def _svg(css: str, box: str, title: str, parts: Sequence[str]) -> Markup:
@@ -246,10 +251,10 @@ def _draw_axes(frame: Frame, axes: Axes) -> Iterator[str]:
 def _draw_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[str]:
     taken = float("-inf")
     for rule in rules:
-        if rule.horizontal and frame.y_low <= rule.at <= frame.y_high:
+        if rule.horizontal:
             y = frame.y(rule.at)
             yield _line(f"rule {rule.style}", LEFT, frame.right, y, y)
-        elif not rule.horizontal and frame.x_low <= rule.at <= frame.x_high:
+        else:
             x, width = frame.x(rule.at), LETTER_WIDTH * len(rule.text)
             before = x - width - 8 > max(taken, LEFT - 20)
             shift, anchor = (-4, "end") if before else (4, "start")
@@ -260,13 +265,12 @@ def _draw_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[str]:
 
 def _draw_series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[str]:
     if len(one.band) > 1:
-        upper = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in one.band]
-        lower = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(one.band)]
-        yield f'<polygon class="band {one.style}" points="{" ".join(upper + lower)}"/>'
+        edge = [(x, high) for x, _, high in one.band]
+        edge += [(x, low) for x, low, _ in reversed(one.band)]
+        yield f'<polygon class="band {one.style}" points="{_path(frame, edge)}"/>'
     for start, end in _crosses(frame, one):
         yield _line(f"whisker {one.style}", start[0], end[0], start[1], end[1])
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in one.points)
-    yield f'<polyline class="line {one.style}" points="{path}"/>'
+    yield f'<polyline class="line {one.style}" points="{_path(frame, one.points)}"/>'
     kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if dots else ("touch", 6)
     for place, (x, y) in enumerate(one.points):
         numbers = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
@@ -275,18 +279,23 @@ def _draw_series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[
         yield f'<circle class="{kind} {one.style}" {at}><title>{escape(tip)}</title></circle>'
 
 
+def _path(frame: Frame, points: Iterable[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.at, points))
+
+
 def _crosses(frame: Frame, one: Series) -> Iterator[tuple[Point, Point]]:
     """Start and end of each error bar in SVG units."""
     for (x, y), ends in zip(one.points, one.errors, strict=False):
         if ends is not None:
-            yield (frame.x(ends[0]), frame.y(y)), (frame.x(ends[1]), frame.y(y))
-            yield (frame.x(x), frame.y(ends[2])), (frame.x(x), frame.y(ends[3]))
+            left, right, lower, upper = ends
+            yield frame.at((left, y)), frame.at((right, y))
+            yield frame.at((x, lower)), frame.at((x, upper))
 
 
 def _draw_marker(frame: Frame, marker: Marker) -> str:
     if marker.kind in ("start", "end"):
         return ""
-    x, y = frame.x(marker.point[0]), frame.y(marker.point[1])
+    x, y = frame.at(marker.point)
     title = f"<title>{escape(marker.text)}</title>"
     if marker.kind == "stop":
         path = f'd="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"'
@@ -299,7 +308,7 @@ def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
     """Points on the lines, error bars and the x axis, `INK_STEP` apart, in SVG units."""
     lines: list[tuple[Point, Point]] = [((LEFT, frame.base), (frame.right, frame.base))]
     for one in series:
-        lines += pairwise((frame.x(x), frame.y(y)) for x, y in one.points)
+        lines += pairwise(map(frame.at, one.points))
         lines += _crosses(frame, one)
     found = []
     for (x, y), (to_x, to_y) in lines:
@@ -311,35 +320,25 @@ def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Label:
-    """A name at the point (x, y) in SVG units: `gap` right of it (anchor "start") or left."""
+    """A name in SVG units: its lines start at `x`, or end there with the anchor "end"."""
 
-    text: str
+    lines: list[str]
     x: Number
     y: Number
     style: str
-    gap: Number = 9
-    letters: int = LABEL_LETTERS
     anchor: str = "start"
 
     @property
-    def lines(self) -> list[str]:
-        return _wrapped(self.text, self.letters)
+    def width(self) -> Number:
+        return LETTER_WIDTH * max(map(len, self.lines))
 
     @property
     def height(self) -> Number:
         return LABEL_LINE * len(self.lines) + 2
 
     @property
-    def start(self) -> Number:
-        return self.x + self.gap if self.anchor == "start" else self.x - self.gap
-
-    @property
     def left(self) -> Number:
-        return self.start if self.anchor == "start" else self.start - self.width
-
-    @property
-    def width(self) -> Number:
-        return LETTER_WIDTH * max(map(len, self.lines))
+        return self.x if self.anchor == "start" else self.x - self.width
 
 
 def _wrapped(label: str, letters: int = LABEL_LETTERS) -> list[str]:
@@ -350,49 +349,26 @@ def _wrapped(label: str, letters: int = LABEL_LETTERS) -> list[str]:
 def _labels(
     frame: Frame, series: Sequence[Series], rules: Sequence[Rule], markers: Sequence[Marker]
 ) -> list[Label]:
-    found = []
-    for one in series:
-        x, y = one.points[-1]
-        found.append(Label(one.label, frame.x(x), frame.y(y), one.style))
-    for marker in markers:
-        x, y = marker.point
-        found.append(Label(marker.text, frame.x(x), frame.y(y), marker.style, gap=13))
-    for rule in rules:
-        if rule.horizontal and frame.y_low <= rule.at <= frame.y_high:
-            found.append(Label(rule.text, frame.right, frame.y(rule.at), rule.style))
-    return found
+    """Names of lines, markers and limits, each where it covers least of the chart."""
+    ink = _ink(frame, series)
+    named = [(one.label, frame.at(one.points[-1]), 9, one.style) for one in series]
+    named += [(one.text, frame.at(one.point), 13, one.style) for one in markers]
+    limits = [(one, (frame.right, frame.y(one.at))) for one in rules if one.horizontal]
+    named += [(one.text, point, 9, one.style) for one, point in limits]
+    return [_label(*each, frame, ink) for each in named if each[0]]
 
 
-def draw_labels(labels: Sequence[Label], frame: Frame, ink: Sequence[Point] = ()) -> list[str]:
-    """Labels as SVG, moved so that they cover little of `ink` and not one another."""
-    columns: list[list[Label]] = []  # labels that could overlap
-    placed = [_moved(each, frame, ink) for each in labels if each.text]
-    for each in sorted(placed, key=lambda each: each.left):
-        if columns and each.left < max(other.left + other.width for other in columns[-1]):
-            columns[-1].append(each)
-        else:
-            columns.append([each])
-    found = []
-    for column in columns:
-        column.sort(key=lambda each: each.y)
-        heights = [each.height for each in column]
-        ys = spread_apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
-        for each, y in zip(column, ys, strict=True):
-            spans = "".join(
-                f'<tspan x="{each.start:.1f}" dy="{LABEL_LINE * bool(row)}">{escape(line)}</tspan>'
-                for row, line in enumerate(each.lines)
-            )
-            at = f'x="{each.start:.1f}" y="{y:.1f}" text-anchor="{each.anchor}"'
-            found.append(f'<text class="label {each.style}" {at}>{spans}</text>')
-    return found
-
-
-def _moved(label: Label, frame: Frame, ink: Sequence[Point]) -> Label:
+def _label(
+    text: str, point: Point, gap: int, style: str, frame: Frame, ink: Sequence[Point]
+) -> Label:
     """The candidate that covers least ink: right of the point, above or below, narrower, left."""
-    longest = max(map(len, label.text.split()), default=1)
-    narrow = replace(label, letters=min(LABEL_LETTERS, longest))
-    shapes = [label] if "…" in "".join(narrow.lines) else [label, narrow]
-    left = replace(label, anchor="end")
+    x, y = point
+    longest = max(map(len, text.split()), default=1)
+    whole, narrow = _wrapped(text), _wrapped(text, min(LABEL_LETTERS, longest))
+    shapes = [Label(whole, x + gap, y, style)]
+    if "…" not in "".join(narrow):
+        shapes.append(Label(narrow, x + gap, y, style))
+    left = Label(whole, x - gap, y, style, anchor="end")
     if left.left > LEFT:
         shapes.append(left)
     shifts = (0.0, -LABEL_SHIFT, LABEL_SHIFT)
@@ -405,6 +381,27 @@ def _moved(label: Label, frame: Frame, ink: Sequence[Point]) -> Label:
         return sum(across[0] <= x <= across[1] and down[0] <= y <= down[1] for x, y in ink)
 
     return min(inside or candidates, key=covered)
+
+
+def _draw_labels(labels: Sequence[Label], frame: Frame) -> Iterator[str]:
+    """Labels as SVG, moved so that they do not cover one another."""
+    columns: list[list[Label]] = []  # labels that could overlap
+    for each in sorted(labels, key=lambda each: each.left):
+        if columns and each.left < max(other.left + other.width for other in columns[-1]):
+            columns[-1].append(each)
+        else:
+            columns.append([each])
+    for column in columns:
+        column.sort(key=lambda each: each.y)
+        heights = [each.height for each in column]
+        ys = spread_apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
+        for each, y in zip(column, ys, strict=True):
+            spans = "".join(
+                f'<tspan x="{each.x:.1f}" dy="{LABEL_LINE * bool(row)}">{escape(line)}</tspan>'
+                for row, line in enumerate(each.lines)
+            )
+            at = f'x="{each.x:.1f}" y="{y:.1f}" text-anchor="{each.anchor}"'
+            yield f'<text class="label {each.style}" {at}>{spans}</text>'
 
 
 def spread_apart(
