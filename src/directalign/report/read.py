@@ -20,6 +20,7 @@ from .format import cut, ends, listing, mapping, number
 
 Record = dict[str, Any]
 LEVEL_NUMBERS = ("recovery_error", "gain", "reward")
+NOT_METRICS = ("step", "seconds", "event")
 SIGMA_BINS = 20
 COMPARISON, RESULTS, SUMMARY = "comparison.json", "results.jsonl", "summary.json"
 FORMAT = 1
@@ -123,7 +124,7 @@ class RunFiles:
 
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) over the updates; dots in the name are nested keys ("metrics.reward")."""
-        return _curve(self.steps, name)
+        return _curve(self.steps, name.split("."))
 
     @property
     def comparable(self) -> list[Record]:
@@ -144,9 +145,15 @@ class RunFiles:
             counts = {min(filter(None, given), default=None)}
         return f"n = {counts.pop():.0f}" if len(counts) == 1 and None not in counts else ""
 
+    @property
+    def measured_names(self) -> list[str]:
+        """Names of all metrics of the evaluations."""
+        names = dict.fromkeys(name for record in self.measured for name in record)
+        return [name for name in names if name not in NOT_METRICS]
+
     def measured_curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) over the evaluations, on equal samples."""
-        return _curve(self.comparable, name)
+        return _curve(self.comparable, [name])
 
     def band(self, name: str) -> list[tuple[float, float, float]]:
         """(step, low, high) over the evaluations that have an interval."""
@@ -238,8 +245,7 @@ def _nested(value: Any, keys: Sequence[str]) -> Any:
     return value
 
 
-def _curve(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
-    keys = name.split(".")
+def _curve(records: Sequence[Record], keys: Sequence[str]) -> list[tuple[float, float]]:
     found = [(float(record["step"]), number(_nested(record, keys))) for record in records]
     return [(step, value) for step, value in found if value is not None]
 
