@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from markupsafe import Markup
 from ..io.atomic import write_text
 from ..io.text import isolated
 from ..report.charts import IntervalAxis
-from ..report.format import counted, p_value
+from ..report.format import p_value
 from ..report.page import environment
 from ..stats import Interval, Ranking
 from . import statistics
@@ -58,6 +58,11 @@ class Comparison:
 
     wins: Sequence[Wins]
     ranking: Ranking
+
+    def of(self, model: str, other: str) -> Wins | None:
+        """The result of a model against another one, None if they were not compared."""
+        both = [*self.wins, *(one.turned() for one in self.wins)]
+        return next((one for one in both if (one.b, one.a) == (model, other)), None)
 
 
 @dataclass(frozen=True)
@@ -144,23 +149,14 @@ def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _opposite(rate: Interval) -> Interval:
-    return Interval(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.n)
-
-
 def is_clear(wins: Wins) -> bool:
     """Whether people prefer one of two models, beyond chance and corrected for all pairs."""
     return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
 
 
-def _sided(wins: Wins, rate: Interval) -> tuple[Interval, str, str]:
-    """The rate of the better model, and both models, the better one first."""
-    return (rate, wins.b, wins.a) if rate.value >= 0.5 else (_opposite(rate), wins.a, wins.b)
-
-
 def claims(results: Results) -> list[str]:
     """Significant differences; else a sentence that there is none and how large it may be."""
-    return _sentences("claims.txt.j2", results, sided=_sided)
+    return _sentences("claims.txt.j2", results)
 
 
 def caveats(results: Results) -> list[str]:
@@ -181,7 +177,6 @@ def caveats(results: Results) -> list[str]:
         unseen=[label for key, label in results.labels.items() if key not in seen],
         largest=largest_shares(results),
         never_compared=_never_compared,
-        prior_note=prior_note,
         names=NAMES,
         alphas={key: found.alpha["ordinal"] for key, found in results.agreement.items()},
         odd=list(dict.fromkeys(odd)),
@@ -206,38 +201,18 @@ def largest_shares(results: Results) -> dict[str, Annotator]:
 
 
 def _never_compared(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
-    pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
     return [
         f"{labels[a]} with {labels[b]}"
         for a, b in combinations(comparison.ranking.models, 2)
-        if frozenset((a, b)) not in pairs
+        if comparison.of(a, b) is None
     ]
 
 
-def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
-    """Why ties were added to make the strengths finite."""
-    groups = joined(["/".join(labels[model] for model in group) for group in ranking.groups])
-    return (
-        f"there are no wins in both directions between {groups}, so the strengths have no finite "
-        "maximum-likelihood value. They are computed with "
-        f"{counted(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
-        "the distance between these groups is not known."
-    )
-
-
-def read_alpha(agreement: Agreement) -> str:
-    """Interpretation of an alpha."""
-    value, interval = agreement.alpha["ordinal"], agreement.interval
-    if value is None:
-        return "unknown: needs two annotators on the same images"
-    if interval is None or interval.low <= 0:
-        return "not distinguishable from chance"
-    if value >= RELIABLE:
-        below = "" if interval.low >= RELIABLE else ", but the interval extends lower"
-        return f"reliable{below}"
-    if value >= TENTATIVE:
-        return "enough for tentative conclusions"
-    return "low: trust averages, not single answers"
+def strength_axis(ranking: Ranking) -> IntervalAxis:
+    """A common axis of all strengths and their mean."""
+    found = map(ranking.interval, ranking.models)
+    ends = [end for one in found for end in (one.value, one.low, one.high, 0.0)]
+    return IntervalAxis.around([end for end in ends if math.isfinite(end)])
 
 
 PAGES = environment(TEMPLATES)
@@ -245,19 +220,12 @@ PAGES = environment(TEMPLATES)
 PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value": p_value}
 PAGES.filters |= {"joined": joined, "label": lambda model, labels: labels[model]}
 PAGES.filters |= {"elo": elo, "beats_average": lambda strength: 1 / (1 + math.exp(-strength))}
+PAGES.filters["strength_axis"] = strength_axis
 PAGES.filters["reach"] = lambda rate: max(rate.high - rate.value, rate.value - rate.low)
 PAGES.tests["clear"] = is_clear
 PAGES.tests["clear_here"] = lambda wins: (  # whatever others prefer
     wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
 )
-
-
-def alpha_bar(interval: Interval | None) -> Markup:
-    """The interval of an alpha on an axis from 0 to 1."""
-    if interval is None:
-        return Markup("")
-    numbers = interval.value, interval.low, interval.high
-    return IntervalAxis().row([("s0", numbers)], "Interval of alpha, from 0 to 1")
 
 
 def render_results(
@@ -267,12 +235,14 @@ def render_results(
     further_caveats: Sequence[str] = (),
 ) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
-    kinds = (("Ratings", results.raters), ("Votes", results.voters))
     return PAGES.get_template("results.html.j2").render(
         style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
         few_annotators=FEW_ANNOTATORS,
+        reliable=RELIABLE,
+        tentative=TENTATIVE,
+        shares_axis=IntervalAxis(),
         labels=results.labels,
         names=NAMES,
         levels={level: level.capitalize() for level in LEVELS},
@@ -280,44 +250,7 @@ def render_results(
         largest=largest_shares(results),
         claims=claims(results),
         caveats=[*caveats(results), *further_caveats],
-        bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
-        comparisons=[_comparison(*item, results.labels) for item in results.comparisons.items()],
-        agreement=[
-            (key, found, read_alpha(found), alpha_bar(found.interval))
-            for key, found in results.agreement.items()
-        ],
-        panels=[(kind, found) for kind, found in kinds if found],
-        side=results.side,
     )
-
-
-def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> dict[str, Any]:
-    """What the page says about one comparison; `matrix` is keyed by (row, column)."""
-    matrix: dict[tuple[str, str], Wins] = {}
-    for one in found.wins:
-        rates = {"rate": _opposite(one.rate), "panel": _opposite(one.panel)}
-        turned = replace(one, a=one.b, b=one.a, wins=one.losses, losses=one.wins, **rates)
-        matrix |= {(one.b, one.a): one, (one.a, one.b): turned}
-    axis, strengths = strength_rows(found.ranking, labels)
-    note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
-    view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
-    view |= {"strengths": strengths, "ticks": axis.ticks(percent=False, about=4)}
-    return view | {"matrix": matrix, "prior_note": note}
-
-
-def strength_rows(
-    ranking: Ranking, labels: Mapping[str, str]
-) -> tuple[IntervalAxis, list[tuple[str, Interval, Markup]]]:
-    """The common axis of the strengths; (label, strength, bar) per model, strongest first."""
-    found = {model: ranking.interval(model) for model in ranking.order()}
-    ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
-    axis = IntervalAxis.around([end for end in ends if math.isfinite(end)])
-    rows = []
-    for model, one in found.items():
-        title = f"{labels[model]}: {signed(one.value)}, {signed(one.low)} to {signed(one.high)}"
-        bar = axis.row([("s0", (one.value, one.low, one.high))], title)
-        rows.append((labels[model], one, bar))
-    return axis, rows
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:

@@ -9,6 +9,8 @@ annotators and other prompts: answers of one person are alike, and so are those 
 whatever its seeds (`stats.clustered_rate`).
 """
 
+from __future__ import annotations
+
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -132,6 +134,15 @@ class Wins:
     p_of_all: float
     panel: Interval
     p_panel: float
+
+    def turned(self) -> Wins:
+        """The result of model `a` against model `b`."""
+        rate, panel = (
+            Interval(1 - one.value, 1 - one.high, 1 - one.low, one.n)
+            for one in (self.rate, self.panel)
+        )
+        wins, losses = self.losses, self.wins
+        return replace(self, a=self.b, b=self.a, rate=rate, panel=panel, wins=wins, losses=losses)
 
 
 def implied_votes(ratings: Sequence[Rating], scale: Scale) -> list[Vote]:
