@@ -289,11 +289,10 @@ def sign_test(wins: int, losses: int) -> float:
 
 def holm(ps: Sequence[float]) -> list[float]:
     """p values corrected for the number of tests (Holm 1979), in the order given."""
-    adjusted, largest = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
-        adjusted[place] = largest
-    return adjusted
+    order, adjusted = np.argsort(ps, kind="stable"), np.zeros(len(ps))
+    larger = np.arange(len(ps), 0, -1) * np.asarray(ps)[order]
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(larger))
+    return adjusted.tolist()
 
 
 @dataclass(frozen=True)

@@ -323,7 +323,7 @@ TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
     "answers.csv": ("Answers that count", _answers),
     "history.csv": (
         "All answers ever given",
-        lambda store: csv_table(HISTORY_COLUMNS, [[*row.values()] for row in store.history()]),
+        lambda store: csv_table(HISTORY_COLUMNS, map(tuple, store.history())),
     ),
     "items.csv": (
         "Prompts",

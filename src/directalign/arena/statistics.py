@@ -90,15 +90,13 @@ def shares(ratings: Sequence[Rating], scale: Scale, models: Sequence[str]) -> li
         own = {image: level for image, level in given.items() if image[2] == model}
         if own:
             people, items = [image[0] for image in own], [image[1] for image in own]
-            weights = stats.person_weights(people)
+            weights, levels = stats.person_weights(people), [*own.values()]
             clusterings = _clusterings(people, [prompts[item] for item in items])
-            rates: dict[Level, Interval] = {
-                level: stats.clustered_rate(
-                    [one == level for one in own.values()], weights, clusterings
-                )[0]
-                for level in LEVELS
-            }
-            counts: dict[Level, int] = {level: [*own.values()].count(level) for level in LEVELS}
+            rates, counts = {}, {}
+            for level in LEVELS:
+                is_level = [one == level for one in levels]
+                rates[level], _ = stats.clustered_rate(is_level, weights, clusterings)
+                counts[level] = sum(is_level)
             found.append(Shares(model, scale, rates, counts, len(set(items)), len(set(people))))
     return found
 

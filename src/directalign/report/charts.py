@@ -16,7 +16,7 @@ from itertools import cycle, pairwise
 from markupsafe import Markup
 
 from ..metrics import Metric
-from .format import Number, distinct, lower_first, written
+from .format import Number, distinct, written
 
 BASE = "s1"
 """CSS class of the base model."""
@@ -473,10 +473,6 @@ class Scatter:
     y: Metric
     charts: dict[str, Markup]
     limited: bool = False
-
-    @property
-    def title(self) -> str:
-        return f"{self.y.label}, by {lower_first(self.x.label)}"
 
 
 def scatter(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,36 +224,34 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
-    prompts: dict[int, str] = {}
-    columns: list[dict[str, dict[int, float]]] = []  # per model: values by group and index
-    for model in comparison.models:
-        groups: dict[str, dict[int, float]] = {}
-        for index, image in comparison.images[model.key].items():
-            prompts[index] = image.prompt
-            if metric.name in image.numbers:
-                groups.setdefault(image.group, {})[index] = image.numbers[metric.name]
-        columns.append(groups)
+    of_models = [
+        {i: one for i, one in comparison.images[model.key].items() if metric.name in one.numbers}
+        for model in comparison.models
+    ]
+    groups = dict.fromkeys(image.group for images in of_models for image in images.values())
     rows = []
-    for group in list(dict.fromkeys(group for groups in columns for group in groups))[:MAX_GROUPS]:
-        values = [groups.get(group, {}) for groups in columns]
-        cells = [_group_cell(values[0], column, metric, prompts) for column in values]
-        pairs = counted(max(map(len, values)), "pair")
+    for group in list(groups)[:MAX_GROUPS]:
+        columns = [{i: one for i, one in own.items() if one.group == group} for own in of_models]
+        cells = [_group_cell(columns[0], column, metric) for column in columns]
+        pairs = counted(max(map(len, columns)), "pair")
         rows.append((group or "without a group", pairs, cells))
     return metric, rows
 
 
 def _group_cell(
-    first: dict[int, float], column: dict[int, float], metric: Metric, prompts: Mapping[int, str]
+    first: dict[int, ImageRecord], column: dict[int, ImageRecord], metric: Metric
 ) -> tuple[str, str, str]:
     value, text = ("–", "")
     if column:
-        mean = grouped_mean([*column.values()], [prompts[index] for index in column])
+        numbers = [image.numbers[metric.name] for image in column.values()]
+        mean = grouped_mean(numbers, [image.prompt for image in column.values()])
         value, text = interval(mean.as_dict(), metric.percent)
-    shared = [index for index in column if index in first]
-    if column is first or not shared:
+    pairs = [(first[i], one) for i, one in column.items() if i in first and column is not first]
+    if not pairs:
         return value, text, ""
-    points = ((column[index] > first[index]) + (column[index] >= first[index]) for index in shared)
-    return value, text, f"wins {100 * sum(points) / 2 / len(shared):.0f}\u00a0%"
+    numbers = [[image.numbers[metric.name] for image in pair] for pair in pairs]
+    points = sum((after > before) + (after >= before) for before, after in numbers)
+    return value, text, f"wins {100 * points / 2 / len(pairs):.0f}\u00a0%"
 
 
 def gallery(comparison: Comparison, budget: int) -> dict[str, Any]:

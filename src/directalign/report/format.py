@@ -70,12 +70,12 @@ def decimals_for(width: Number) -> int:
     return min(6, max(0, 1 - math.floor(math.log10(width))))
 
 
-def fixed(value: Number, decimals: int, percent: bool = False, sign: bool = False) -> str:
+def fixed(value: Number, decimals: int, percent: bool = False) -> str:
     """A number with so many decimals, two fewer for a percentage; zero has no sign."""
     text = f"{100 * value:.{max(0, decimals - 2)}f}" if percent else f"{value:.{decimals}f}"
     digits = text.lstrip("-")
-    prefix = "−" if text.startswith("-") else "+" if sign else ""
-    return (prefix if digits.strip("0.") else "") + digits + ("\u00a0%" if percent else "")
+    sign = "−" if text.startswith("-") and digits.strip("0.") else ""
+    return sign + digits + ("\u00a0%" if percent else "")
 
 
 def interval(record: Any, percent: bool = False) -> tuple[str, str]:
