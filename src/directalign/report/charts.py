@@ -10,13 +10,14 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from itertools import cycle, pairwise
+from typing import Any
 
 from markupsafe import Markup
 
 from ..metrics import Metric
 from .format import Number, distinct, written
+from .page import PAGES
 
 BASE = "s1"
 """CSS class of the base model."""
@@ -64,6 +65,12 @@ class Axes:
     x_low: Number | None = None
     x_high: Number | None = None
 
+    def tip(self, one: Series, place: int) -> str:
+        """The tooltip of a point."""
+        x, y = one.points[place]
+        numbers = f"{self.x} {written(x, self.percent_x)}, {self.y} {written(y, self.percent)}"
+        return "\n".join(filter(None, (one.label, numbers, *one.notes[place : place + 1])))
+
 
 @dataclass(frozen=True)
 class Series:
@@ -79,6 +86,12 @@ class Series:
     band: Sequence[tuple[Number, Number, Number]] = ()
     notes: Sequence[str] = ()
     errors: Sequence[Ends | None] = ()
+
+    @property
+    def band_edge(self) -> list[Point]:
+        """The upper end of the band, then the lower one backwards."""
+        upper = [(x, high) for x, _, high in self.band]
+        return upper + [(x, low) for x, low, _ in reversed(self.band)]
 
 
 @dataclass(frozen=True)
@@ -120,16 +133,32 @@ class Frame:
     y_high: float
     right: float
     base: float
+    left: float = LEFT
+    top: float = TOP
 
     def x(self, value: Number) -> float:
-        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT)
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return self.left + share * (self.right - self.left)
 
     def y(self, value: Number) -> float:
-        return self.base - (value - self.y_low) / (self.y_high - self.y_low) * (self.base - TOP)
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return self.base - share * (self.base - self.top)
 
     def at(self, point: Point) -> tuple[float, float]:
         """A point in SVG units."""
         return self.x(point[0]), self.y(point[1])
+
+    def path(self, points: Iterable[Point]) -> str:
+        """A line through points, for an attribute of SVG."""
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
+
+    def crosses(self, one: Series) -> Iterator[tuple[Point, Point]]:
+        """Start and end of each error bar in SVG units."""
+        for (x, y), ends in zip(one.points, one.errors, strict=False):
+            if ends is not None:
+                left, right, lower, upper = ends
+                yield self.at((left, y)), self.at((right, y))
+                yield self.at((x, lower)), self.at((x, upper))
 
     def holds(self, rule: Rule) -> bool:
         """Whether the rule is inside of the plot area."""
@@ -185,12 +214,29 @@ def line_chart(
     rules = [rule for rule in rules if frame.holds(rule)]
     if dots is None:
         dots = max(len(one.points) for one in drawn) <= MAX_DOTS
-    parts = [*_draw_axes(frame, axes), *_draw_rules(frame, rules)]
-    parts += [part for one in drawn for part in _draw_series(frame, one, axes, dots)]
-    parts += [_draw_marker(frame, marker) for marker in markers]
-    parts += _draw_labels(_labels(frame, drawn, rules, markers), frame)
-    box = f'viewBox="0 0 {size[0]} {size[1]}"'
-    return _svg("chart", box, title, parts)
+    values = ticks(frame.y_low, frame.y_high)
+    rows = list(zip(values, distinct(values, axes.percent), strict=True))
+    places = ticks(frame.x_low, frame.x_high)
+    return _svg(
+        "chart",
+        title=title,
+        size=size,
+        frame=frame,
+        axes=axes,
+        rows=rows,
+        columns=[(value, written(value, axes.percent_x)) for value in places],
+        rules=_named_rules(frame, rules),
+        limits=[rule for rule in rules if rule.horizontal],
+        series=drawn,
+        dots=dots,
+        markers=markers,
+        labels=_apart(_labels(frame, drawn, rules, markers), frame),
+        line_height=LABEL_LINE,
+    )
+
+
+def _svg(template: str, **context: Any) -> Markup:
+    return Markup(PAGES.get_template(f"{template}.svg.j2").render(**context))
 
 
 def _frame(series: Sequence[Series], axes: Axes, size: tuple[int, int], letters: int) -> Frame:
@@ -208,21 +254,6 @@ def _frame(series: Sequence[Series], axes: Axes, size: tuple[int, int], letters:
     )
 
 
-def _svg(css: str, box: str, title: str, parts: Sequence[str]) -> Markup:
-    text = escape(title)
-    head = f'<svg class="{css}" {box} role="img" aria-label="{text}"><title>{text}</title>'
-    return Markup(head + "".join(parts) + "</svg>")
-
-
-def _line(css: str, x1: Number, x2: Number, y1: Number, y2: Number) -> str:
-    return f'<line class="{css}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(css: str, x: Number, y: Number, anchor: str, text: str) -> str:
-    at = f'x="{x:.1f}" y="{y:.1f}"'
-    return f'<text class="{css}" {at} text-anchor="{anchor}">{escape(text)}</text>'
-
-
 def _thinned(one: Series) -> Series:
     """Replace neighbouring points of a long line by their means."""
     if len(one.points) <= MAX_POINTS:
@@ -234,74 +265,16 @@ def _thinned(one: Series) -> Series:
     return replace(one, points=means, notes=notes, errors=())
 
 
-def _draw_axes(frame: Frame, axes: Axes) -> Iterator[str]:
-    """Grid, ticks and the name of the x axis; the title of the figure names the y axis."""
-    rows = ticks(frame.y_low, frame.y_high)
-    for value, text in zip(rows, distinct(rows, axes.percent), strict=True):
-        y = frame.y(value)
-        yield _line("grid", LEFT, frame.right, y, y)
-        yield _text("tick", LEFT - 8, y + 4, "end", text)
-    for value in ticks(frame.x_low, frame.x_high):
-        text = written(value, axes.percent_x)
-        yield _text("tick", frame.x(value), frame.base + 18, "middle", text)
-    yield _line("axis", LEFT, frame.right, frame.base, frame.base)
-    yield _text("name", (LEFT + frame.right) / 2, frame.base + 37, "middle", axes.x)
-
-
-def _draw_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[str]:
+def _named_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[tuple[Rule, float, float, str]]:
+    """Vertical rules with their place, that of their names and its anchor; no name over another."""
     taken = float("-inf")
     for rule in rules:
-        if rule.horizontal:
-            y = frame.y(rule.at)
-            yield _line(f"rule {rule.style}", LEFT, frame.right, y, y)
-        else:
+        if not rule.horizontal:
             x, width = frame.x(rule.at), LETTER_WIDTH * len(rule.text)
-            before = x - width - 8 > max(taken, LEFT - 20)
+            before = x - width - 8 > max(taken, frame.left - 20)
             shift, anchor = (-4, "end") if before else (4, "start")
-            yield _line(f"rule {rule.style}", x, x, TOP - 10, frame.base)
-            yield _text(f"rule-name {rule.style}", x + shift, TOP - 3, anchor, rule.text)
+            yield rule, x, x + shift, anchor
             taken = x if before else x + width
-
-
-def _draw_series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[str]:
-    if len(one.band) > 1:
-        edge = [(x, high) for x, _, high in one.band]
-        edge += [(x, low) for x, low, _ in reversed(one.band)]
-        yield f'<polygon class="band {one.style}" points="{_path(frame, edge)}"/>'
-    for start, end in _crosses(frame, one):
-        yield _line(f"whisker {one.style}", start[0], end[0], start[1], end[1])
-    yield f'<polyline class="line {one.style}" points="{_path(frame, one.points)}"/>'
-    kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if dots else ("touch", 6)
-    for place, (x, y) in enumerate(one.points):
-        numbers = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
-        tip = "\n".join(filter(None, (one.label, numbers, *one.notes[place : place + 1])))
-        at = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
-        yield f'<circle class="{kind} {one.style}" {at}><title>{escape(tip)}</title></circle>'
-
-
-def _path(frame: Frame, points: Iterable[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.at, points))
-
-
-def _crosses(frame: Frame, one: Series) -> Iterator[tuple[Point, Point]]:
-    """Start and end of each error bar in SVG units."""
-    for (x, y), ends in zip(one.points, one.errors, strict=False):
-        if ends is not None:
-            left, right, lower, upper = ends
-            yield frame.at((left, y)), frame.at((right, y))
-            yield frame.at((x, lower)), frame.at((x, upper))
-
-
-def _draw_marker(frame: Frame, marker: Marker) -> str:
-    if marker.kind in ("start", "end"):
-        return ""
-    x, y = frame.at(marker.point)
-    title = f"<title>{escape(marker.text)}</title>"
-    if marker.kind == "stop":
-        path = f'd="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"'
-        cross = f'<path class="marker {marker.style}" {path}>{title}</path>'
-        return f'<path class="marker-back" {path}/>{cross}'
-    return f'<circle class="marker {marker.style}" cx="{x:.1f}" cy="{y:.1f}" r="8">{title}</circle>'
 
 
 def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
@@ -309,7 +282,7 @@ def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
     lines: list[tuple[Point, Point]] = [((LEFT, frame.base), (frame.right, frame.base))]
     for one in series:
         lines += pairwise(map(frame.at, one.points))
-        lines += _crosses(frame, one)
+        lines += frame.crosses(one)
     found = []
     for (x, y), (to_x, to_y) in lines:
         pieces = max(1, math.ceil(math.dist((x, y), (to_x, to_y)) / INK_STEP))
@@ -383,8 +356,8 @@ def _label(
     return min(inside or candidates, key=covered)
 
 
-def _draw_labels(labels: Sequence[Label], frame: Frame) -> Iterator[str]:
-    """Labels as SVG, moved so that they do not cover one another."""
+def _apart(labels: Sequence[Label], frame: Frame) -> Iterator[tuple[Label, Number]]:
+    """Labels and their height, so that they do not cover one another."""
     columns: list[list[Label]] = []  # labels that could overlap
     for each in sorted(labels, key=lambda each: each.left):
         if columns and each.left < max(other.left + other.width for other in columns[-1]):
@@ -395,13 +368,7 @@ def _draw_labels(labels: Sequence[Label], frame: Frame) -> Iterator[str]:
         column.sort(key=lambda each: each.y)
         heights = [each.height for each in column]
         ys = spread_apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
-        for each, y in zip(column, ys, strict=True):
-            spans = "".join(
-                f'<tspan x="{each.x:.1f}" dy="{LABEL_LINE * bool(row)}">{escape(line)}</tspan>'
-                for row, line in enumerate(each.lines)
-            )
-            at = f'x="{each.x:.1f}" y="{y:.1f}" text-anchor="{each.anchor}"'
-            yield f'<text class="label {each.style}" {at}>{spans}</text>'
+        yield from zip(column, ys, strict=True)
 
 
 def spread_apart(
@@ -452,14 +419,10 @@ class IntervalAxis:
         middle: Number | None = None,
     ) -> Markup:
         """Intervals, (CSS class, (value, lower end, upper end)) each, and a tick at `middle`."""
-        parts = [_line("track", BAR_EDGE, BAR_WIDTH - BAR_EDGE, 11, 11)]
-        if middle is not None:
-            parts.append(_line("middle", self.x(middle), self.x(middle), 4, 18))
-        for style, numbers in intervals:
-            at, low, high = map(self.x, numbers)
-            parts.append(_line(f"whisker {style}", low, high, 11, 11))
-            parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="11" r="5"/>')
-        return _svg("bar", f'viewBox="0 0 {BAR_WIDTH} 22"', title, parts)
+        numbers = [(style, *map(self.x, each)) for style, each in intervals]
+        at = None if middle is None else self.x(middle)
+        sizes = {"width": BAR_WIDTH, "edge": BAR_EDGE}
+        return _svg("bar", title=title, intervals=numbers, middle=at, **sizes)
 
 
 @dataclass(frozen=True)

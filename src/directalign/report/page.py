@@ -39,6 +39,10 @@ def environment(folder: Path) -> Environment:
     return found
 
 
+PAGES = environment(TEMPLATES)
+"""All templates of the reports."""
+
+
 def render(template: str, notes: Sequence[str], **context: Any) -> str:
     """A page as HTML, with the first `MAX_NOTES` notes."""
     files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}
@@ -46,7 +50,7 @@ def render(template: str, notes: Sequence[str], **context: Any) -> str:
     listed = list(dict.fromkeys(cut(note) for note in notes))
     if len(listed) > MAX_NOTES:
         listed[MAX_NOTES:] = [f"... and {len(listed) - MAX_NOTES:,} more."]
-    return environment(TEMPLATES).get_template(template).render(**inline, notes=listed, **context)
+    return PAGES.get_template(template).render(**inline, notes=listed, **context)
 
 
 def repeat_command(run: RunFiles) -> str:
