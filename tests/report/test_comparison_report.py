@@ -13,7 +13,13 @@ from synthetic_run import write_run
 
 from comparison_folders import MODELS, PROMPTS, write_comparison
 from directalign.report import comparison_page, write_page
-from directalign.report.comparison_page import extremes, gallery, group_tables, win_matrices
+from directalign.report.comparison_page import (
+    extremes,
+    gallery,
+    group_tables,
+    win_matrices,
+    win_side,
+)
 from directalign.report.page import ABSENT, differing_settings, flat
 from directalign.report.read import read_comparison
 
@@ -65,14 +71,15 @@ def test_two_models_without_control_prompts(tmp_path):
 
 
 def test_wins_are_mirrored(comparison):
-    found = {metric.name: (models, cells) for metric, models, cells in win_matrices(comparison)}
-    models, cells = found["photo_rate"]
+    found = {metric.name: (models, wins) for metric, models, wins in win_matrices(comparison)}
+    models, wins = found["photo_rate"]
     assert [model.key for model in models] == list(MODELS)
-    assert set(cells) == set(permutations(MODELS, 2))
-    for (a, b), cell in cells.items():
-        mirror = cells[b, a]
-        assert (cell["share"], cell["p"]) == (pytest.approx(1 - mirror["share"]), mirror["p"])
-    assert (cells["base", "srpo"]["side"], cells["srpo", "base"]["side"]) == ("for", "against")
+    assert set(wins) == set(permutations(MODELS, 2))
+    for (a, b), win in wins.items():
+        mirror = wins[b, a]
+        assert (win["value"], win["p"]) == (pytest.approx(1 - mirror["value"]), mirror["p"])
+    sides = [win_side(wins[pair]) for pair in (("base", "srpo"), ("srpo", "base"))]
+    assert sides == ["for", "against"]
 
 
 def test_extremes_are_the_pairs_that_changed_most(comparison):

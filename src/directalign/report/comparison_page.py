@@ -10,15 +10,13 @@ from ..io.text import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
 from . import charts
-from .format import counted, cut, interval, mapping, number, of_one_image, p_value, with_ends
+from .format import counted, cut, interval, mapping, number, of_one_image, with_ends
 from .images import BUDGET, Images, embed, spread
 from .page import differing_settings, environment_of, render
 from .read import Comparison, ImageRecord, Model, Record, read_comparison
 
 OFF_TOPIC = "control_prompts"
 """The group of control prompts."""
-ALPHA_LEVEL = 0.05
-WIN_STYLES = {"for": "s0", "against": "s2", "even": "s1"}
 FULL_AXIS = ("judge", "adherence", "leakage")
 """Roles whose rates are drawn from 0 to 1."""
 GROUP_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
@@ -54,6 +52,8 @@ def html(folder: Path) -> str:
         models=found.models,
         styles=styles,
         headlines=_headlines(found.models, wins),
+        axis=charts.IntervalAxis(),
+        win_side=win_side,
         gallery=gallery(found, BUDGET * 3 // 5),
         matrices=wins,
         corrected=corrected,
@@ -76,14 +76,8 @@ def styles_of(comparison: Comparison) -> dict[str, str]:
     return dict(zip(keys, [charts.BASE, *charts.line_styles(len(keys))], strict=False))
 
 
-WinCell = dict[str, Any]
-"""What the page says about the pairs that one model wins against another, a tie counting half.
-
-`side`: "for" or "against" if the interval excludes one half, else "even". `significant`: p is below
-`ALPHA_LEVEL` after correction for the number of tests.
-"""
-WinMatrix = tuple[Metric, list[Model], dict[tuple[str, str], WinCell]]
-"""A metric, the models with recorded wins, and the cells by keys (a, b): wins of b against a."""
+WinMatrix = tuple[Metric, list[Model], dict[tuple[str, str], Record]]
+"""A metric, the models with recorded wins, and the wins by keys (a, b): of b against a."""
 
 
 def win_matrices(comparison: Comparison) -> list[WinMatrix]:
@@ -95,33 +89,19 @@ def win_matrices(comparison: Comparison) -> list[WinMatrix]:
             seen = {key for pair in wins for key in pair}
             models = [model for model in comparison.models if model.key in seen]
             if len(models) > 1:
-                found.append((each, models, {pair: _win_cell(win) for pair, win in wins.items()}))
+                found.append((each, models, wins))
     return found
 
 
-def _win_cell(win: Record) -> WinCell:
-    value, text = interval(win, percent=True)
-    share, low, high = with_ends(win)
-    side = "for" if low > 0.5 else "against" if high < 0.5 else "even"
-    names = (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
-    counts = [(win.get(plural), one, plural) for one, plural in names]
-    corrected_p, title = number(win.get("p_holm")), f"{value} of pairs won ({text})"
-    bar = charts.IntervalAxis().row([(WIN_STYLES[side], (share, low, high))], title, middle=0.5)
-    return {
-        "share": share,
-        "side": side,
-        "value": value,
-        "ends": text,
-        "p": p_value(win.get("p")),
-        "significant": corrected_p is not None and corrected_p < ALPHA_LEVEL,
-        "counts": ", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
-        "bar": bar,
-    }
+def win_side(win: Record) -> str:
+    """ "for" or "against" if the interval of a win rate excludes one half, else "even"."""
+    _, low, high = with_ends(win)
+    return "for" if low > 0.5 else "against" if high < 0.5 else "even"
 
 
 def _headlines(
     models: Sequence[Model], wins: Sequence[WinMatrix]
-) -> list[tuple[Model, list[tuple[Metric, WinCell]]]]:
+) -> list[tuple[Model, list[tuple[Metric, Record]]]]:
     """Each model's wins against the first one, by the main judge and by other judges."""
     better = [metric for metric, _, _ in wins if metric.better > 0]
     judges = [one for one in better if one is better[0] or one.role == "judge"][:MAX_JUDGES]
@@ -135,8 +115,7 @@ def _headlines(
 
 
 Panel = dict[str, Any]
-"""A metric of all models: rows of (model, bar, value, ends), ticks of (position in percent, text)
-and `n` images per model."""
+"""A `metric` of all models: `rows` of (model, interval), their `axis`, and `n` images per model."""
 
 
 def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
@@ -150,21 +129,16 @@ def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
 
 
 def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
-    styles = styles_of(comparison)
     values = [(model, comparison.interval(model.key, metric.name)) for model in comparison.models]
     values = [(model, value) for model, value in values if number(value) is not None]
     if not values:
         return None
     full = metric.percent and metric.role in FULL_AXIS
-    ends = [end for _, value in values for end in with_ends(value)[1:]]
-    axis, rows = charts.IntervalAxis.around(ends, full), []
-    for model, value in values:
-        text, span = interval(value, metric.percent)
-        title = f"{model.label}: {text} ({span})" if span else f"{model.label}: {text}"
-        bar = axis.row([(styles[model.key], with_ends(value))], title)
-        rows.append((model, bar, text, span))
+    axis = charts.IntervalAxis.around(
+        [e for _, value in values for e in with_ends(value)[1:]], full
+    )
     n = max(number(mapping(value).get("n")) or 0 for _, value in values)
-    return {"metric": metric, "rows": rows, "ticks": axis.ticks(metric.percent), "n": int(n)}
+    return {"metric": metric, "rows": values, "axis": axis, "n": int(n)}
 
 
 def model_scatter(comparison: Comparison) -> charts.Scatter | None:

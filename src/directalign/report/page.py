@@ -21,7 +21,7 @@ MAX_SETTINGS = 200
 ABSENT = "–"
 """Text of a setting that is missing or null."""
 FUNCTIONS = (fmt.decimal, fmt.format_value, fmt.span, fmt.seconds, cut, fmt.counted)
-FUNCTIONS += (fmt.lower_first, fmt.of_one_image)
+FUNCTIONS += (fmt.lower_first, fmt.of_one_image, fmt.interval, fmt.p_value, fmt.with_ends)
 FILTERS = {"percent": fmt.percent_of, **{each.__name__: each for each in FUNCTIONS}}
 
 

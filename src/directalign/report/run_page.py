@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from ..metrics import HELD_OUT, NEG, POS, ROLES, STYLE, Metric, by_role, metric
 from .charts import (
@@ -26,7 +25,7 @@ from .charts import (
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
-from .format import cut, mapping, number, percent_of, span, with_ends
+from .format import cut, mapping, number
 from .images import BUDGET, Images, embed_cells, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
 from .read import RunFiles, is_comparison, metric_of, read_comparison
@@ -71,6 +70,7 @@ def html(run: RunFiles) -> str:
         ending=end,
         duration=align_seconds(run),
         changes=changes(run),
+        axis=IntervalAxis(),
         grids=grids,
         first_grid=kept[0] if kept else len(grids) - 1,
         pixelated=pixelated,
@@ -90,8 +90,8 @@ def html(run: RunFiles) -> str:
 
 
 def changes(run: RunFiles) -> list[dict[str, Any]]:
-    """The `title` and `key` of each main metric, its values `before` (of the base model) and
-    `after` (of the final or kept weights), and their `bar`; [] without both.
+    """The `title` and `key` of each main metric, and its values `before` (of the base model) and
+    `after` (of the final or kept weights); [] without both.
 
     Both are on equal samples, also of a run that was interrupted between evaluations of all.
     """
@@ -109,18 +109,8 @@ def changes(run: RunFiles) -> list[dict[str, Any]]:
     for title, key in [*main, ("Colour drift", "color_drift"), ("Reward", "reward")]:
         ends = before.get(key), after.get(key)
         if None not in map(number, ends):
-            one = {"title": title, "key": key, "before": ends[0], "after": ends[1]}
-            found.append(one | {"bar": change_bar(title, *ends)})
+            found.append({"title": title, "key": key, "before": ends[0], "after": ends[1]})
     return found
-
-
-def change_bar(title: str, before: Any, after: Any) -> Markup:
-    """Both intervals of a rate on one line; empty without them."""
-    if not span(before) or not span(after):
-        return Markup("")
-    texts = [f"{percent_of(each)} ({span(each)})" for each in (before, after)]
-    title = f"{title}: {texts[0]} before, {texts[1]} after"
-    return IntervalAxis().row([(BASE, with_ends(before)), ("s0", with_ends(after))], title)
 
 
 def align_seconds(run: RunFiles) -> float | None:

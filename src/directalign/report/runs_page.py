@@ -7,12 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ..metrics import by_role, metric
 from . import run_page
 from .charts import Figure, IntervalAxis, Scatter, Series, line_chart, line_styles
-from .format import cut, percent_of, span, with_ends
+from .format import cut
 from .images import EmbeddedCells, embed_cells, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
@@ -44,7 +42,7 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
             (run, run_page.changes(run), run_page.align_seconds(run)) for run in short[:MAX_DRAWN]
         ],
         rows=table(summary, runs),
-        rate_bar=rate_bar,
+        axis=IntervalAxis(),
         columns=_columns(list(zip(short, grids, strict=False))[:MAX_DRAWN]),
         pixelated=pixelated,
         prompts=next((found for run in short if (found := prompts_of(run))), []),
@@ -66,12 +64,6 @@ def _columns(runs: Sequence[tuple[RunFiles, EmbeddedCells]]) -> list[tuple[str, 
     found = [(cut(run.name), cells[-1][1]) for run, cells in runs if cells]
     first = next((cells[0] for _, cells in runs if cells), None)
     return [("Base model", first[1]), *found] if first and first[0] == 0 else found
-
-
-def rate_bar(value: Any) -> Markup:
-    """The bar of a rate in a table; empty without an interval."""
-    title = f"{percent_of(value)}, 95 % interval {span(value)}"
-    return IntervalAxis().row([("s0", with_ends(value))], title) if span(value) else Markup("")
 
 
 def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
