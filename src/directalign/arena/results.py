@@ -12,23 +12,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from ..io.atomic import write_text
 from ..io.text import isolated
 from ..report.charts import IntervalAxis
-from ..report.format import p_value
 from ..report.page import environment
-from ..stats import Interval, Ranking
+from ..stats import Interval, Ranking, WinRate
 from . import statistics
 from .records import LEVELS, Rating, Vote, latest, prompt_of
-from .statistics import SCALES, Agreement, Annotator, Scale, Shares, SideBias, Wins, elo
+from .statistics import SCALES, Agreement, Annotator, Scale, Shares, Wins, elo
 from .store import Store
 
 VOTES = "votes"
-NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}
 ALPHA_LEVEL = 0.05
 FEW_PROMPTS, FEW_ANNOTATORS = 20, 6
 """Below so many annotators nothing is claimed about other people."""
@@ -71,7 +68,7 @@ class Results:
 
     `labels` are {key: label} of all models, in display order. `shares` is keyed by scale;
     `comparisons` and `agreement` by scale or `VOTES`; scales without answers are left out.
-    `unequal` are models that were rated on other items than the rest.
+    `unseen` are models without an answer, `unequal` those rated on other items than the rest.
     """
 
     labels: Mapping[str, str]
@@ -81,13 +78,20 @@ class Results:
     prompts: int
     annotators: int
     incomplete: int
+    unseen: Sequence[str]
     unequal: Sequence[str]
     shares: Mapping[Scale, Sequence[Shares]]
     comparisons: Mapping[str, Comparison]
     agreement: Mapping[str, Agreement]
     raters: Sequence[Annotator]
     voters: Sequence[Annotator]
-    side: SideBias | None
+    side: WinRate | None
+
+    @property
+    def largest(self) -> dict[str, Annotator]:
+        """The annotator with the most answers of each kind, "ratings" and "votes"."""
+        kinds = {"ratings": self.raters, "votes": self.voters}
+        return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
 
 
 def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str, str]) -> Results:
@@ -103,6 +107,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         shares[scale] = statistics.shares(ratings, scale, models)
     items = {model: {one.item for one in ratings if one.model == model} for model in models}
     most = max(items.values(), key=len, default=set())
+    voted = {model for vote in votes for model in (vote.left, vote.right)}
     return Results(
         labels={key: isolated(" ".join(label.split())) for key, label in labels.items()},
         ratings=len(ratings),
@@ -111,6 +116,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         prompts=len({prompt_of(one) for one in answers}),
         annotators=len({one.annotator for one in answers}),
         incomplete=statistics.incomplete(ratings),
+        unseen=[model for model, own in items.items() if not own and model not in voted],
         unequal=[model for model, own in items.items() if own and own != most],
         shares={scale: found for scale, found in shares.items() if found},
         comparisons={key: _compare(found, models) for key, found in sources.items() if found},
@@ -161,43 +167,20 @@ def claims(results: Results) -> list[str]:
 
 def caveats(results: Results) -> list[str]:
     """Limits of the data, the most important first."""
-    seen = {one.model for found in results.shares.values() for one in found}
-    seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
-    odd = [
-        one.name
-        for one in (*results.raters, *results.voters)
-        if one.answers >= ODD_MIN_ANSWERS
-        and (one.without or 0.0) >= ODD_MIN_ALPHA
-        and one.against_others is not None
-        and one.against_others <= 0
-    ]
-    return _sentences(
-        "caveats.txt.j2",
-        results,
-        unseen=[label for key, label in results.labels.items() if key not in seen],
-        largest=largest_shares(results),
-        never_compared=_never_compared,
-        names=NAMES,
-        alphas={key: found.alpha["ordinal"] for key, found in results.agreement.items()},
-        odd=list(dict.fromkeys(odd)),
-    )
+    return _sentences("caveats.txt.j2", results)
 
 
-def _sentences(template: str, results: Results, **words: Any) -> list[str]:
+def _sentences(template: str, results: Results) -> list[str]:
     """The lines of a template, as HTML."""
-    found = results.comparisons
-    main = [(source, found[source]) for source in (VOTES, "overall") if source in found]
-    words |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS}
-    words |= {"results": results, "labels": results.labels, "main": main}
-    words |= {"tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
-    text = PAGES.get_template(template).render(**words)
+    text = PAGES.get_template(template).render(results=results, labels=results.labels)
     return [Markup(line) for line in text.split("\n") if line.strip()]
 
 
-def largest_shares(results: Results) -> dict[str, Annotator]:
-    """The annotator with the most answers of each kind, "ratings" and "votes"."""
-    kinds = {"ratings": results.raters, "votes": results.voters}
-    return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
+def _is_odd(one: Annotator) -> bool:
+    """Whether an annotator agrees with the others by chance at most, while they agree."""
+    others, without = one.against_others, one.without or 0.0
+    is_alone = others is not None and others <= 0 and without >= ODD_MIN_ALPHA
+    return is_alone and one.answers >= ODD_MIN_ANSWERS
 
 
 def _never_compared(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
@@ -217,12 +200,17 @@ def strength_axis(ranking: Ranking) -> IntervalAxis:
 
 PAGES = environment(TEMPLATES)
 """All templates of the arena."""
-PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value": p_value}
-PAGES.filters |= {"joined": joined, "label": lambda model, labels: labels[model]}
-PAGES.filters |= {"elo": elo, "beats_average": lambda strength: 1 / (1 + math.exp(-strength))}
-PAGES.filters["strength_axis"] = strength_axis
-PAGES.filters["reach"] = lambda rate: max(rate.high - rate.value, rate.value - rate.low)
-PAGES.tests["clear"] = is_clear
+PAGES.globals |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS, "levels": LEVELS}
+PAGES.globals |= {"reliable": RELIABLE, "tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
+PAGES.globals["shares_axis"] = IntervalAxis()
+PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "joined": joined, "elo": elo}
+PAGES.filters |= {"strength_axis": strength_axis, "never_compared": _never_compared}
+PAGES.filters |= {
+    "label": lambda model, labels: labels[model],
+    "beats_average": lambda strength: 1 / (1 + math.exp(-strength)),
+    "reach": lambda rate: max(rate.high - rate.value, rate.value - rate.low),
+}
+PAGES.tests |= {"clear": is_clear, "odd": _is_odd}
 PAGES.tests["clear_here"] = lambda wins: (  # whatever others prefer
     wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
 )
@@ -239,15 +227,8 @@ def render_results(
         style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
-        few_annotators=FEW_ANNOTATORS,
-        reliable=RELIABLE,
-        tentative=TENTATIVE,
-        shares_axis=IntervalAxis(),
         labels=results.labels,
-        names=NAMES,
-        levels={level: level.capitalize() for level in LEVELS},
         results=results,
-        largest=largest_shares(results),
         claims=claims(results),
         caveats=[*caveats(results), *further_caveats],
     )

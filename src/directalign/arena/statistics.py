@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations, compress
 from statistics import fmean, median
 from typing import Literal, get_args
@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .. import stats
-from ..stats import Clusters, Interval, Ranking
+from ..stats import Clusters, Interval, Ranking, WinRate
 from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, Vote, latest, prompt_of
 
 Scale = Literal["overall", Axis]
@@ -307,16 +307,6 @@ def _counts(answers: Answers) -> tuple[Int[np.ndarray, "u v"], Float[np.ndarray,
 
 
 @dataclass(frozen=True)
-class SideBias:
-    """How often the left image won, without ties; `p` of the sign test (sides are random)."""
-
-    rate: Interval
-    left: int
-    right: int
-    p: float
-
-
-@dataclass(frozen=True)
 class Annotator:
     """Habits of one annotator: hints for a check, not grounds for exclusion. None: not defined.
 
@@ -335,7 +325,7 @@ class Annotator:
     against_others: float | None
     without: float | None
     ties: float | None = None
-    side: SideBias | None = None
+    side: WinRate | None = None
     p_side: float = 1.0
 
 
@@ -391,14 +381,15 @@ def _habits(
     return seconds, commonest, means[0], means[1]
 
 
-def side_bias(votes: Iterable[Vote]) -> SideBias | None:
-    """Whether images win by standing on the left; None without a decided vote."""
+def side_bias(votes: Iterable[Vote]) -> WinRate | None:
+    """How often the left image won, without ties, with `p` of the sign test (sides are random);
+    None without a decided vote."""
     decided = [vote for vote in latest(votes) if vote.winner is not None]
     if not decided:
         return None
     left, n = sum(vote.winner == vote.left for vote in decided), len(decided)
     rate, p = stats.wilson_interval(left / n, n), stats.sign_test(left, n - left)
-    return SideBias(rate, left, n - left, p)
+    return WinRate(**asdict(rate), wins=left, losses=n - left, ties=0, p=p)
 
 
 def against_others(panel: Reliability, name: str) -> float | None:
