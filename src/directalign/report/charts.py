@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, pairwise
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -45,11 +45,6 @@ LOW_RATE = 0.8
 
 Point = tuple[Number, Number]
 Ends = tuple[Number, Number, Number, Number]
-
-
-def line_styles(count: int) -> list[str]:
-    """CSS classes of `count` lines; they repeat when there are more lines than colours."""
-    return [style for _, style in zip(range(count), cycle(STYLES), strict=False)]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def html(folder: Path) -> str:
     found = read_comparison(folder)
     styles = styles_of(found)
     wins, pairs = win_matrices(found), extremes(found)
+    better = [one for one in wins if one[0].better > 0]
     settings = [model.settings for model in found.models]
     labels = [model.label for model in found.models]
     title = f"{len(labels)} models compared"
@@ -51,7 +53,7 @@ def html(folder: Path) -> str:
         pairs=len(groups),
         models=found.models,
         styles=styles,
-        headlines=_headlines(found.models, wins),
+        judges=[one for one in better if one is better[0] or one[0].role == "judge"][:MAX_JUDGES],
         axis=charts.IntervalAxis(),
         win_side=win_side,
         gallery=gallery(found, BUDGET * 3 // 5),
@@ -73,7 +75,7 @@ def html(folder: Path) -> str:
 def styles_of(comparison: Comparison) -> dict[str, str]:
     """CSS class by model; the first is the base model."""
     keys = [model.key for model in comparison.models]
-    return dict(zip(keys, [charts.BASE, *charts.line_styles(len(keys))], strict=False))
+    return dict(zip(keys, chain([charts.BASE], cycle(charts.STYLES)), strict=False))
 
 
 WinMatrix = tuple[Metric, list[Model], dict[tuple[str, str], Record]]
@@ -97,21 +99,6 @@ def win_side(win: Record) -> str:
     """ "for" or "against" if the interval of a win rate excludes one half, else "even"."""
     _, low, high = with_ends(win)
     return "for" if low > 0.5 else "against" if high < 0.5 else "even"
-
-
-def _headlines(
-    models: Sequence[Model], wins: Sequence[WinMatrix]
-) -> list[tuple[Model, list[tuple[Metric, Record]]]]:
-    """Each model's wins against the first one, by the main judge and by other judges."""
-    better = [metric for metric, _, _ in wins if metric.better > 0]
-    judges = [one for one in better if one is better[0] or one.role == "judge"][:MAX_JUDGES]
-    found = []
-    for model in models[1:]:
-        pair = models[0].key, model.key
-        cells = [(one, own[pair]) for one, _, own in wins if one in judges and pair in own]
-        if cells:
-            found.append((model, cells))
-    return found
 
 
 Panel = dict[str, Any]

@@ -160,6 +160,14 @@ class RunFiles:
         found = [(float(record["step"]), *ends(record.get(name))) for record in self.comparable]
         return [(step, low, high) for step, low, high in found if None not in (low, high)]  # type: ignore[misc]
 
+    @property
+    def align_seconds(self) -> float | None:
+        """Seconds of training: from the summary, else the sum over the steps."""
+        recorded = number(self.summary.get("align_seconds"))
+        if recorded is not None or not self.steps:
+            return recorded
+        return sum((value for _, value in self.curve("seconds")), 0.0)
+
     def levels(self) -> dict[str, list[Record]]:
         """{branch: rows by rising sigma}: means over all updates, weighted by sample counts."""
         bins: dict[str, dict[float, list[Record]]] = {}

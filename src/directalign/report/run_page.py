@@ -21,7 +21,6 @@ from .charts import (
     Scatter,
     Series,
     line_chart,
-    line_styles,
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
@@ -68,7 +67,6 @@ def html(run: RunFiles) -> str:
         title=cut(run.name, 120),
         run=run,
         ending=end,
-        duration=align_seconds(run),
         changes=changes(run),
         axis=IntervalAxis(),
         grids=grids,
@@ -111,14 +109,6 @@ def changes(run: RunFiles) -> list[dict[str, Any]]:
         if None not in map(number, ends):
             found.append({"title": title, "key": key, "before": ends[0], "after": ends[1]})
     return found
-
-
-def align_seconds(run: RunFiles) -> float | None:
-    """Seconds of training: from the summary, else the sum over the steps."""
-    recorded = number(run.summary.get("align_seconds"))
-    if recorded is not None or not run.steps:
-        return recorded
-    return sum((value for _, value in run.curve("seconds")), 0.0)
 
 
 def method_of(run: RunFiles) -> str:
@@ -307,7 +297,7 @@ def path_scatter(
     """One line per run through its evaluations, with markers for kept weights and early stops."""
     single = len(runs) == 1
     lines, markers = [], []
-    for run, style in zip(runs, [BASE] if single else line_styles(len(runs)), strict=True):
+    for run, style in zip(runs, [BASE] if single else cycle(STYLES), strict=False):
         xs, ys = (dict(run.measured_curve(one.name)) for one in (judge, drift))
         path = [(step, (x, ys[step])) for step, x in xs.items() if step in ys]
         notes = [f"after {step:.0f} updates" for step, _ in path]

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
 from ..metrics import by_role, metric
 from . import run_page
-from .charts import Figure, IntervalAxis, Scatter, Series, line_chart, line_styles
+from .charts import STYLES, Figure, IntervalAxis, Scatter, Series, line_chart
 from .format import cut
 from .images import EmbeddedCells, embed_cells, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
@@ -38,9 +38,7 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         title=cut(summary.get("title") or "Runs side by side", 120),
         runs=runs,
         bases=len(bases),
-        cards=[
-            (run, run_page.changes(run), run_page.align_seconds(run)) for run in short[:MAX_DRAWN]
-        ],
+        cards=[(run, run_page.changes(run)) for run in short[:MAX_DRAWN]],
         rows=table(summary, runs),
         axis=IntervalAxis(),
         columns=_columns(list(zip(short, grids, strict=False))[:MAX_DRAWN]),
@@ -49,7 +47,7 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         scatters=runs_scatters(drawn),
         matched=matched(short[:2]),
         curves=curves_of_runs(drawn),
-        legend=list(zip([cut(run.name) for run in drawn], line_styles(len(drawn)), strict=True)),
+        legend=list(zip([cut(run.name) for run in drawn], cycle(STYLES), strict=False)),
         differing=differing_settings([run.settings or None for run in drawn]),
         drawn=drawn,
         long=list(zip(long, grids[len(cells) - len(long) :], strict=True)),
@@ -85,7 +83,7 @@ def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[st
         rows.append(("base", "Base model", base))
     for run in runs:
         numbers = summary.get(run.key) or at(run, -1)
-        rows.append((run.key, run.name, {"align_seconds": run_page.align_seconds(run), **numbers}))
+        rows.append((run.key, run.name, {"align_seconds": run.align_seconds, **numbers}))
     return rows
 
 
@@ -106,10 +104,12 @@ def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
     figures = []
     for _, metrics in by_role(metric_of(runs, name) for name in shared):
         for one in metrics:
-            lines = []
-            for run, style in zip(runs, line_styles(len(runs)), strict=True):
-                points, notes = run.measured_curve(one.name), [run.name] * len(run.measured)
-                lines.append(Series("", points, style, notes=notes))
+            lines = [
+                Series(
+                    "", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)
+                )
+                for run, style in zip(runs, cycle(STYLES), strict=False)
+            ]
             chart = line_chart(lines, run_page.metric_axes(one), f"{one.label} by update, all runs")
             figures.append(Figure(one.label, chart, one.description))
     return [figure for figure in figures if figure.chart]
