@@ -58,8 +58,10 @@ class Comparison:
 
     def of(self, model: str, other: str) -> Wins | None:
         """The result of a model against another one, None if they were not compared."""
-        both = [*self.wins, *(one.turned() for one in self.wins)]
-        return next((one for one in both if (one.b, one.a) == (model, other)), None)
+        for one in self.wins:
+            if {one.a, one.b} == {model, other}:
+                return one if one.b == model else one.turned()
+        return None
 
 
 @dataclass(frozen=True)
