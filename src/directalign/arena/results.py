@@ -241,14 +241,13 @@ def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
 
     A text that a spreadsheet might take for a formula gets an apostrophe in front.
     """
+
+    def escaped(cell: CsvCell) -> CsvCell:
+        is_formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
+        return f"'{cell}" if is_formula else cell
+
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream)
-    writer.writerow(columns)
-    for row in rows:
-        formulas = [isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in row]
-        writer.writerow(
-            [f"'{c}" if formula else c for c, formula in zip(row, formulas, strict=True)]
-        )
+    csv.writer(stream).writerows([columns, *(map(escaped, row) for row in rows)])
     return stream.getvalue()
 
 
