@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from directalign.io.atomic import write_text
-from directalign.stats import t_interval
+from directalign.stats import t_quantile
 from directalign.types import DirectAlignError
 
 Row = dict[str, Any]
@@ -145,10 +145,16 @@ class SeedInterval(TypedDict):
 
 
 def mean_interval(values: Sequence[Number]) -> SeedInterval:
-    """Mean with Student's t interval (`stats.t_interval`). Raises: ValueError without values."""
-    found = t_interval([float(value) for value in values])
-    low, high = (None, None) if found.n == 1 else (found.low, found.high)
-    return SeedInterval(value=found.value, low=low, high=high, n=found.n)
+    """Mean ± t·s/√n (Gosset 1908), without ends for one value. Raises: ValueError without any."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("an interval of a mean needs at least one value")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return SeedInterval(value=mean, low=None, high=None, n=n)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t_quantile(n - 1) * deviation / math.sqrt(n)
+    return SeedInterval(value=mean, low=mean - half, high=mean + half, n=n)
 
 
 def mean_of(key: str, values: Sequence[Number]) -> SeedInterval:

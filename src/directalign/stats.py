@@ -39,7 +39,7 @@ class Interval:
     n: int
 
     def as_dict(self) -> dict[str, float]:
-        """{"value", "low", "high", "n"}: its form in JSON records."""
+        """{"value", "low", "high", "n", ...}: its form in JSON records."""
         return asdict(self)
 
 
@@ -74,22 +74,6 @@ def rate_interval(answers: ArrayLike, groups: Sequence[Hashable] = ()) -> Interv
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
     """t with P(|T| ≤ t) = `confidence`, T with `freedom` ≥ 1 degrees of freedom."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n (Gosset 1908); from −inf to inf for one value.
-
-    Raises: ValueError without any value.
-    """
-    n = len(values)
-    if n == 0:
-        raise ValueError("an interval of a mean needs at least one value")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = t_quantile(n - 1) * deviation / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
 
 
 @dataclass(frozen=True)
@@ -305,27 +289,20 @@ def sign_test(wins: int, losses: int) -> float:
 
 def holm(ps: Sequence[float]) -> list[float]:
     """p values corrected for the number of tests (Holm 1979), in the order given."""
-    adjusted, largest = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
-        adjusted[place] = largest
-    return adjusted
+    order, adjusted = np.argsort(ps, kind="stable"), np.zeros(len(ps))
+    larger = np.arange(len(ps), 0, -1) * np.asarray(ps)[order]
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(larger))
+    return adjusted.tolist()
 
 
 @dataclass(frozen=True)
-class WinRate:
+class WinRate(Interval):
     """The share of pairs the second won, a tie half a win; `p` of the sign test over groups."""
 
-    rate: Interval
     wins: int
     losses: int
     ties: int
     p: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The interval's fields and the counts in one mapping: its form in JSON records."""
-        counts = {"wins": self.wins, "losses": self.losses, "ties": self.ties, "p": self.p}
-        return {**self.rate.as_dict(), **counts}
 
 
 def win_rate(
@@ -342,7 +319,8 @@ def win_rate(
     for group, sign in zip(groups, signs.tolist(), strict=True):
         votes[group] = votes.get(group, 0.0) + sign
     p = sign_test(sum(vote > 0 for vote in votes.values()), sum(v < 0 for v in votes.values()))
-    return WinRate(bootstrap_rate_interval((signs + 1) / 2, resamples), wins, losses, ties, p)
+    rate = bootstrap_rate_interval((signs + 1) / 2, resamples)
+    return WinRate(**asdict(rate), wins=wins, losses=losses, ties=ties, p=p)
 
 
 # --- Bradley-Terry --------------------------------------------------------------------------------

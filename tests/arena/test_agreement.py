@@ -122,8 +122,8 @@ def test_sides():
     lazy = [Vote("lazy", item, *pair, pair[0]) for item, pair in enumerate(sides)]
     found, always_left = statistics.side_bias(fair), statistics.side_bias(lazy)
     assert found and found.p > 0.05
-    assert found.left + found.right == sum(vote.winner is not None for vote in fair)
-    assert always_left and always_left.p < 1e-6 and always_left.rate.value == 1
+    assert found.wins + found.losses == sum(vote.winner is not None for vote in fair)
+    assert always_left and always_left.p < 1e-6 and always_left.value == 1
     assert statistics.side_bias(cast("t")) is None
     by_name = {one.name: one for one in statistics.voting_annotators(fair + lazy)}
     assert by_name["lazy"].commonest == 1.0 and by_name["lazy"].ties == 0

@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from directalign.report.charts import Axes, Marker, Rule, Series, interval_bar, line_chart, ticks
+from directalign.report.charts import Axes, IntervalAxis, Marker, Rule, Series, line_chart, ticks
 
 AXES = Axes("update", "loss")
 
@@ -22,7 +22,7 @@ def test_charts_are_well_formed_and_escaped():
     band = [(0.0, -1.0, 1.0), (1.0, 0.0, 2.0)]
     line = Series(hostile, [(0, 0), (1, 1)], band=band, notes=[hostile, hostile])
     charts = [line_chart([line], Axes(hostile, hostile), hostile)]
-    charts.append(interval_bar([("s0", (0.1, 0.3), 0.2)], hostile))
+    charts.append(IntervalAxis().row([("s0", (0.2, 0.1, 0.3))], hostile))
     for value in (0.0, 1.0, 1e9):  # a single point
         charts.append(line_chart([Series("a", [(3, value)])], Axes("x", "y", y_low=0.0), "t"))
     for chart in charts:

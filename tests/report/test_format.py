@@ -11,7 +11,7 @@ def test_numbers():
     assert written(0.25, percent=True) == "25\u00a0%"
     texts = [fixed(value, 2) for value in (-0.001, 0.0, -1.5, 2.0)]
     assert texts == ["0.00", "0.00", "−1.50", "2.00"]
-    assert fixed(0.5, 2, sign=True) == "+0.50" and fixed(-0.12, 2, percent=True) == "−12\u00a0%"
+    assert fixed(-0.12, 2, percent=True) == "−12\u00a0%"
     values = (1, {"value": 0.5}, True, "3", None, float("nan"), float("inf"), {})
     assert [number(value) for value in values] == [1.0, 0.5, *[None] * 6]
 

@@ -14,7 +14,7 @@ def test_small_images_are_lossless_and_large_ones_are_reduced_until_all_fit(tmp_
     image = noise(64)
     image.save(tmp_path / "a.png")
     found = embed(tmp_path, ["a.png"], notes := [])
-    assert found.pixelated and not notes and found["a.png"] == data_uri(image)
+    assert found.pixelated and not notes and found.uris["a.png"] == data_uri(image)
     assert len(data_uri(noise(1024))) < 120_000
     images = [noise(512) for _ in range(3)]
     whole = sum(map(len, fitted(images)))
@@ -36,10 +36,10 @@ def test_only_files_inside_the_folder_are_read(tmp_path):
     for name in (*OUTSIDE, "link.png", "linked/secret.png"):
         assert inside(folder, name) is None
         found = embed(folder, [name], notes := [])
-        assert name not in found and len(notes) == 1 and "outside of the folder" in notes[0]
+        assert name not in found.uris and len(notes) == 1 and "outside of the folder" in notes[0]
     noise(16).save(folder / "a.png")
     (folder / "b.png").symlink_to(folder / "a.png")
-    assert "b.png" in embed(folder, ["b.png"], [])
+    assert "b.png" in embed(folder, ["b.png"], []).uris
 
 
 def test_files_that_are_no_image_become_notes(tmp_path, monkeypatch):

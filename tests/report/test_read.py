@@ -97,7 +97,7 @@ def test_curves_and_headlines_compare_equal_samples(tmp_path):
         drifts = [value for _, value in run.measured_curve("color_drift")]
         assert drifts == [0.021, 0.022, 0.023][:count] and run.num_samples == "n = 128"
         found = changes(run)[0]
-        assert (found.before["value"], found.after["value"]) == headline
+        assert (found["before"]["value"], found["after"]["value"]) == headline
         rows = [numbers["photo_rate"]["value"] for _, _, numbers in table({}, [run])]
         assert tuple(rows) == headline, "one number of samples in all rows"
 

@@ -9,26 +9,23 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from ..io.atomic import write_text
 from ..io.text import isolated
-from ..report.charts import IntervalAxis, interval_bar
-from ..report.format import counted, p_value
+from ..report.charts import IntervalAxis
 from ..report.page import environment
-from ..stats import Interval, Ranking
+from ..stats import Interval, Ranking, WinRate
 from . import statistics
 from .records import LEVELS, Rating, Vote, latest, prompt_of
-from .statistics import SCALES, Agreement, Annotator, Scale, Shares, SideBias, Wins, elo
+from .statistics import SCALES, Agreement, Annotator, Scale, Shares, Wins, elo
 from .store import Store
 
 VOTES = "votes"
-NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}
 ALPHA_LEVEL = 0.05
 FEW_PROMPTS, FEW_ANNOTATORS = 20, 6
 """Below so many annotators nothing is claimed about other people."""
@@ -59,6 +56,13 @@ class Comparison:
     wins: Sequence[Wins]
     ranking: Ranking
 
+    def of(self, model: str, other: str) -> Wins | None:
+        """The result of a model against another one, None if they were not compared."""
+        for one in self.wins:
+            if {one.a, one.b} == {model, other}:
+                return one if one.b == model else one.turned()
+        return None
+
 
 @dataclass(frozen=True)
 class Results:
@@ -66,7 +70,7 @@ class Results:
 
     `labels` are {key: label} of all models, in display order. `shares` is keyed by scale;
     `comparisons` and `agreement` by scale or `VOTES`; scales without answers are left out.
-    `unequal` are models that were rated on other items than the rest.
+    `unseen` are models without an answer, `unequal` those rated on other items than the rest.
     """
 
     labels: Mapping[str, str]
@@ -76,13 +80,20 @@ class Results:
     prompts: int
     annotators: int
     incomplete: int
+    unseen: Sequence[str]
     unequal: Sequence[str]
     shares: Mapping[Scale, Sequence[Shares]]
     comparisons: Mapping[str, Comparison]
     agreement: Mapping[str, Agreement]
     raters: Sequence[Annotator]
     voters: Sequence[Annotator]
-    side: SideBias | None
+    side: WinRate | None
+
+    @property
+    def largest(self) -> dict[str, Annotator]:
+        """The annotator with the most answers of each kind, "ratings" and "votes"."""
+        kinds = {"ratings": self.raters, "votes": self.voters}
+        return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
 
 
 def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str, str]) -> Results:
@@ -98,6 +109,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         shares[scale] = statistics.shares(ratings, scale, models)
     items = {model: {one.item for one in ratings if one.model == model} for model in models}
     most = max(items.values(), key=len, default=set())
+    voted = {model for vote in votes for model in (vote.left, vote.right)}
     return Results(
         labels={key: isolated(" ".join(label.split())) for key, label in labels.items()},
         ratings=len(ratings),
@@ -106,6 +118,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         prompts=len({prompt_of(one) for one in answers}),
         annotators=len({one.annotator for one in answers}),
         incomplete=statistics.incomplete(ratings),
+        unseen=[model for model, own in items.items() if not own and model not in voted],
         unequal=[model for model, own in items.items() if own and own != most],
         shares={scale: found for scale, found in shares.items() if found},
         comparisons={key: _compare(found, models) for key, found in sources.items() if found},
@@ -144,120 +157,65 @@ def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _opposite(rate: Interval) -> Interval:
-    return Interval(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.n)
-
-
 def is_clear(wins: Wins) -> bool:
     """Whether people prefer one of two models, beyond chance and corrected for all pairs."""
     return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
 
 
-def _sided(wins: Wins, rate: Interval) -> tuple[Interval, str, str]:
-    """The rate of the better model, and both models, the better one first."""
-    return (rate, wins.b, wins.a) if rate.value >= 0.5 else (_opposite(rate), wins.a, wins.b)
-
-
 def claims(results: Results) -> list[str]:
     """Significant differences; else a sentence that there is none and how large it may be."""
-    return _sentences("claims.txt.j2", results, sided=_sided)
+    return _sentences("claims.txt.j2", results)
 
 
 def caveats(results: Results) -> list[str]:
     """Limits of the data, the most important first."""
-    seen = {one.model for found in results.shares.values() for one in found}
-    seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
-    odd = [
-        one.name
-        for one in (*results.raters, *results.voters)
-        if one.answers >= ODD_MIN_ANSWERS
-        and (one.without or 0.0) >= ODD_MIN_ALPHA
-        and one.against_others is not None
-        and one.against_others <= 0
-    ]
-    return _sentences(
-        "caveats.txt.j2",
-        results,
-        unseen=[label for key, label in results.labels.items() if key not in seen],
-        largest=largest_shares(results),
-        never_compared=_never_compared,
-        prior_note=prior_note,
-        names=NAMES,
-        alphas={key: found.alpha["ordinal"] for key, found in results.agreement.items()},
-        odd=list(dict.fromkeys(odd)),
-    )
+    return _sentences("caveats.txt.j2", results)
 
 
-def _sentences(template: str, results: Results, **words: Any) -> list[str]:
+def _sentences(template: str, results: Results) -> list[str]:
     """The lines of a template, as HTML."""
-    found = results.comparisons
-    main = [(source, found[source]) for source in (VOTES, "overall") if source in found]
-    words |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS}
-    words |= {"results": results, "labels": results.labels, "main": main}
-    words |= {"tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
-    text = PAGES.get_template(template).render(**words)
+    text = PAGES.get_template(template).render(results=results, labels=results.labels)
     return [Markup(line) for line in text.split("\n") if line.strip()]
 
 
-def largest_shares(results: Results) -> dict[str, Annotator]:
-    """The annotator with the most answers of each kind, "ratings" and "votes"."""
-    kinds = {"ratings": results.raters, "votes": results.voters}
-    return {kind: max(each, key=lambda one: one.share) for kind, each in kinds.items() if each}
+def _is_odd(one: Annotator) -> bool:
+    """Whether an annotator agrees with the others by chance at most, while they agree."""
+    others, without = one.against_others, one.without or 0.0
+    is_alone = others is not None and others <= 0 and without >= ODD_MIN_ALPHA
+    return is_alone and one.answers >= ODD_MIN_ANSWERS
 
 
 def _never_compared(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
-    pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
     return [
         f"{labels[a]} with {labels[b]}"
         for a, b in combinations(comparison.ranking.models, 2)
-        if frozenset((a, b)) not in pairs
+        if comparison.of(a, b) is None
     ]
 
 
-def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
-    """Why ties were added to make the strengths finite."""
-    groups = joined(["/".join(labels[model] for model in group) for group in ranking.groups])
-    return (
-        f"there are no wins in both directions between {groups}, so the strengths have no finite "
-        "maximum-likelihood value. They are computed with "
-        f"{counted(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
-        "the distance between these groups is not known."
-    )
-
-
-def read_alpha(agreement: Agreement) -> str:
-    """Interpretation of an alpha."""
-    value, interval = agreement.alpha["ordinal"], agreement.interval
-    if value is None:
-        return "unknown: needs two annotators on the same images"
-    if interval is None or interval.low <= 0:
-        return "not distinguishable from chance"
-    if value >= RELIABLE:
-        below = "" if interval.low >= RELIABLE else ", but the interval extends lower"
-        return f"reliable{below}"
-    if value >= TENTATIVE:
-        return "enough for tentative conclusions"
-    return "low: trust averages, not single answers"
+def strength_axis(ranking: Ranking) -> IntervalAxis:
+    """A common axis of all strengths and their mean."""
+    found = map(ranking.interval, ranking.models)
+    ends = [end for one in found for end in (one.value, one.low, one.high, 0.0)]
+    return IntervalAxis.around([end for end in ends if math.isfinite(end)])
 
 
 PAGES = environment(TEMPLATES)
 """All templates of the arena."""
-PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "p_value": p_value}
-PAGES.filters |= {"joined": joined, "label": lambda model, labels: labels[model]}
-PAGES.filters |= {"elo": elo, "beats_average": lambda strength: 1 / (1 + math.exp(-strength))}
-PAGES.filters["reach"] = lambda rate: max(rate.high - rate.value, rate.value - rate.low)
-PAGES.tests["clear"] = is_clear
+PAGES.globals |= {"few_prompts": FEW_PROMPTS, "few_annotators": FEW_ANNOTATORS, "levels": LEVELS}
+PAGES.globals |= {"reliable": RELIABLE, "tentative": TENTATIVE, "alpha_level": ALPHA_LEVEL}
+PAGES.globals["shares_axis"] = IntervalAxis()
+PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "joined": joined, "elo": elo}
+PAGES.filters |= {"strength_axis": strength_axis, "never_compared": _never_compared}
+PAGES.filters |= {
+    "label": lambda model, labels: labels[model],
+    "beats_average": lambda strength: 1 / (1 + math.exp(-strength)),
+    "reach": lambda rate: max(rate.high - rate.value, rate.value - rate.low),
+}
+PAGES.tests |= {"clear": is_clear, "odd": _is_odd}
 PAGES.tests["clear_here"] = lambda wins: (  # whatever others prefer
     wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
 )
-
-
-def alpha_bar(interval: Interval | None) -> Markup:
-    """The interval of an alpha on an axis from 0 to 1."""
-    if interval is None:
-        return Markup("")
-    ends = (interval.low, interval.high)
-    return interval_bar([("s0", ends, interval.value)], "Interval of alpha, from 0 to 1")
 
 
 def render_results(
@@ -267,57 +225,15 @@ def render_results(
     further_caveats: Sequence[str] = (),
 ) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
-    kinds = (("Ratings", results.raters), ("Votes", results.voters))
     return PAGES.get_template("results.html.j2").render(
         style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
-        few_annotators=FEW_ANNOTATORS,
         labels=results.labels,
-        names=NAMES,
-        levels={level: level.capitalize() for level in LEVELS},
         results=results,
-        largest=largest_shares(results),
         claims=claims(results),
         caveats=[*caveats(results), *further_caveats],
-        bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
-        comparisons=[_comparison(*item, results.labels) for item in results.comparisons.items()],
-        agreement=[
-            (key, found, read_alpha(found), alpha_bar(found.interval))
-            for key, found in results.agreement.items()
-        ],
-        panels=[(kind, found) for kind, found in kinds if found],
-        side=results.side,
     )
-
-
-def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> dict[str, Any]:
-    """What the page says about one comparison; `matrix` is keyed by (row, column)."""
-    matrix: dict[tuple[str, str], Wins] = {}
-    for one in found.wins:
-        rates = {"rate": _opposite(one.rate), "panel": _opposite(one.panel)}
-        turned = replace(one, a=one.b, b=one.a, wins=one.losses, losses=one.wins, **rates)
-        matrix |= {(one.b, one.a): one, (one.a, one.b): turned}
-    axis, strengths = strength_rows(found.ranking, labels)
-    note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
-    view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
-    view |= {"strengths": strengths, "ticks": axis.ticks(percent=False, about=4)}
-    return view | {"matrix": matrix, "prior_note": note}
-
-
-def strength_rows(
-    ranking: Ranking, labels: Mapping[str, str]
-) -> tuple[IntervalAxis, list[tuple[str, Interval, Markup]]]:
-    """The common axis of the strengths; (label, strength, bar) per model, strongest first."""
-    found = {model: ranking.interval(model) for model in ranking.order()}
-    ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
-    axis = IntervalAxis.around([end for end in ends if math.isfinite(end)])
-    rows = []
-    for model, one in found.items():
-        title = f"{labels[model]}: {signed(one.value)}, {signed(one.low)} to {signed(one.high)}"
-        bar = axis.bar("s0", (one.low, one.high), one.value, title)
-        rows.append((labels[model], one, bar))
-    return axis, rows
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
@@ -325,14 +241,13 @@ def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
 
     A text that a spreadsheet might take for a formula gets an apostrophe in front.
     """
+
+    def escaped(cell: CsvCell) -> CsvCell:
+        is_formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
+        return f"'{cell}" if is_formula else cell
+
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream)
-    writer.writerow(columns)
-    for row in rows:
-        formulas = [isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in row]
-        writer.writerow(
-            [f"'{c}" if formula else c for c, formula in zip(row, formulas, strict=True)]
-        )
+    csv.writer(stream).writerows([columns, *(map(escaped, row) for row in rows)])
     return stream.getvalue()
 
 
@@ -390,7 +305,7 @@ TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
     "answers.csv": ("Answers that count", _answers),
     "history.csv": (
         "All answers ever given",
-        lambda store: csv_table(HISTORY_COLUMNS, [[*row.values()] for row in store.history()]),
+        lambda store: csv_table(HISTORY_COLUMNS, map(tuple, store.history())),
     ),
     "items.csv": (
         "Prompts",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger("directalign.arena")
@@ -104,15 +105,12 @@ class RequestFilter:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         send = _with_headers(send)
         try:
             headers = Headers(scope=scope)
             _check(scope["method"], headers)
             if scope["method"] == "POST":
-                receive = _replayed(await _body(receive, headers), receive)
+                receive = _replayed(await _body(scope, receive), receive)
         except Refused as refusal:
             log_refusal(scope, refusal)
             await _refuse(send, refusal)
@@ -139,27 +137,27 @@ def _check(method: str, headers: Headers) -> None:
         raise Refused(403, f"posted from another site, {quoted(origin or site)}")
 
 
-async def _body(receive: Receive, headers: Headers) -> bytes:
+async def _body(scope: Scope, receive: Receive) -> bytes:
     """The whole body. Raises: Refused if it is larger than 64 kB or takes longer than 10 s."""
-    length = headers.get("content-length", "0")
+    request, too_large = Request(scope, receive), f"the body is larger than {MAX_BODY_BYTES} bytes"
+    length = request.headers.get("content-length", "0")
     if not length.isdecimal():
         raise Refused(400, "content-length is not a number")
+    if int(length[:12]) > MAX_BODY_BYTES:
+        raise Refused(413, too_large)
 
     async def collect() -> bytes:
-        body, more, announced = bytearray(), True, int(length[:12])
-        while True:
-            if max(announced, len(body)) > MAX_BODY_BYTES:
-                raise Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-            if not more:
-                return bytes(body)
-            message = await receive()
-            if message["type"] != "http.request":
-                raise Refused(400, "the connection ended inside the body")
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise Refused(413, too_large)
+        return body
 
     try:
         return await asyncio.wait_for(collect(), BODY_SECONDS)
+    except ClientDisconnect:
+        raise Refused(400, "the connection ended inside the body") from None
     except asyncio.TimeoutError:
         raise Refused(408, f"the body took longer than {BODY_SECONDS:g} s") from None
 

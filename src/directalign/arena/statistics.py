@@ -9,10 +9,12 @@ annotators and other prompts: answers of one person are alike, and so are those 
 whatever its seeds (`stats.clustered_rate`).
 """
 
+from __future__ import annotations
+
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations, compress
 from statistics import fmean, median
 from typing import Literal, get_args
@@ -22,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .. import stats
-from ..stats import Clusters, Interval, Ranking
+from ..stats import Clusters, Interval, Ranking, WinRate
 from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, Vote, latest, prompt_of
 
 Scale = Literal["overall", Axis]
@@ -88,15 +90,13 @@ def shares(ratings: Sequence[Rating], scale: Scale, models: Sequence[str]) -> li
         own = {image: level for image, level in given.items() if image[2] == model}
         if own:
             people, items = [image[0] for image in own], [image[1] for image in own]
-            weights = stats.person_weights(people)
+            weights, levels = stats.person_weights(people), [*own.values()]
             clusterings = _clusterings(people, [prompts[item] for item in items])
-            rates: dict[Level, Interval] = {
-                level: stats.clustered_rate(
-                    [one == level for one in own.values()], weights, clusterings
-                )[0]
-                for level in LEVELS
-            }
-            counts: dict[Level, int] = {level: [*own.values()].count(level) for level in LEVELS}
+            rates, counts = {}, {}
+            for level in LEVELS:
+                is_level = [one == level for one in levels]
+                rates[level], _ = stats.clustered_rate(is_level, weights, clusterings)
+                counts[level] = sum(is_level)
             found.append(Shares(model, scale, rates, counts, len(set(items)), len(set(people))))
     return found
 
@@ -132,6 +132,15 @@ class Wins:
     p_of_all: float
     panel: Interval
     p_panel: float
+
+    def turned(self) -> Wins:
+        """The result of model `a` against model `b`."""
+        rate, panel = (
+            Interval(1 - one.value, 1 - one.high, 1 - one.low, one.n)
+            for one in (self.rate, self.panel)
+        )
+        wins, losses = self.losses, self.wins
+        return replace(self, a=self.b, b=self.a, rate=rate, panel=panel, wins=wins, losses=losses)
 
 
 def implied_votes(ratings: Sequence[Rating], scale: Scale) -> list[Vote]:
@@ -298,16 +307,6 @@ def _counts(answers: Answers) -> tuple[Int[np.ndarray, "u v"], Float[np.ndarray,
 
 
 @dataclass(frozen=True)
-class SideBias:
-    """How often the left image won, without ties; `p` of the sign test (sides are random)."""
-
-    rate: Interval
-    left: int
-    right: int
-    p: float
-
-
-@dataclass(frozen=True)
 class Annotator:
     """Habits of one annotator: hints for a check, not grounds for exclusion. None: not defined.
 
@@ -326,7 +325,7 @@ class Annotator:
     against_others: float | None
     without: float | None
     ties: float | None = None
-    side: SideBias | None = None
+    side: WinRate | None = None
     p_side: float = 1.0
 
 
@@ -382,14 +381,15 @@ def _habits(
     return seconds, commonest, means[0], means[1]
 
 
-def side_bias(votes: Iterable[Vote]) -> SideBias | None:
-    """Whether images win by standing on the left; None without a decided vote."""
+def side_bias(votes: Iterable[Vote]) -> WinRate | None:
+    """How often the left image won, without ties, with `p` of the sign test (sides are random);
+    None without a decided vote."""
     decided = [vote for vote in latest(votes) if vote.winner is not None]
     if not decided:
         return None
     left, n = sum(vote.winner == vote.left for vote in decided), len(decided)
     rate, p = stats.wilson_interval(left / n, n), stats.sign_test(left, n - left)
-    return SideBias(rate, left, n - left, p)
+    return WinRate(**asdict(rate), wins=left, losses=n - left, ties=0, p=p)
 
 
 def against_others(panel: Reliability, name: str) -> float | None:

@@ -73,7 +73,7 @@ class Store:
                 if locked or file.with_name(f"{file.name}-wal").exists():
                     raise
                 self._connection = _connect(f"{file.resolve().as_uri()}?immutable=1")
-            facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")}
+            facts = dict(self._rows("SELECT name, value FROM facts"))
             for table in ("models", "items", "annotators", "counted"):
                 self._connection.execute(f"SELECT 1 FROM {table}").fetchone()
             (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -92,18 +92,16 @@ class Store:
 
     def models(self) -> dict[str, str]:
         """{key: label}, in the order of the source."""
-        rows = self._rows("SELECT * FROM models ORDER BY place")
-        return {row["key"]: row["label"] for row in rows}
+        return dict(self._rows("SELECT key, label FROM models ORDER BY place"))
 
     def items(self) -> dict[int, tuple[str, int | None, str]]:
         """(prompt, seed, digest) by item."""
-        rows = self._rows("SELECT * FROM items ORDER BY item")
-        return {row["item"]: (row["prompt"], row["seed"], row["digest"]) for row in rows}
+        rows = self._rows("SELECT item, prompt, seed, digest FROM items ORDER BY item")
+        return {item: (prompt, seed, digest) for item, prompt, seed, digest in rows}
 
     def annotators(self) -> dict[int, str]:
         """Name by annotator, in the order in which they joined."""
-        rows = self._rows("SELECT * FROM annotators ORDER BY annotator")
-        return {row["annotator"]: row["name"] for row in rows}
+        return dict(self._rows("SELECT annotator, name FROM annotators ORDER BY annotator"))
 
     def join(self, name: str, request: str) -> int | None:
         """Add an annotator, or return the one that the same request added; None if another
@@ -154,22 +152,21 @@ class Store:
     def counted(self) -> list[Answer]:
         """The latest answer to each question without those taken back, oldest first."""
         return [
-            Answer(**row) for row in self._rows(f"SELECT {COLUMNS} FROM counted ORDER BY answer")
+            Answer(*row) for row in self._rows(f"SELECT {COLUMNS} FROM counted ORDER BY answer")
         ]
 
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""
-        with self._lock:
-            query = f"{_RATINGS} WHERE axis IS NOT NULL ORDER BY answer"
-            return [Rating(*row) for row in self._connection.execute(query)]
+        rows = self._rows(f"{_RATINGS} WHERE axis IS NOT NULL ORDER BY answer")
+        return [Rating(*row) for row in rows]
 
     def votes(self) -> list[Vote]:
         """The answers that count in vote mode."""
-        with self._lock:
-            query = f"{_VOTES} WHERE other IS NOT NULL ORDER BY answer"
-            return [Vote(*row) for row in self._connection.execute(query)]
+        return [
+            Vote(*row) for row in self._rows(f"{_VOTES} WHERE other IS NOT NULL ORDER BY answer")
+        ]
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[sqlite3.Row]:
         """Every answer ever given, including superseded ones and those taken back."""
         return self._rows(
             "SELECT answer, name AS annotator, answers.request, item, model, other, axis, said,"
@@ -185,9 +182,9 @@ class Store:
         if self._locked is not None:
             self._locked.close()
 
-    def _rows(self, query: str) -> list[dict[str, Any]]:
+    def _rows(self, query: str) -> list[Any]:
         with self._lock:
-            return [dict(row) for row in self._connection.execute(query)]
+            return self._connection.execute(query).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

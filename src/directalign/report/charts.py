@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
-from itertools import cycle, pairwise
+from itertools import pairwise
+from typing import Any
 
 from markupsafe import Markup
 
 from ..metrics import Metric
-from .format import Number, distinct, lower_first, written
+from .format import Number, distinct, written
+from .page import PAGES
 
 BASE = "s1"
 """CSS class of the base model."""
@@ -46,11 +47,6 @@ Point = tuple[Number, Number]
 Ends = tuple[Number, Number, Number, Number]
 
 
-def line_styles(count: int) -> list[str]:
-    """CSS classes of `count` lines; they repeat when there are more lines than colours."""
-    return [style for _, style in zip(range(count), cycle(STYLES), strict=False)]
-
-
 @dataclass(frozen=True)
 class Axes:
     """Titles, fixed ends where wanted, and whether numbers are percentages."""
@@ -63,6 +59,12 @@ class Axes:
     y_high: Number | None = None
     x_low: Number | None = None
     x_high: Number | None = None
+
+    def tip(self, one: Series, place: int) -> str:
+        """The tooltip of a point."""
+        x, y = one.points[place]
+        numbers = f"{self.x} {written(x, self.percent_x)}, {self.y} {written(y, self.percent)}"
+        return "\n".join(filter(None, (one.label, numbers, *one.notes[place : place + 1])))
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ class Series:
     band: Sequence[tuple[Number, Number, Number]] = ()
     notes: Sequence[str] = ()
     errors: Sequence[Ends | None] = ()
+
+    @property
+    def band_edge(self) -> list[Point]:
+        """The upper end of the band, then the lower one backwards."""
+        upper = [(x, high) for x, _, high in self.band]
+        return upper + [(x, low) for x, low, _ in reversed(self.band)]
 
 
 @dataclass(frozen=True)
@@ -120,29 +128,38 @@ class Frame:
     y_high: float
     right: float
     base: float
-
-    @classmethod
-    def around(
-        cls,
-        xs: Sequence[Number],
-        ys: Sequence[Number],
-        axes: Axes,
-        size: tuple[int, int],
-        letters: int,
-    ) -> Frame:
-        """A frame for these numbers with room for labels of `letters` letters on the right."""
-        return cls(
-            *_range(xs, axes.x_low, axes.x_high, 0.0),
-            *_range(ys, axes.y_low, axes.y_high, 0.06),
-            right=size[0] - 14 - LETTER_WIDTH * letters,
-            base=float(size[1] - BOTTOM),
-        )
+    left: float = LEFT
+    top: float = TOP
 
     def x(self, value: Number) -> float:
-        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT)
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return self.left + share * (self.right - self.left)
 
     def y(self, value: Number) -> float:
-        return self.base - (value - self.y_low) / (self.y_high - self.y_low) * (self.base - TOP)
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return self.base - share * (self.base - self.top)
+
+    def at(self, point: Point) -> tuple[float, float]:
+        """A point in SVG units."""
+        return self.x(point[0]), self.y(point[1])
+
+    def path(self, points: Iterable[Point]) -> str:
+        """A line through points, for an attribute of SVG."""
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
+
+    def crosses(self, one: Series) -> Iterator[tuple[Point, Point]]:
+        """Start and end of each error bar in SVG units."""
+        for (x, y), ends in zip(one.points, one.errors, strict=False):
+            if ends is not None:
+                left, right, lower, upper = ends
+                yield self.at((left, y)), self.at((right, y))
+                yield self.at((x, lower)), self.at((x, upper))
+
+    def holds(self, rule: Rule) -> bool:
+        """Whether the rule is inside of the plot area."""
+        if rule.horizontal:
+            return self.y_low <= rule.at <= self.y_high
+        return self.x_low <= rule.at <= self.x_high
 
 
 def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
@@ -188,34 +205,48 @@ def line_chart(
     names = [one.label for one in drawn] + [marker.text for marker in markers]
     names += [rule.text for rule in rules if rule.horizontal]
     letters = max(len(line) for name in names for line in _wrapped(name))
-    crosses = [ends for one in drawn for ends in one.errors if ends is not None]
-    xs = [x for one in drawn for x, _ in one.points] + [end for ends in crosses for end in ends[:2]]
-    ys = [y for one in drawn for _, y in one.points] + [end for ends in crosses for end in ends[2:]]
-    ys += [end for one in drawn for _, *ends in one.band for end in ends]
-    frame = Frame.around(xs, ys, axes, size, letters)
+    frame = _frame(drawn, axes, size, letters)
+    rules = [rule for rule in rules if frame.holds(rule)]
     if dots is None:
         dots = max(len(one.points) for one in drawn) <= MAX_DOTS
-    parts = [*_draw_axes(frame, axes), *_draw_rules(frame, rules)]
-    parts += [part for one in drawn for part in _draw_series(frame, one, axes, dots)]
-    parts += [_draw_marker(frame, marker) for marker in markers]
-    parts += draw_labels(_labels(frame, drawn, rules, markers), frame, _ink(frame, drawn))
-    box = f'viewBox="0 0 {size[0]} {size[1]}"'
-    return _svg("chart", box, title, parts)
+    values = ticks(frame.y_low, frame.y_high)
+    rows = list(zip(values, distinct(values, axes.percent), strict=True))
+    places = ticks(frame.x_low, frame.x_high)
+    return _svg(
+        "chart",
+        title=title,
+        size=size,
+        frame=frame,
+        axes=axes,
+        rows=rows,
+        columns=[(value, written(value, axes.percent_x)) for value in places],
+        rules=_named_rules(frame, rules),
+        limits=[rule for rule in rules if rule.horizontal],
+        series=drawn,
+        dots=dots,
+        markers=markers,
+        labels=_apart(_labels(frame, drawn, rules, markers), frame),
+        line_height=LABEL_LINE,
+    )
 
 
-def _svg(css: str, box: str, title: str, parts: Sequence[str]) -> Markup:
-    text = escape(title)
-    head = f'<svg class="{css}" {box} role="img" aria-label="{text}"><title>{text}</title>'
-    return Markup(head + "".join(parts) + "</svg>")
+def _svg(template: str, **context: Any) -> Markup:
+    return Markup(PAGES.get_template(f"{template}.svg.j2").render(**context))
 
 
-def _line(css: str, x1: Number, x2: Number, y1: Number, y2: Number) -> str:
-    return f'<line class="{css}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(css: str, x: Number, y: Number, anchor: str, text: str) -> str:
-    at = f'x="{x:.1f}" y="{y:.1f}"'
-    return f'<text class="{css}" {at} text-anchor="{anchor}">{escape(text)}</text>'
+def _frame(series: Sequence[Series], axes: Axes, size: tuple[int, int], letters: int) -> Frame:
+    """A frame for all points, with room for labels of `letters` letters on the right."""
+    crosses = [ends for one in series for ends in one.errors if ends is not None]
+    points = [point for one in series for point in one.points]
+    xs = [x for x, _ in points] + [end for ends in crosses for end in ends[:2]]
+    ys = [y for _, y in points] + [end for ends in crosses for end in ends[2:]]
+    ys += [end for one in series for _, *ends in one.band for end in ends]
+    return Frame(
+        *_range(xs, axes.x_low, axes.x_high, 0.0),
+        *_range(ys, axes.y_low, axes.y_high, 0.06),
+        right=size[0] - 14 - LETTER_WIDTH * letters,
+        base=float(size[1] - BOTTOM),
+    )
 
 
 def _thinned(one: Series) -> Series:
@@ -229,78 +260,24 @@ def _thinned(one: Series) -> Series:
     return replace(one, points=means, notes=notes, errors=())
 
 
-def _draw_axes(frame: Frame, axes: Axes) -> Iterator[str]:
-    """Grid, ticks and the name of the x axis; the title of the figure names the y axis."""
-    rows = ticks(frame.y_low, frame.y_high)
-    for value, text in zip(rows, distinct(rows, axes.percent), strict=True):
-        y = frame.y(value)
-        yield _line("grid", LEFT, frame.right, y, y)
-        yield _text("tick", LEFT - 8, y + 4, "end", text)
-    for value in ticks(frame.x_low, frame.x_high):
-        text = written(value, axes.percent_x)
-        yield _text("tick", frame.x(value), frame.base + 18, "middle", text)
-    yield _line("axis", LEFT, frame.right, frame.base, frame.base)
-    yield _text("name", (LEFT + frame.right) / 2, frame.base + 37, "middle", axes.x)
-
-
-def _draw_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[str]:
+def _named_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[tuple[Rule, float, float, str]]:
+    """Vertical rules with their place, that of their names and its anchor; no name over another."""
     taken = float("-inf")
     for rule in rules:
-        if rule.horizontal and frame.y_low <= rule.at <= frame.y_high:
-            y = frame.y(rule.at)
-            yield _line(f"rule {rule.style}", LEFT, frame.right, y, y)
-        elif not rule.horizontal and frame.x_low <= rule.at <= frame.x_high:
+        if not rule.horizontal:
             x, width = frame.x(rule.at), LETTER_WIDTH * len(rule.text)
-            before = x - width - 8 > max(taken, LEFT - 20)
+            before = x - width - 8 > max(taken, frame.left - 20)
             shift, anchor = (-4, "end") if before else (4, "start")
-            yield _line(f"rule {rule.style}", x, x, TOP - 10, frame.base)
-            yield _text(f"rule-name {rule.style}", x + shift, TOP - 3, anchor, rule.text)
+            yield rule, x, x + shift, anchor
             taken = x if before else x + width
-
-
-def _draw_series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[str]:
-    if len(one.band) > 1:
-        upper = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in one.band]
-        lower = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(one.band)]
-        yield f'<polygon class="band {one.style}" points="{" ".join(upper + lower)}"/>'
-    for start, end in _crosses(frame, one):
-        yield _line(f"whisker {one.style}", start[0], end[0], start[1], end[1])
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in one.points)
-    yield f'<polyline class="line {one.style}" points="{path}"/>'
-    kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if dots else ("touch", 6)
-    for place, (x, y) in enumerate(one.points):
-        numbers = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
-        tip = "\n".join(filter(None, (one.label, numbers, *one.notes[place : place + 1])))
-        at = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
-        yield f'<circle class="{kind} {one.style}" {at}><title>{escape(tip)}</title></circle>'
-
-
-def _crosses(frame: Frame, one: Series) -> Iterator[tuple[Point, Point]]:
-    """Start and end of each error bar in SVG units."""
-    for (x, y), ends in zip(one.points, one.errors, strict=False):
-        if ends is not None:
-            yield (frame.x(ends[0]), frame.y(y)), (frame.x(ends[1]), frame.y(y))
-            yield (frame.x(x), frame.y(ends[2])), (frame.x(x), frame.y(ends[3]))
-
-
-def _draw_marker(frame: Frame, marker: Marker) -> str:
-    if marker.kind in ("start", "end"):
-        return ""
-    x, y = frame.x(marker.point[0]), frame.y(marker.point[1])
-    title = f"<title>{escape(marker.text)}</title>"
-    if marker.kind == "stop":
-        path = f'd="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"'
-        cross = f'<path class="marker {marker.style}" {path}>{title}</path>'
-        return f'<path class="marker-back" {path}/>{cross}'
-    return f'<circle class="marker {marker.style}" cx="{x:.1f}" cy="{y:.1f}" r="8">{title}</circle>'
 
 
 def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
     """Points on the lines, error bars and the x axis, `INK_STEP` apart, in SVG units."""
     lines: list[tuple[Point, Point]] = [((LEFT, frame.base), (frame.right, frame.base))]
     for one in series:
-        lines += pairwise((frame.x(x), frame.y(y)) for x, y in one.points)
-        lines += _crosses(frame, one)
+        lines += pairwise(map(frame.at, one.points))
+        lines += frame.crosses(one)
     found = []
     for (x, y), (to_x, to_y) in lines:
         pieces = max(1, math.ceil(math.dist((x, y), (to_x, to_y)) / INK_STEP))
@@ -311,35 +288,25 @@ def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Label:
-    """A name at the point (x, y) in SVG units: `gap` right of it (anchor "start") or left."""
+    """A name in SVG units: its lines start at `x`, or end there with the anchor "end"."""
 
-    text: str
+    lines: list[str]
     x: Number
     y: Number
     style: str
-    gap: Number = 9
-    letters: int = LABEL_LETTERS
     anchor: str = "start"
 
     @property
-    def lines(self) -> list[str]:
-        return _wrapped(self.text, self.letters)
+    def width(self) -> Number:
+        return LETTER_WIDTH * max(map(len, self.lines))
 
     @property
     def height(self) -> Number:
         return LABEL_LINE * len(self.lines) + 2
 
     @property
-    def start(self) -> Number:
-        return self.x + self.gap if self.anchor == "start" else self.x - self.gap
-
-    @property
     def left(self) -> Number:
-        return self.start if self.anchor == "start" else self.start - self.width
-
-    @property
-    def width(self) -> Number:
-        return LETTER_WIDTH * max(map(len, self.lines))
+        return self.x if self.anchor == "start" else self.x - self.width
 
 
 def _wrapped(label: str, letters: int = LABEL_LETTERS) -> list[str]:
@@ -350,49 +317,26 @@ def _wrapped(label: str, letters: int = LABEL_LETTERS) -> list[str]:
 def _labels(
     frame: Frame, series: Sequence[Series], rules: Sequence[Rule], markers: Sequence[Marker]
 ) -> list[Label]:
-    found = []
-    for one in series:
-        x, y = one.points[-1]
-        found.append(Label(one.label, frame.x(x), frame.y(y), one.style))
-    for marker in markers:
-        x, y = marker.point
-        found.append(Label(marker.text, frame.x(x), frame.y(y), marker.style, gap=13))
-    for rule in rules:
-        if rule.horizontal and frame.y_low <= rule.at <= frame.y_high:
-            found.append(Label(rule.text, frame.right, frame.y(rule.at), rule.style))
-    return found
+    """Names of lines, markers and limits, each where it covers least of the chart."""
+    ink = _ink(frame, series)
+    named = [(one.label, frame.at(one.points[-1]), 9, one.style) for one in series]
+    named += [(one.text, frame.at(one.point), 13, one.style) for one in markers]
+    limits = [(one, (frame.right, frame.y(one.at))) for one in rules if one.horizontal]
+    named += [(one.text, point, 9, one.style) for one, point in limits]
+    return [_label(*each, frame, ink) for each in named if each[0]]
 
 
-def draw_labels(labels: Sequence[Label], frame: Frame, ink: Sequence[Point] = ()) -> list[str]:
-    """Labels as SVG, moved so that they cover little of `ink` and not one another."""
-    columns: list[list[Label]] = []  # labels that could overlap
-    placed = [_moved(each, frame, ink) for each in labels if each.text]
-    for each in sorted(placed, key=lambda each: each.left):
-        if columns and each.left < max(other.left + other.width for other in columns[-1]):
-            columns[-1].append(each)
-        else:
-            columns.append([each])
-    found = []
-    for column in columns:
-        column.sort(key=lambda each: each.y)
-        heights = [each.height for each in column]
-        ys = spread_apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
-        for each, y in zip(column, ys, strict=True):
-            spans = "".join(
-                f'<tspan x="{each.start:.1f}" dy="{LABEL_LINE * bool(row)}">{escape(line)}</tspan>'
-                for row, line in enumerate(each.lines)
-            )
-            at = f'x="{each.start:.1f}" y="{y:.1f}" text-anchor="{each.anchor}"'
-            found.append(f'<text class="label {each.style}" {at}>{spans}</text>')
-    return found
-
-
-def _moved(label: Label, frame: Frame, ink: Sequence[Point]) -> Label:
+def _label(
+    text: str, point: Point, gap: int, style: str, frame: Frame, ink: Sequence[Point]
+) -> Label:
     """The candidate that covers least ink: right of the point, above or below, narrower, left."""
-    longest = max(map(len, label.text.split()), default=1)
-    narrow = replace(label, letters=min(LABEL_LETTERS, longest))
-    shapes = [label] if "…" in "".join(narrow.lines) else [label, narrow]
-    left = replace(label, anchor="end")
+    x, y = point
+    longest = max(map(len, text.split()), default=1)
+    whole, narrow = _wrapped(text), _wrapped(text, min(LABEL_LETTERS, longest))
+    shapes = [Label(whole, x + gap, y, style)]
+    if "…" not in "".join(narrow):
+        shapes.append(Label(narrow, x + gap, y, style))
+    left = Label(whole, x - gap, y, style, anchor="end")
     if left.left > LEFT:
         shapes.append(left)
     shifts = (0.0, -LABEL_SHIFT, LABEL_SHIFT)
@@ -405,6 +349,21 @@ def _moved(label: Label, frame: Frame, ink: Sequence[Point]) -> Label:
         return sum(across[0] <= x <= across[1] and down[0] <= y <= down[1] for x, y in ink)
 
     return min(inside or candidates, key=covered)
+
+
+def _apart(labels: Sequence[Label], frame: Frame) -> Iterator[tuple[Label, Number]]:
+    """Labels and their height, so that they do not cover one another."""
+    columns: list[list[Label]] = []  # labels that could overlap
+    for each in sorted(labels, key=lambda each: each.left):
+        if columns and each.left < max(other.left + other.width for other in columns[-1]):
+            columns[-1].append(each)
+        else:
+            columns.append([each])
+    for column in columns:
+        column.sort(key=lambda each: each.y)
+        heights = [each.height for each in column]
+        ys = spread_apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
+        yield from zip(column, ys, strict=True)
 
 
 def spread_apart(
@@ -421,59 +380,44 @@ def spread_apart(
     return places
 
 
-def interval_bar(
-    values: Sequence[tuple[str, Point, Number]],
-    title: str,
-    low: Number = 0.0,
-    high: Number = 1.0,
-    middle: Number | None = None,
-) -> Markup:
-    """Intervals on one line from `low` to `high`, with a tick at `middle`.
-
-    Args:
-        values: (CSS class, (lower end, upper end), value) of each interval.
-    """
-    parts = [_line("track", BAR_EDGE, BAR_WIDTH - BAR_EDGE, 11, 11)]
-    if middle is not None:
-        x = _bar_x(middle, low, high)
-        parts.append(_line("middle", x, x, 4, 18))
-    for style, (start, end), value in values:
-        x1, x2, at = (_bar_x(number, low, high) for number in (start, end, value))
-        parts.append(_line(f"whisker {style}", x1, x2, 11, 11))
-        parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="11" r="5"/>')
-    return _svg("bar", f'viewBox="0 0 {BAR_WIDTH} 22"', title, parts)
-
-
 @dataclass(frozen=True)
 class IntervalAxis:
-    """A common axis for several rows of `interval_bar`."""
+    """A common axis for rows of intervals."""
 
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = 1.0
 
     @classmethod
     def around(cls, values: Sequence[Number], percent: bool = False) -> IntervalAxis:
         """An axis that holds all values; from 0 to 1 for percentages."""
         if percent and all(0 <= value <= 1 for value in values):
-            return cls(0.0, 1.0)
+            return cls()
         low, high = float(min(values)), float(max(values))
         pad = 0.08 * (high - low) or max(abs(high), 1.0) * 0.05
         return cls(low - pad, high + pad)
 
+    def x(self, value: Number) -> float:
+        """The place of a value in SVG units; of one outside, the end."""
+        share = min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+        return BAR_EDGE + (BAR_WIDTH - 2 * BAR_EDGE) * share
+
     def ticks(self, percent: bool, about: int = 2) -> list[tuple[float, str]]:
         """(position in percent of the row, number) of a few round numbers."""
         found = ticks(self.low, self.high, about)
-        places = [100 * _bar_x(value, self.low, self.high) / BAR_WIDTH for value in found]
+        places = [100 * self.x(value) / BAR_WIDTH for value in found]
         return list(zip(places, distinct(found, percent), strict=True))
 
-    def bar(self, style: str, ends: Point, value: Number, title: str) -> Markup:
-        """One row."""
-        return interval_bar([(style, ends, value)], title, self.low, self.high)
-
-
-def _bar_x(value: Number, low: Number, high: Number) -> float:
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
-    return BAR_EDGE + (BAR_WIDTH - 2 * BAR_EDGE) * share
+    def row(
+        self,
+        intervals: Sequence[tuple[str, tuple[Number, Number, Number]]],
+        title: str,
+        middle: Number | None = None,
+    ) -> Markup:
+        """Intervals, (CSS class, (value, lower end, upper end)) each, and a tick at `middle`."""
+        numbers = [(style, *map(self.x, each)) for style, each in intervals]
+        at = None if middle is None else self.x(middle)
+        sizes = {"width": BAR_WIDTH, "edge": BAR_EDGE}
+        return _svg("bar", title=title, intervals=numbers, middle=at, **sizes)
 
 
 @dataclass(frozen=True)
@@ -487,10 +431,6 @@ class Scatter:
     y: Metric
     charts: dict[str, Markup]
     limited: bool = False
-
-    @property
-    def title(self) -> str:
-        return f"{self.y.label}, by {lower_first(self.x.label)}"
 
 
 def scatter(

@@ -2,26 +2,22 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from ..io.text import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
 from . import charts
-from .format import counted, cut, ends, interval, mapping, number, of_one_image, p_value
+from .format import counted, cut, interval, mapping, number, of_one_image, with_ends
 from .images import BUDGET, Images, embed, spread
 from .page import differing_settings, environment_of, render
 from .read import Comparison, ImageRecord, Model, Record, read_comparison
 
 OFF_TOPIC = "control_prompts"
 """The group of control prompts."""
-ALPHA_LEVEL = 0.05
-WIN_STYLES = {"for": "s0", "against": "s2", "even": "s1"}
 FULL_AXIS = ("judge", "adherence", "leakage")
 """Roles whose rates are drawn from 0 to 1."""
 GROUP_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
@@ -40,6 +36,7 @@ def html(folder: Path) -> str:
     found = read_comparison(folder)
     styles = styles_of(found)
     wins, pairs = win_matrices(found), extremes(found)
+    better = [one for one in wins if one[0].better > 0]
     settings = [model.settings for model in found.models]
     labels = [model.label for model in found.models]
     title = f"{len(labels)} models compared"
@@ -56,7 +53,9 @@ def html(folder: Path) -> str:
         pairs=len(groups),
         models=found.models,
         styles=styles,
-        headlines=_headlines(wins, styles),
+        judges=[one for one in better if one is better[0] or one[0].role == "judge"][:MAX_JUDGES],
+        axis=charts.IntervalAxis(),
+        win_side=win_side,
         gallery=gallery(found, BUDGET * 3 // 5),
         matrices=wins,
         corrected=corrected,
@@ -76,34 +75,11 @@ def html(folder: Path) -> str:
 def styles_of(comparison: Comparison) -> dict[str, str]:
     """CSS class by model; the first is the base model."""
     keys = [model.key for model in comparison.models]
-    return dict(zip(keys, [charts.BASE, *charts.line_styles(len(keys))], strict=False))
+    return dict(zip(keys, chain([charts.BASE], cycle(charts.STYLES)), strict=False))
 
 
-@dataclass(frozen=True)
-class WinCell:
-    """Share of pairs that one model wins against another (a tie counts half), as text.
-
-    `side`: "for" or "against" if the interval excludes one half, else "even". `significant`: p is
-    below `ALPHA_LEVEL` after correction for the number of tests.
-    """
-
-    share: float
-    side: str
-    value: str
-    ends: str
-    p: str
-    significant: bool
-    counts: str
-    bar: Markup
-
-
-@dataclass(frozen=True)
-class WinMatrix:
-    """`rows` are (model, its cells against each of `models`); None where nothing is recorded."""
-
-    metric: Metric
-    models: list[Model]
-    rows: list[tuple[Model, list[WinCell | None]]]
+WinMatrix = tuple[Metric, list[Model], dict[tuple[str, str], Record]]
+"""A metric, the models with recorded wins, and the wins by keys (a, b): of b against a."""
 
 
 def win_matrices(comparison: Comparison) -> list[WinMatrix]:
@@ -114,65 +90,19 @@ def win_matrices(comparison: Comparison) -> list[WinMatrix]:
             wins = comparison.wins(each.name)
             seen = {key for pair in wins for key in pair}
             models = [model for model in comparison.models if model.key in seen]
-            rows = [
-                (row, [_win_cell(wins.get((column.key, row.key))) for column in models])
-                for row in models
-            ]
             if len(models) > 1:
-                found.append(WinMatrix(each, models, rows))
+                found.append((each, models, wins))
     return found
 
 
-def _win_cell(win: Record | None) -> WinCell | None:
-    share = number(win)
-    if win is None or share is None:
-        return None
-    value, text = interval(win, percent=True)
-    low, high = (share if end is None else end for end in ends(win))
-    side = "for" if low > 0.5 else "against" if high < 0.5 else "even"
-    names = (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
-    counts = [(win.get(plural), one, plural) for one, plural in names]
-    corrected_p, title = number(win.get("p_holm")), f"{value} of pairs won ({text})"
-    return WinCell(
-        share=share,
-        side=side,
-        value=value,
-        ends=text,
-        p=p_value(win.get("p")),
-        significant=corrected_p is not None and corrected_p < ALPHA_LEVEL,
-        counts=", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
-        bar=charts.interval_bar([(WIN_STYLES[side], (low, high), share)], title, middle=0.5),
-    )
+def win_side(win: Record) -> str:
+    """ "for" or "against" if the interval of a win rate excludes one half, else "even"."""
+    _, low, high = with_ends(win)
+    return "for" if low > 0.5 else "against" if high < 0.5 else "even"
 
 
-Headline = tuple[Model, str, Metric, WinCell, list[tuple[Metric, WinCell]]]
-"""A model, its style, its wins against the first by the main judge, and by other judges."""
-
-
-def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headline]:
-    better = [matrix for matrix in wins if matrix.metric.better > 0]
-    judges = [one for one in better if one is better[0] or one.metric.role == "judge"][:MAX_JUDGES]
-    models: dict[str, Model] = {}
-    cells: dict[str, list[tuple[Metric, WinCell]]] = {}
-    for matrix in judges:
-        for model, row in matrix.rows[1:]:
-            models[model.key] = model
-            if row[0] is not None:
-                cells.setdefault(model.key, []).append((matrix.metric, row[0]))
-    return [(models[k], styles[k], *found[0], found[1:]) for k, found in cells.items()]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model.
-
-    A row is (model, style, bar, value, ends, whether the model was trained on the metric).
-    """
-
-    metric: Metric
-    rows: list[tuple[Model, str, Markup, str, str, bool]]
-    ticks: list[tuple[float, str]]
-    n: int
+Panel = dict[str, Any]
+"""A `metric` of all models: `rows` of (model, interval), their `axis`, and `n` images per model."""
 
 
 def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
@@ -186,29 +116,16 @@ def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
 
 
 def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
-    styles = styles_of(comparison)
     values = [(model, comparison.interval(model.key, metric.name)) for model in comparison.models]
     values = [(model, value) for model, value in values if number(value) is not None]
     if not values:
         return None
     full = metric.percent and metric.role in FULL_AXIS
-    axis = charts.IntervalAxis.around([end for _, value in values for end in _ends(value)], full)
-    rows = []
-    for model, value in values:
-        text, span = interval(value, metric.percent)
-        title = f"{model.label}: {text} ({span})" if span else f"{model.label}: {text}"
-        bar = axis.bar(styles[model.key], _ends(value), number(value) or 0.0, title)
-        trained = metric.name in model.trained_on
-        rows.append((model, styles[model.key], bar, text, span, trained))
-    n = max((number(mapping(value).get("n")) or 0 for _, value in values), default=0)
-    return Panel(metric, rows, axis.ticks(metric.percent), int(n))
-
-
-def _ends(value: Any) -> charts.Point:
-    """Ends of an interval, which are its value where they are missing."""
-    low, high = ends(value)
-    middle = number(value) or 0.0
-    return (middle if low is None else low, middle if high is None else high)
+    axis = charts.IntervalAxis.around(
+        [e for _, value in values for e in with_ends(value)[1:]], full
+    )
+    n = max(number(mapping(value).get("n")) or 0 for _, value in values)
+    return {"metric": metric, "rows": values, "axis": axis, "n": int(n)}
 
 
 def model_scatter(comparison: Comparison) -> charts.Scatter | None:
@@ -243,7 +160,8 @@ def _points(
             values.append(value)
         across, up = map(number, values)
         if across is not None and up is not None:
-            found.append((model, (across, up), (*_ends(values[0]), *_ends(values[1]))))
+            errors = (*with_ends(values[0])[1:], *with_ends(values[1])[1:])
+            found.append((model, (across, up), errors))
     return found
 
 
@@ -267,53 +185,42 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
-    prompts: dict[int, str] = {}
-    columns: list[dict[str, dict[int, float]]] = []  # per model: values by group and index
-    for model in comparison.models:
-        groups: dict[str, dict[int, float]] = {}
-        for index, image in comparison.images[model.key].items():
-            prompts[index] = image.prompt
-            if metric.name in image.numbers:
-                groups.setdefault(image.group, {})[index] = image.numbers[metric.name]
-        columns.append(groups)
+    of_models = [
+        {i: one for i, one in comparison.images[model.key].items() if metric.name in one.numbers}
+        for model in comparison.models
+    ]
+    groups = dict.fromkeys(image.group for images in of_models for image in images.values())
     rows = []
-    for group in list(dict.fromkeys(group for groups in columns for group in groups))[:MAX_GROUPS]:
-        values = [groups.get(group, {}) for groups in columns]
-        cells = [_group_cell(values[0], column, metric, prompts) for column in values]
-        pairs = counted(max(map(len, values)), "pair")
+    for group in list(groups)[:MAX_GROUPS]:
+        columns = [{i: one for i, one in own.items() if one.group == group} for own in of_models]
+        cells = [_group_cell(columns[0], column, metric) for column in columns]
+        pairs = counted(max(map(len, columns)), "pair")
         rows.append((group or "without a group", pairs, cells))
     return metric, rows
 
 
 def _group_cell(
-    first: dict[int, float], column: dict[int, float], metric: Metric, prompts: Mapping[int, str]
+    first: dict[int, ImageRecord], column: dict[int, ImageRecord], metric: Metric
 ) -> tuple[str, str, str]:
     value, text = ("–", "")
     if column:
-        mean = grouped_mean([*column.values()], [prompts[index] for index in column])
+        numbers = [image.numbers[metric.name] for image in column.values()]
+        mean = grouped_mean(numbers, [image.prompt for image in column.values()])
         value, text = interval(mean.as_dict(), metric.percent)
-    shared = [index for index in column if index in first]
-    if column is first or not shared:
+    pairs = [(first[i], one) for i, one in column.items() if i in first and column is not first]
+    if not pairs:
         return value, text, ""
-    points = ((column[index] > first[index]) + (column[index] >= first[index]) for index in shared)
-    return value, text, f"wins {100 * sum(points) / 2 / len(shared):.0f}\u00a0%"
+    numbers = [[image.numbers[metric.name] for image in pair] for pair in pairs]
+    points = sum((after > before) + (after >= before) for before, after in numbers)
+    return value, text, f"wins {100 * points / 2 / len(pairs):.0f}\u00a0%"
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Rows of images, their groups, and the number of pairs in the comparison.
+def gallery(comparison: Comparison, budget: int) -> dict[str, Any]:
+    """At most `MAX_PROMPTS` pairs, as evenly from every group as possible.
 
-    A row is (an image with the prompt and seed, a (file, metrics as JSON) per model or None).
+    `rows` of (an image with the prompt and seed, a (file, metrics as JSON) per model or None),
+    their `groups`, the `count` of pairs in the comparison, and the `images` by file.
     """
-
-    rows: list[tuple[ImageRecord, list[tuple[str, str] | None]]]
-    groups: list[str]
-    count: int
-    images: Images
-
-
-def gallery(comparison: Comparison, budget: int) -> Gallery:
-    """At most `MAX_PROMPTS` pairs, as evenly from every group as possible."""
     counts = Counter(index for images in comparison.images.values() for index in images)
     least = min(2, len(comparison.models))
     chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count >= least])
@@ -325,12 +232,12 @@ def gallery(comparison: Comparison, budget: int) -> Gallery:
         rows.append((_any_image(comparison, index), cells))
     files = [cell[0] for _, cells in rows for cell in cells if cell]
     embedded = embed(comparison.folder, files, comparison.notes, budget)
-    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row[1])]
+    rows = [row for row in rows if any(cell and cell[0] in embedded.uris for cell in row[1])]
     if len(counts) > len(rows):
         left_out, pairs = len(counts) - len(rows), counted(len(counts), "pair")
         comparison.notes.append(f"Images of {left_out:,} of {pairs} are left out to save space.")
     groups = list(dict.fromkeys(image.group for image, _ in rows if image.group))
-    return Gallery(rows, groups, len(counts), embedded)
+    return {"rows": rows, "groups": groups, "count": len(counts), "images": embedded}
 
 
 def _chosen(comparison: Comparison, indices: Sequence[int]) -> list[int]:
@@ -356,32 +263,21 @@ def _any_image(comparison: Comparison, index: int) -> ImageRecord:
 
 def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
     found = {
-        isolated(each.label): of_one_image(each, image.numbers[each.name])
+        isolated(each.label): of_one_image(each, image.numbers)
         for each in metrics
         if each.name in image.numbers
     }
     return json.dumps(found)
 
 
-Pair = tuple[ImageRecord, ImageRecord, list[tuple[str, str, str]]]
-"""The images of a prompt and seed in two models; numbers as text: (label, before, after)."""
+Pair = tuple[ImageRecord, ImageRecord]
+"""The images of a prompt and seed in two models."""
+Extremes = dict[str, Any]
+"""The pairs that `gained` and `lost` most in `model` against the `first` one.
 
-
-@dataclass(frozen=True)
-class Extremes:
-    """Pairs that gained and lost most against the first model.
-
-    They are ordered by the sum of the metrics `by`, then by `tie_break`. `counts` are the numbers
-    of pairs that are better, worse and equal.
-    """
-
-    model: Model
-    first: Model
-    by: list[Metric]
-    tie_break: Metric | None
-    gained: list[Pair]
-    lost: list[Pair]
-    counts: tuple[int, int, int]
+They are ordered by the sum of the metrics `by`, then by `tie_break`. `counts` are the numbers of
+pairs that are better, worse and equal.
+"""
 
 
 def extremes(comparison: Comparison) -> list[Extremes]:
@@ -392,8 +288,8 @@ def extremes(comparison: Comparison) -> list[Extremes]:
 
 def embed_extremes(comparison: Comparison, found: Sequence[Extremes], budget: int) -> Images:
     """The images of all pairs."""
-    pairs = [pair for each in found for pair in (*each.gained, *each.lost)]
-    files = [image.file for before, after, _ in pairs for image in (before, after)]
+    pairs = [pair for each in found for pair in (*each["gained"], *each["lost"])]
+    files = [image.file for pair in pairs for image in pair]
     return embed(comparison.folder, files, comparison.notes, budget)
 
 
@@ -404,7 +300,7 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
     metrics = [
         each
         for each in judging(comparison.metrics.values())
-        if any(each.name in one.numbers and each.name in two.numbers for one, two in pairs)
+        if any(all(each.name in image.numbers for image in pair) for pair in pairs)
     ]
     if not metrics:
         return None
@@ -413,7 +309,7 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
     others = [each for each in metrics if each.role != by[0].role]
     tie_break = next((each for each in others if not each.percent), others[0] if others else None)
 
-    def gain(pair: tuple[ImageRecord, ImageRecord]) -> tuple[float, float]:
+    def gain(pair: Pair) -> tuple[float, float]:
         one, two = (image.numbers for image in pair)
         tie = 0.0
         if tie_break is not None and tie_break.name in one and tie_break.name in two:
@@ -422,19 +318,16 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
 
     complete = [pair for pair in pairs if all(m.name in one.numbers for m in by for one in pair)]
     ranked = sorted(((gain(pair), pair) for pair in complete), key=lambda each: each[0])
-    listed = [*by, *([tie_break] if tie_break else [])]
-    lost = [_pair(*pair, listed) for gained, pair in ranked if gained < (0, 0)]
-    won = [_pair(*pair, listed) for gained, pair in reversed(ranked) if gained > (0, 0)]
     better = sum(gained[0] > 0 for gained, _ in ranked)
     worse = sum(gained[0] < 0 for gained, _ in ranked)
-    counts = (better, worse, len(ranked) - better - worse)
-    return Extremes(model, first, by, tie_break, won[:EXTREME_PAIRS], lost[:EXTREME_PAIRS], counts)
-
-
-def _pair(before: ImageRecord, after: ImageRecord, metrics: Sequence[Metric]) -> Pair:
-    numbers = []
-    for each in metrics:
-        values = [image.numbers.get(each.name) for image in (before, after)]
-        texts = ["–" if value is None else of_one_image(each, value) for value in values]
-        numbers.append((each.label, texts[0], texts[1]))
-    return before, after, numbers
+    won = [pair for gained, pair in reversed(ranked) if gained > (0, 0)]
+    lost = [pair for gained, pair in ranked if gained < (0, 0)]
+    return {
+        "model": model,
+        "first": first,
+        "by": by,
+        "tie_break": tie_break,
+        "gained": won[:EXTREME_PAIRS],
+        "lost": lost[:EXTREME_PAIRS],
+        "counts": (better, worse, len(ranked) - better - worse),
+    }

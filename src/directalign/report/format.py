@@ -1,7 +1,7 @@
 """Read values of records, and format numbers: suitable digits, percentages, durations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..io.text import isolated
@@ -38,6 +38,12 @@ def ends(value: Any) -> tuple[float | None, float | None]:
     return number(mapping(value).get("low")), number(mapping(value).get("high"))
 
 
+def with_ends(value: Any) -> tuple[float, float, float]:
+    """Value, low and high of an interval; its ends are the value where they are missing."""
+    middle, (low, high) = number(value) or 0.0, ends(value)
+    return middle, middle if low is None else low, middle if high is None else high
+
+
 def written(value: Number, percent: bool = False, digits: int = 3) -> str:
     """A number with so many significant digits."""
     if percent:
@@ -64,12 +70,12 @@ def decimals_for(width: Number) -> int:
     return min(6, max(0, 1 - math.floor(math.log10(width))))
 
 
-def fixed(value: Number, decimals: int, percent: bool = False, sign: bool = False) -> str:
+def fixed(value: Number, decimals: int, percent: bool = False) -> str:
     """A number with so many decimals, two fewer for a percentage; zero has no sign."""
     text = f"{100 * value:.{max(0, decimals - 2)}f}" if percent else f"{value:.{decimals}f}"
     digits = text.lstrip("-")
-    prefix = "−" if text.startswith("-") else "+" if sign else ""
-    return (prefix if digits.strip("0.") else "") + digits + ("\u00a0%" if percent else "")
+    sign = "−" if text.startswith("-") and digits.strip("0.") else ""
+    return sign + digits + ("\u00a0%" if percent else "")
 
 
 def interval(record: Any, percent: bool = False) -> tuple[str, str]:
@@ -97,8 +103,11 @@ def percent_of(value: Any) -> str:
     return "?" if found is None else f"{100 * found:.0f}\u00a0%".replace("-", "−")
 
 
-def of_one_image(metric: Metric, value: Number) -> str:
-    """A metric of a single image; a share of 0 or 1 as no or yes."""
+def of_one_image(metric: Metric, numbers: Mapping[str, float]) -> str:
+    """A metric of a single image from all its numbers; a share of 0 or 1 as no or yes."""
+    value = numbers.get(metric.name)
+    if value is None:
+        return "–"
     if metric.percent and value in (0.0, 1.0):
         return "yes" if value else "no"
     return percent_of(value) if metric.percent else written(value)

@@ -50,12 +50,6 @@ class Images:
     uris: Mapping[str, str]
     pixelated: bool
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.uris
-
-    def __getitem__(self, name: str) -> str:
-        return self.uris[name]
-
 
 def embed(folder: Path, names: Sequence[str], notes: list[str], budget: int = BUDGET) -> Images:
     """Embed files of a folder; unreadable ones become notes.
@@ -148,16 +142,12 @@ def sample_cells(run: RunFiles, most: int = MAX_STEPS, kept: float | None = None
     return found
 
 
-def embed_cells(runs: Sequence[Cells], budget: int = BUDGET) -> list[EmbeddedCells]:
-    """Data URIs of the sample grids of all runs of a page."""
+def embed_cells(runs: Sequence[Cells], budget: int = BUDGET) -> tuple[list[EmbeddedCells], bool]:
+    """Data URIs of the sample grids of all runs of a page, and whether all cells are small."""
     images = [cell for cells in runs for _, row in cells for cell in row]
     uris = iter(fitted(images, budget))
-    return [[(step, [next(uris) for _ in row]) for step, row in cells] for cells in runs]
-
-
-def pixelated(runs: Sequence[Cells]) -> bool:
-    """Whether all cells are small."""
-    return all(max(cell.size) <= PIXEL_ART for cells in runs for _, row in cells for cell in row)
+    found = [[(step, [next(uris) for _ in row]) for step, row in cells] for cells in runs]
+    return found, all(max(image.size) <= PIXEL_ART for image in images)
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:

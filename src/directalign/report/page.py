@@ -20,7 +20,8 @@ MAX_NOTES = 40
 MAX_SETTINGS = 200
 ABSENT = "–"
 """Text of a setting that is missing or null."""
-FUNCTIONS = fmt.decimal, fmt.format_value, fmt.span, fmt.seconds, cut, fmt.counted, fmt.lower_first
+FUNCTIONS = (fmt.decimal, fmt.format_value, fmt.span, fmt.seconds, cut, fmt.counted)
+FUNCTIONS += (fmt.lower_first, fmt.of_one_image, fmt.interval, fmt.p_value, fmt.with_ends)
 FILTERS = {"percent": fmt.percent_of, **{each.__name__: each for each in FUNCTIONS}}
 
 
@@ -38,6 +39,10 @@ def environment(folder: Path) -> Environment:
     return found
 
 
+PAGES = environment(TEMPLATES)
+"""All templates of the reports."""
+
+
 def render(template: str, notes: Sequence[str], **context: Any) -> str:
     """A page as HTML, with the first `MAX_NOTES` notes."""
     files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}
@@ -45,7 +50,7 @@ def render(template: str, notes: Sequence[str], **context: Any) -> str:
     listed = list(dict.fromkeys(cut(note) for note in notes))
     if len(listed) > MAX_NOTES:
         listed[MAX_NOTES:] = [f"... and {len(listed) - MAX_NOTES:,} more."]
-    return environment(TEMPLATES).get_template(template).render(**inline, notes=listed, **context)
+    return PAGES.get_template(template).render(**inline, notes=listed, **context)
 
 
 def repeat_command(run: RunFiles) -> str:

@@ -20,6 +20,7 @@ from .format import cut, ends, listing, mapping, number
 
 Record = dict[str, Any]
 LEVEL_NUMBERS = ("recovery_error", "gain", "reward")
+NOT_METRICS = ("step", "seconds", "event")
 SIGMA_BINS = 20
 COMPARISON, RESULTS, SUMMARY = "comparison.json", "results.jsonl", "summary.json"
 FORMAT = 1
@@ -123,7 +124,7 @@ class RunFiles:
 
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) over the updates; dots in the name are nested keys ("metrics.reward")."""
-        return _curve(self.steps, name)
+        return _curve(self.steps, name.split("."))
 
     @property
     def comparable(self) -> list[Record]:
@@ -144,14 +145,28 @@ class RunFiles:
             counts = {min(filter(None, given), default=None)}
         return f"n = {counts.pop():.0f}" if len(counts) == 1 and None not in counts else ""
 
+    @property
+    def measured_names(self) -> list[str]:
+        """Names of all metrics of the evaluations."""
+        names = dict.fromkeys(name for record in self.measured for name in record)
+        return [name for name in names if name not in NOT_METRICS]
+
     def measured_curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) over the evaluations, on equal samples."""
-        return _curve(self.comparable, name)
+        return _curve(self.comparable, [name])
 
     def band(self, name: str) -> list[tuple[float, float, float]]:
         """(step, low, high) over the evaluations that have an interval."""
         found = [(float(record["step"]), *ends(record.get(name))) for record in self.comparable]
         return [(step, low, high) for step, low, high in found if None not in (low, high)]  # type: ignore[misc]
+
+    @property
+    def align_seconds(self) -> float | None:
+        """Seconds of training: from the summary, else the sum over the steps."""
+        recorded = number(self.summary.get("align_seconds"))
+        if recorded is not None or not self.steps:
+            return recorded
+        return sum((value for _, value in self.curve("seconds")), 0.0)
 
     def levels(self) -> dict[str, list[Record]]:
         """{branch: rows by rising sigma}: means over all updates, weighted by sample counts."""
@@ -238,8 +253,7 @@ def _nested(value: Any, keys: Sequence[str]) -> Any:
     return value
 
 
-def _curve(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
-    keys = name.split(".")
+def _curve(records: Sequence[Record], keys: Sequence[str]) -> list[tuple[float, float]]:
     found = [(float(record["step"]), number(_nested(record, keys))) for record in records]
     return [(step, value) for step, value in found if value is not None]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from ..metrics import HELD_OUT, NEG, POS, ROLES, STYLE, Metric, by_role, metric
 from .charts import (
@@ -15,21 +14,20 @@ from .charts import (
     STYLES,
     Axes,
     Figure,
+    IntervalAxis,
     Marker,
     Point,
     Rule,
     Scatter,
     Series,
-    interval_bar,
     line_chart,
-    line_styles,
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
-from .format import cut, mapping, number, percent_of, span
-from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
+from .format import cut, mapping, number
+from .images import BUDGET, Images, embed_cells, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
-from .read import Record, RunFiles, is_comparison, metric_of, read_comparison
+from .read import RunFiles, is_comparison, metric_of, read_comparison
 
 EVALUATION = "evaluation"
 """Folder of the comparison with the base model, written by `directalign evaluate`."""
@@ -45,7 +43,6 @@ SIDE_SCORES = {
     "reward": ("score_pos", "score_neg"),
     "off_topic_reward": ("off_topic_score_pos", "off_topic_score_neg"),
 }
-NOT_METRICS = ("step", "seconds", "event")
 MAX_CHARTS = 60
 FALLBACK_JUDGES = ("score_pos", "reward")
 DEFAULT_DRIFTS = ("color_drift", "content")
@@ -56,24 +53,25 @@ MAX_SCATTERS = 3
 def html(run: RunFiles) -> str:
     """The whole page."""
     end = ending(run)
-    grids = sample_cells(run, kept=end.kept if end else None)
+    cells = sample_cells(run, kept=end.kept if end else None)
     pairs, pair_images = [], Images({}, False)
     if is_comparison(run.folder / EVALUATION):
         comparison = read_comparison(run.folder / EVALUATION)
         pairs = extremes(comparison)
         pair_images = embed_extremes(comparison, pairs, BUDGET // 2)
         run.notes.extend(f"{EVALUATION}/{note}" for note in comparison.notes)
-    kept = [place for place, (step, _) in enumerate(grids) if place and end and step == end.kept]
+    kept = [place for place, (step, _) in enumerate(cells) if place and end and step == end.kept]
+    (grids,), pixelated = embed_cells([cells], BUDGET // 2 if pairs else BUDGET)
     return render(
         "run.html.j2",
         title=cut(run.name, 120),
         run=run,
         ending=end,
-        duration=align_seconds(run),
-        changes=[(change, change_bar(change)) for change in changes(run)],
-        grids=embed_cells([grids], BUDGET // 2 if pairs else BUDGET)[0],
+        changes=changes(run),
+        axis=IntervalAxis(),
+        grids=grids,
         first_grid=kept[0] if kept else len(grids) - 1,
-        pixelated=pixelated([grids]),
+        pixelated=pixelated,
         prompts=prompts_of(run),
         scatters=run_scatters(run),
         groups=curve_groups(run),
@@ -89,22 +87,9 @@ def html(run: RunFiles) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Change:
-    """A metric before and after training."""
-
-    title: str
-    key: str
-    before: Any
-    after: Any
-
-    @property
-    def is_rate(self) -> bool:
-        return isinstance(self.after, dict)
-
-
-def changes(run: RunFiles) -> list[Change]:
-    """The main metrics of the base model and of the final (or kept) weights; [] without both.
+def changes(run: RunFiles) -> list[dict[str, Any]]:
+    """The `title` and `key` of each main metric, and its values `before` (of the base model) and
+    `after` (of the final or kept weights); [] without both.
 
     Both are on equal samples, also of a run that was interrupted between evaluations of all.
     """
@@ -118,34 +103,12 @@ def changes(run: RunFiles) -> list[Change]:
     if "photo_rate" not in after:  # held-out rewards instead of the toy world's judge
         held_out = [metric(key) for key in after if key.startswith(HELD_OUT)]
         main += [(each.label, each.name) for each in held_out if each.better > 0][:2]
-    return [
-        Change(title, key, before[key], after[key])
-        for title, key in [*main, ("Colour drift", "color_drift"), ("Reward", "reward")]
-        if number(before.get(key)) is not None and number(after.get(key)) is not None
-    ]
-
-
-def change_bar(change: Change) -> Markup:
-    """Both intervals of a rate on one line; empty for other metrics."""
-    before, after = change.before, change.after
-    if not change.is_rate or not span(before) or not span(after):
-        return Markup("")
-    texts = [f"{percent_of(each)} ({span(each)})" for each in (before, after)]
-    title = f"{change.title}: {texts[0]} before, {texts[1]} after"
-    return interval_bar([interval_of(BASE, before), interval_of("s0", after)], title)
-
-
-def interval_of(style: str, value: Record) -> tuple[str, Point, float]:
-    """A recorded interval for `interval_bar`."""
-    return style, (value["low"], value["high"]), number(value) or 0.0
-
-
-def align_seconds(run: RunFiles) -> float | None:
-    """Seconds of training: from the summary, else the sum over the steps."""
-    recorded = number(run.summary.get("align_seconds"))
-    if recorded is not None or not run.steps:
-        return recorded
-    return sum((value for _, value in run.curve("seconds")), 0.0)
+    found = []
+    for title, key in [*main, ("Colour drift", "color_drift"), ("Reward", "reward")]:
+        ends = before.get(key), after.get(key)
+        if None not in map(number, ends):
+            found.append({"title": title, "key": key, "before": ends[0], "after": ends[1]})
+    return found
 
 
 def method_of(run: RunFiles) -> str:
@@ -180,15 +143,6 @@ class Ending:
     kept: float | None
     reason: str
 
-    def sentences(self) -> list[str]:
-        """Sentences at the top of the page."""
-        stop = "The run was not stopped early."
-        if self.stop is not None:
-            stop = f"The run stopped early after update {self.stop:.0f}: {self.reason}"
-        if self.kept is None:
-            return [stop]
-        return [stop, f"The exported weights are those of update {self.kept:.0f}."]
-
     def rules(self) -> list[Rule]:
         """Vertical rules on charts over updates."""
         if self.stop is not None and self.stop == self.kept:
@@ -217,10 +171,9 @@ def curve_groups(run: RunFiles) -> list[tuple[str, str, str, str, list[Figure]]]
     most `MAX_CHARTS`."""
     end = ending(run)
     rules = end.rules() if end else []
-    names = dict.fromkeys(name for record in run.measured for name in record)
-    found = [metric_of([run], name) for name in names if name not in NOT_METRICS]
-    found = [each for each in found if run.measured_curve(each.name)]
-    found = [each for each in found if not each.name.endswith((POS, NEG))]  # in another chart
+    names = [name for name in run.measured_names if run.measured_curve(name)]
+    names = [name for name in names if not name.endswith((POS, NEG))]  # in another chart
+    found = [metric_of([run], name) for name in names]
     if len(found) > MAX_CHARTS:
         run.notes.append(f"{len(found) - MAX_CHARTS} of {len(found)} metrics are not drawn.")
     drawn = {role: _metric_figures(run, each, rules) for role, each in by_role(found[:MAX_CHARTS])}
@@ -331,7 +284,7 @@ def run_scatters(run: RunFiles) -> list[Scatter]:
 
 def judge_of(runs: Sequence[RunFiles]) -> Metric | None:
     """The metric of quality: the recipe's, the toy world's, a held-out reward, the reward."""
-    recorded = dict.fromkeys(name for run in runs for record in run.measured for name in record)
+    recorded = dict.fromkeys(name for run in runs for name in run.measured_names)
     held_out = [name for name in recorded if name.startswith(HELD_OUT) and metric(name).better > 0]
     wanted = [str(run.setting("early_stopping", "metric_for_best", default="")) for run in runs]
     wanted += ["photo_rate", *held_out, *FALLBACK_JUDGES]
@@ -344,8 +297,9 @@ def path_scatter(
     """One line per run through its evaluations, with markers for kept weights and early stops."""
     single = len(runs) == 1
     lines, markers = [], []
-    for run, style in zip(runs, [BASE] if single else line_styles(len(runs)), strict=True):
-        path = _path(run, judge, drift)
+    for run, style in zip(runs, [BASE] if single else cycle(STYLES), strict=False):
+        xs, ys = (dict(run.measured_curve(one.name)) for one in (judge, drift))
+        path = [(step, (x, ys[step])) for step, x in xs.items() if step in ys]
         notes = [f"after {step:.0f} updates" for step, _ in path]
         points = [point for _, point in path]
         lines.append(Series("" if single else cut(run.name, 40), points, style, notes=notes))
@@ -354,16 +308,6 @@ def path_scatter(
             found = [Marker(one.point, "", one.kind, style) for one in found[1:]]
         markers += found
     return scatter(judge, drift, lines, "" if single else "one line per run", rules, markers)
-
-
-def _path(run: RunFiles, judge: Metric, drift: Metric) -> list[tuple[float, Point]]:
-    """(step, point) of every evaluation."""
-    found = []
-    for record in run.comparable:
-        x, y = number(record.get(judge.name)), number(record.get(drift.name))
-        if x is not None and y is not None:
-            found.append((float(record["step"]), (x, y)))
-    return found
 
 
 def _markers(run: RunFiles, path: Sequence[tuple[float, Point]], style: str) -> list[Marker]:

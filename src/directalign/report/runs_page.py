@@ -3,17 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ..metrics import by_role, metric
 from . import run_page
-from .charts import Figure, Scatter, Series, interval_bar, line_chart, line_styles
-from .format import cut, percent_of, span
-from .images import EmbeddedCells, embed_cells, pixelated, prompts_of, sample_cells
+from .charts import STYLES, Figure, IntervalAxis, Scatter, Series, line_chart
+from .format import cut
+from .images import EmbeddedCells, embed_cells, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
 
@@ -33,27 +31,23 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
     long = [run for run in runs if run.key.endswith("_long")][:MAX_DRAWN]
     cells = [sample_cells(run, most=2) for run in short[:MAX_DRAWN]]
     cells += [sample_cells(run, most=7) for run in long]
-    grids = embed_cells(cells)
+    grids, pixelated = embed_cells(cells)
     bases = {str(flat(run.settings).get("model.path", "")) for run in runs}
     return render(
         "runs.html.j2",
         title=cut(summary.get("title") or "Runs side by side", 120),
         runs=runs,
         bases=len(bases),
-        cards=[
-            (run, run_page.changes(run), run_page.align_seconds(run)) for run in short[:MAX_DRAWN]
-        ],
-        rows=[
-            (key, cut(name), numbers, _rate_bars(numbers))
-            for key, name, numbers in table(summary, runs)
-        ],
+        cards=[(run, run_page.changes(run)) for run in short[:MAX_DRAWN]],
+        rows=table(summary, runs),
+        axis=IntervalAxis(),
         columns=_columns(list(zip(short, grids, strict=False))[:MAX_DRAWN]),
-        pixelated=pixelated(cells),
+        pixelated=pixelated,
         prompts=next((found for run in short if (found := prompts_of(run))), []),
         scatters=runs_scatters(drawn),
         matched=matched(short[:2]),
         curves=curves_of_runs(drawn),
-        legend=list(zip([cut(run.name) for run in drawn], line_styles(len(drawn)), strict=True)),
+        legend=list(zip([cut(run.name) for run in drawn], cycle(STYLES), strict=False)),
         differing=differing_settings([run.settings or None for run in drawn]),
         drawn=drawn,
         long=list(zip(long, grids[len(cells) - len(long) :], strict=True)),
@@ -68,17 +62,6 @@ def _columns(runs: Sequence[tuple[RunFiles, EmbeddedCells]]) -> list[tuple[str, 
     found = [(cut(run.name), cells[-1][1]) for run, cells in runs if cells]
     first = next((cells[0] for _, cells in runs if cells), None)
     return [("Base model", first[1]), *found] if first and first[0] == 0 else found
-
-
-def _rate_bars(numbers: Record) -> dict[str, Markup]:
-    """Interval bars of the rates in a table row."""
-    bars = {}
-    for key in ("photo_rate", "content"):
-        value = numbers.get(key)
-        if span(value):
-            title = f"{percent_of(value)}, 95 % interval {span(value)}"
-            bars[key] = interval_bar([run_page.interval_of("s0", numbers[key])], title)
-    return bars
 
 
 def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
@@ -100,7 +83,7 @@ def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[st
         rows.append(("base", "Base model", base))
     for run in runs:
         numbers = summary.get(run.key) or at(run, -1)
-        rows.append((run.key, run.name, {"align_seconds": run_page.align_seconds(run), **numbers}))
+        rows.append((run.key, run.name, {"align_seconds": run.align_seconds, **numbers}))
     return rows
 
 
@@ -114,20 +97,19 @@ def runs_scatters(runs: Sequence[RunFiles]) -> list[Scatter]:
 def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
     """One chart per metric that at least two runs have, one unlabelled line per run."""
     counts = Counter(
-        name
-        for run in runs
-        for name in dict.fromkeys(name for record in run.measured for name in record)
-        if name not in run_page.NOT_METRICS and run.measured_curve(name)
+        name for run in runs for name in run.measured_names if run.measured_curve(name)
     )
     shared = [name for name, count in counts.items() if count > 1]
     shared = [one for one in shared if not one.endswith("_neg") and not one.startswith("style_")]
     figures = []
     for _, metrics in by_role(metric_of(runs, name) for name in shared):
         for one in metrics:
-            lines = []
-            for run, style in zip(runs, line_styles(len(runs)), strict=True):
-                points, notes = run.measured_curve(one.name), [run.name] * len(run.measured)
-                lines.append(Series("", points, style, notes=notes))
+            lines = [
+                Series(
+                    "", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)
+                )
+                for run, style in zip(runs, cycle(STYLES), strict=False)
+            ]
             chart = line_chart(lines, run_page.metric_axes(one), f"{one.label} by update, all runs")
             figures.append(Figure(one.label, chart, one.description))
     return [figure for figure in figures if figure.chart]
@@ -139,18 +121,6 @@ class Matched:
 
     photo_rate: float
     rows: list[tuple[RunFiles, float, float | None, float]]
-
-    @property
-    def num_samples(self) -> str:
-        """The samples of each evaluation, if all runs have as many."""
-        counts = {row[0].num_samples for row in self.rows}
-        return counts.pop() if len(counts) == 1 else ""
-
-    @property
-    def ratio(self) -> float | None:
-        """Drift of the second run over that of the first."""
-        first, second = (row[1] for row in self.rows[:2])
-        return second / first if first > 0 else None
 
 
 def matched(runs: Sequence[RunFiles]) -> Matched | None:
@@ -167,21 +137,17 @@ def matched(runs: Sequence[RunFiles]) -> Matched | None:
         return None
     rows = []
     for run, curve in zip(runs, curves, strict=True):
-        step = next(
-            at + (rate - low) / (high - low) * (later - at)
-            for (at, low), (later, high) in pairwise(curve)
-            if low < rate <= high
-        )
-        drift = _interpolate(run.measured_curve("color_drift"), step)
-        if drift is None:
+        step = _interpolate([(value, step) for step, value in curve], rate)
+        drift = None if step is None else _interpolate(run.measured_curve("color_drift"), step)
+        if step is None or drift is None:
             return None
         rows.append((run, drift, _interpolate(run.measured_curve("content"), step), step))
     return Matched(rate, rows)
 
 
-def _interpolate(curve: Sequence[tuple[float, float]], step: float) -> float | None:
-    """Linear interpolation; None outside of the curve."""
-    for (at, low), (later, high) in pairwise(curve):
-        if at <= step <= later:
-            return low + (step - at) / (later - at) * (high - low)
+def _interpolate(curve: Sequence[tuple[float, float]], at: float) -> float | None:
+    """Linear interpolation between the first points around `at`; None outside of the curve."""
+    for (start, low), (end, high) in pairwise(curve):
+        if start <= at <= end:
+            return low + (at - start) / (end - start) * (high - low)
     return None
