@@ -221,8 +221,10 @@ def test_metadata_names_images_and_captions(tmp_path):
     save(CAT, tmp_path / "one.png", caption="ignored")
     rows = [{"file_name": "one.png", "text": "first"}, {"file_name": "gone.png", "prompt": "b"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save(CAT, tmp_path / "two.png", caption="b")
     found = scan_images(tmp_path)
-    assert found.captions == ("first",) and found.skipped == ("gone.png: no such file",)
+    skipped = ("gone.png: no such file", "two.png: not in metadata.jsonl")
+    assert found.captions == ("first",) and found.skipped == skipped
 
 
 METADATA = '{"file_name": "a.png", "text": "a"}\n{"text": "b"}'

@@ -68,6 +68,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         remedy = REMEDIES.get(error.errno or 0)
         return f"{error.filename}: {error.strerror}{f'; {remedy}' if remedy else ''}"
+    if type(error).__name__ == "ValidationError":  # pydantic's, of a section that options made
+        return error.errors()[0]["msg"].removeprefix("Value error, ")  # pyright: ignore
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return (
             "out of device memory; set model.tune: lora, model.gradient_checkpointing: true or a "

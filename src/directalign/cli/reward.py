@@ -117,7 +117,7 @@ def phrases(
         from ..reward_analysis.phrases_report import write_report
         from ..rewards import load_named_reward, reward_settings
 
-        require_room(out / "phrases.html")
+        require_new_file(out / "phrases.html")
         settings = reward_settings(reward)
         sides = candidate_sides(reward, positive, negative, candidates)
         examples = load_examples(images, "--images", count=count, seed=seed)
@@ -303,6 +303,8 @@ def finetune(
         phrases, recipe = _phrases(positive, negative, *SIDES), recipe_words(reward)
         sides = {k: getattr(phrases, k) or getattr(recipe, k) for k in ("positive", "negative")}
         phrases = phrases.model_copy(update=sides)
+        if learning_rate == 0:
+            raise DirectAlignError("--learning-rate 0 trains nothing; give a rate such as 1e-5")
         require_words([*phrases.positive, *phrases.negative], "a reward is finetuned to words")
         settings = FinetuneConfig(part, num_steps, batch_size, learning_rate, gap, light, seed)
         record = finetune_to_folder(reward, images, phrases, out, settings, count)

@@ -41,6 +41,9 @@ def train(
         if resume:
             overrides = resumed_overrides(out, overrides)
         run = load_run(recipe, overrides)
+        from ..training import run_folder
+
+        run_folder.check(out, resume)
         from ..preflight import plan  # slow imports: diffusers
         from ..training import run as run_training
 

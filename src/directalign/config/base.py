@@ -19,7 +19,7 @@ MAX_FLOAT = 1e30
 """Largest number in a recipe: it and its products with small ones fit 32 bits."""
 PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
-Guidance = Annotated[float, Field(ge=1)]
+Guidance = Annotated[float, Field(ge=1, le=1000)]
 """Of classifier-free guidance: 1 is none, and below it the prompt would count for less."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]

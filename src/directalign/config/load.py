@@ -168,7 +168,7 @@ def changes_at_resume(
             "the version of directalign that began it"
         ) from error
     found = [
-        (rule, f"{key} was {was!r:.100} and is {now!r:.100}")
+        (rule, f"{key} was {_named(was)} and is {_named(now)}")
         for key, rule, was, now in differences(before, run)
     ]
     if refused := [text for rule, text in found if rule == FIXED]:
@@ -183,6 +183,12 @@ def changes_at_resume(
             "first; restore these values or remove early_stopping"
         )
     return [text for _, text in found]
+
+
+def _named(value: Any) -> str:
+    """A value for an error line; of a section its tag."""
+    tag = next((getattr(value, key) for key in ("name", "kind") if hasattr(value, key)), value)
+    return f"{tag!r:.100}"
 
 
 def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:

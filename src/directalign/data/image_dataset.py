@@ -25,6 +25,8 @@ ENDINGS = set(
     ".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .heic .avif .jxl".split()  # noqa: SIM905
 )
 """Endings of image files; those that cannot be decoded (.heic) are reported, not ignored."""
+MIN_SIDE = 8
+"""Smallest side of a usable image, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def _from_metadata(folder: Path, metadata: Path) -> Iterator[Entry]:
+    listed = set[Path]()
     for line, row in json_rows(metadata, "metadata file"):
         where, name = f"{metadata}:{line}", row.get("file_name")
         if not isinstance(name, str):
@@ -150,7 +153,11 @@ def _from_metadata(folder: Path, metadata: Path) -> Iterator[Entry]:
                 f"{where}: file_name is {name!r:.60}, and the name of an image in {folder} is "
                 "needed"
             )
+        listed.add(folder / name)
         yield _captioned(name, prompt_of_row(row, where), where, f"{metadata.name}:{line}")
+    for file in _all_files(folder):
+        if file.suffix.lower() in ENDINGS and file not in listed:
+            yield Entry(str(file.relative_to(folder)), "", f"not in {metadata.name}")
 
 
 @dataclass(frozen=True)
@@ -191,8 +198,10 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
         try:
             if fault is None:
                 height, width, _ = read_pixels(found.picture(index)).shape
-                usable.append((index, entry, (height, width)))
-                continue
+                if min(height, width) >= MIN_SIDE:
+                    usable.append((index, entry, (height, width)))
+                    continue
+                fault = f"{width}x{height} pixels, less than {MIN_SIDE} a side"
         except Unreadable as error:
             fault = str(error)
         if strict:

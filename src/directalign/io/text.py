@@ -121,7 +121,7 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise DirectAlignError(
                 f"{path}:{number}: not JSON ({error}); write one object a line, like "
@@ -134,6 +134,14 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             )
         checked_unicode(json.dumps(row, ensure_ascii=False), f"{path}:{number}")
         yield number, row
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return made
 
 
 def read_json(file: Path, remedy: str, shape: Any = dict[str, Any]) -> Any:
@@ -174,10 +182,12 @@ def checked_unicode(text: str, where: str) -> str:
 
 
 def checked_prompt(prompt: str, where: str) -> str:
-    """The stripped prompt. Raises DirectAlignError if too long, with a control character or not
-    Unicode.
+    """The stripped prompt, empty if nothing in it is visible. Raises DirectAlignError if too long,
+    with a control character or not Unicode.
     """
     prompt = checked_unicode(prompt.strip(), where)
+    if all(unicodedata.category(character) == "Cf" for character in prompt):
+        return ""
     if len(prompt) > MAX_CHARACTERS:
         raise DirectAlignError(
             f"{where}: prompt of {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}: one "
@@ -194,14 +204,18 @@ def checked_prompt(prompt: str, where: str) -> str:
 
 def prompt_key(names: Sequence[str], where: str, kind: str = "column", remedy: str = "") -> str:
     """The name of the prompt column. Raises DirectAlignError, naming `where`, if there is none."""
-    lowered = {name.strip().lower(): name for name in reversed(names)}
+    lowered: dict[str, list[str]] = {}
+    for name in names:
+        lowered.setdefault(name.strip().lower(), []).append(name)
     found = next((lowered[key] for key in PROMPT_KEYS if key in lowered), None)
     if found is None:
         raise DirectAlignError(
             f"{where}: no {kind} {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]} among "
             f"{listed(names)}{remedy}"
         )
-    return found
+    if len(found) > 1:
+        raise DirectAlignError(f"{where}: {len(found)} {kind}s {listed(found)}; keep one of them")
+    return found[0]
 
 
 def prompt_of_row(row: Mapping[str, Any], where: str) -> str:

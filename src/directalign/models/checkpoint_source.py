@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import config
-from ..io import hub
+from ..io import hub, text
 from ..toyworld import assets
 from ..types import DirectAlignError
 from . import single_file
@@ -179,7 +179,7 @@ def check_base(model: config.ModelConfig, run: Path) -> None:
     Nothing is checked for a run without the record; the base not while it is not downloaded.
     """
     file = run / "summary.json"
-    summary = read_json(file) if file.is_file() else {}
+    summary = text.read_json(file, "restore this record of the run") if file.is_file() else {}
     before, recorded = summary.get("model", {}), summary.get("base")
     for name in before.keys() & {"architecture", "tune", "lora"}:
         if (now := model.model_dump(mode="json")[name]) != before[name]:

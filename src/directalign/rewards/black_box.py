@@ -447,7 +447,7 @@ def _excerpt(body: bytes) -> str:
 def _check_address(url: str, key: str) -> None:
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, _ = (parts.hostname or "").encode("idna"), parts.port
     except ValueError as error:
         raise DirectAlignError(
             f"{key}: {url} is no address ({error}); write http://host:port/path"
