@@ -29,7 +29,7 @@ from ..rewards import OPTION, load_named_reward, reward_settings
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
-from .responsiveness import BATCH, is_vectors, with_phrase
+from .responsiveness import encode, vectors, with_phrase
 
 Features = Float[Tensor, "n d"]
 Rows = Float[Tensor, "_m d"]
@@ -316,9 +316,7 @@ def direction_stats(
         return found
 
     def score(features: Features) -> float:
-        starts = range(0, len(features), BATCH)
-        parts = [reward.score(features[i : i + BATCH], prompts[i : i + BATCH]) for i in starts]
-        return torch.cat(parts).double().mean().item()
+        return reward.score(features, prompts).double().mean().item()
 
     gains = [
         score(project_out(after, each)) - score(project_out(before, each)) for each in (None, rows)
@@ -378,7 +376,6 @@ def remove_rows(vectors: Features, rows: Rows) -> Features:
     return vectors - (vectors @ rows.T) @ rows
 
 
-@torch.no_grad()
 def encode_images(
     reward: Reward, images: Sequence[Tensor] | Tensor, device: torch.device | str = "cpu"
 ) -> Features:
@@ -386,14 +383,11 @@ def encode_images(
 
     Raises: DirectAlignError for a reward without one feature vector per image.
     """
-    parts = []
-    for _, group in groupby(images, lambda image: image.shape):
-        same_size = list(group)
-        for i in range(0, len(same_size), BATCH):
-            parts.append(reward.encode(torch.stack(same_size[i : i + BATCH]).to(device)))
-    if not all(map(is_vectors, parts)):
+    groups = [torch.stack(list(group)) for _, group in groupby(images, lambda each: each.shape)]
+    found = vectors([part for group in groups for part in encode(reward, group, device)])
+    if found is None:
         raise DirectAlignError(
             f"{OPTION}: {reward.name} does not have one feature vector per image; directions "
             "need a CLIP or a SigLIP"
         )
-    return torch.cat(parts)
+    return found

@@ -29,19 +29,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from peft import LoraConfig, LoraModel
+from torch import Tensor
 
 from .. import __version__, config
 from ..interfaces import Reward
 from ..io.atomic import new_folder
 from ..rewards import load_named_reward, reward_settings
 from ..rewards.clip import ClipReward
+from ..rewards.common import PromptCache
 from ..rewards.qwen_vl import SETTINGS, VlmReward
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
@@ -163,7 +163,7 @@ def finetune(
     )
     gap = _target_gap(base, sides[1], phrases, settings.gap)
     objective = Objective(phrases, settings.weights, caption_margin(*sides), gap, examples.paired)
-    trainable = trainable_reward(reward, part, settings.seed)
+    trainable = TrainableReward(reward, part, settings.seed)
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
     best_step, stopped_at = _fit(trainable, objective, sides, checks, settings, rate)
     final = trainable.finish()
@@ -173,14 +173,15 @@ def finetune(
 
 @dataclass(frozen=True)
 class Side:
-    """Images of one side, own and other captions, and the scores before finetuning."""
+    """Images of one side, own and other captions, and the scores (3, n) that `keep` preserves.
+
+    Those are of the own and another bare caption, and (pos + neg) / 2, before finetuning.
+    """
 
     images: Images
     prompts: Sequence[str]
     others: Sequence[str]
-    plain: PerSample
-    plain_other: PerSample
-    middle: PerSample
+    kept: Tensor
 
 
 @dataclass(frozen=True)
@@ -198,28 +199,15 @@ class Batch:
         return [self.side.prompts[i] for i in self.indices]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,).
-
-    Over the phrases of each side: `relative` is pos − neg, `middle` is (pos + neg) / 2.
-    """
+class Scores(NamedTuple):
+    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,)."""
 
     pos: Tensor
     neg: Tensor
     plain: PerSample
     other: PerSample
 
-    @property
-    def relative(self) -> PerSample:
-        return self.pos.mean(0) - self.neg.mean(0)
 
-    @property
-    def middle(self) -> PerSample:
-        return (self.pos.mean(0) + self.neg.mean(0)) / 2
-
-
-@torch.no_grad()
 def baseline(
     reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
 ) -> Side:
@@ -228,10 +216,10 @@ def baseline(
     for i, own in enumerate(prompts):  # the next different caption, if there is one
         following = (*prompts[i + 1 :], *prompts[:i])
         others.append(next((text for text in following if text != own), own))
-    score = responsiveness.caption_scorer(reward, images)
-    sides = [score(prompts, side) for side in (phrases.positive, phrases.negative)]
-    plain, plain_other = score(prompts, [""]), score(others, [""])
-    return Side(images, prompts, others, plain, plain_other, torch.stack(sides).mean(0))
+    encoded = responsiveness.Encoded(reward, images, prompts)
+    sides = [encoded.score(side) for side in (phrases.positive, phrases.negative)]
+    plain, other = encoded.score(), encoded.score(captions=others)
+    return Side(images, prompts, others, torch.stack([plain, other, torch.stack(sides).mean(0)]))
 
 
 def caption_margin(*sides: Side) -> float:
@@ -239,7 +227,7 @@ def caption_margin(*sides: Side) -> float:
 
     Raises: DirectAlignError for a reward that scores all captions equally.
     """
-    margins = torch.cat([side.plain - side.plain_other for side in sides])
+    margins = torch.cat([side.kept[0] - side.kept[1] for side in sides])
     margin = margins.square().mean().sqrt().item()
     if not margin > 0:
         raise DirectAlignError(
@@ -260,17 +248,17 @@ class Objective:
     paired: bool
 
     def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
-        first, second = self._scores(reward, wanted), self._scores(reward, unwanted)
+        sides = wanted, unwanted
+        scores = [self._scores(reward, batch) for batch in sides]
         # logistic over all pairs of phrases: on each side, and between the sides
-        sides = [each.pos[:, None] - each.neg for each in (first, second)]
-        gaps = sides[0], -sides[1], sides[0] - sides[1]
-        terms = {
-            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum(),
-            "keep": self._keep(wanted, first) + self._keep(unwanted, second),
-        }
+        first, second = (each.pos[:, None] - each.neg for each in scores)
+        gaps = first, -second, first - second
+        parts = {"respond": [F.softplus(-SHARPNESS * gap).mean() for gap in gaps]}
+        each = list(zip(sides, scores, strict=True))
+        parts["keep"] = [self._keep(*side) for side in each]
         if wanted.changed is not None:
-            terms["steady"] = self._steady(reward, wanted, first)
-            terms["steady"] = terms["steady"] + self._steady(reward, unwanted, second)
+            parts["steady"] = [self._steady(reward, *side) for side in each]
+        terms = {name: torch.stack(part).sum() for name, part in parts.items()}
         if self.gap is not None:
             terms |= self._gradient_terms(reward, wanted, unwanted, self.gap)
         weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
@@ -283,17 +271,18 @@ class Objective:
             responsiveness.phrase_scores(reward, batch.features, prompts, side)
             for side in (self.phrases.positive, self.phrases.negative)
         ]
-        plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
-        return Scores(*(each / self.margin for each in (*sides, plain, other)))
+        bare = [reward.score(batch.features, texts) for texts in (prompts, others)]
+        return Scores(*(each / self.margin for each in (*sides, *bare)))
 
     def _keep(self, batch: Batch, scores: Scores) -> Tensor:
-        side, now = batch.side, torch.stack([scores.plain, scores.other, scores.middle])
-        before = torch.stack([side.plain, side.plain_other, side.middle])[:, batch.indices]
-        return (now - before / self.margin).square().mean()
+        middle = (scores.pos.mean(0) + scores.neg.mean(0)) / 2
+        now, before = torch.stack([scores.plain, scores.other, middle]), batch.side.kept
+        return (now - before[:, batch.indices] / self.margin).square().mean()
 
     def _steady(self, reward: Reward, batch: Batch, scores: Scores) -> Tensor:
         changed = responsiveness.relative_score(reward, batch.changed, batch.prompts, self.phrases)
-        return (changed / self.margin - scores.relative).square().mean()
+        relative = scores.pos.mean(0) - scores.neg.mean(0)
+        return (changed / self.margin - relative).square().mean()
 
     def _gradient_terms(
         self, reward: Reward, wanted: Batch, unwanted: Batch, gap: float
@@ -317,21 +306,16 @@ def _target_gap(
     reward: Reward, side: Side, phrases: config.ControlPhrases, gap: float | None
 ) -> float | None:
     """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
-    lengths = []
-    for images, prompts in responsiveness.batches(side.images, side.prompts):
-        with torch.no_grad():
-            features = reward.encode(images)
-        if not responsiveness.is_vectors(features):
-            if gap is not None:
-                raise DirectAlignError(
-                    f"--gap {gap}: {reward.name} does not have one feature vector per image, so "
-                    "its gap cannot be set: omit --gap"
-                )
-            return None
-        lengths.append(
-            responsiveness.feature_gradient(reward, features, prompts, phrases).norm(dim=1)
-        )
-    own = torch.cat(lengths).mean().item()
+    features = responsiveness.vectors(responsiveness.encode(reward, side.images))
+    if features is None:
+        if gap is not None:
+            raise DirectAlignError(
+                f"--gap {gap}: {reward.name} does not have one feature vector per image, so "
+                "its gap cannot be set: omit --gap"
+            )
+        return None
+    gradient = responsiveness.feature_gradient(reward, features, side.prompts, phrases)
+    own = gradient.norm(dim=1).mean().item()
     if own == 0:
         raise DirectAlignError(
             "--positive, --negative: the reward scores both sides equally; use other phrases, or "
@@ -405,18 +389,14 @@ def _batch_source(
         plain = reward.encode(images)
         return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
 
-    def encode_all(images: Images) -> Any:
-        parts = [reward.encode(part) for part, _ in responsiveness.batches(images, side.prompts)]
-        return torch.cat(parts) if responsiveness.is_vectors(parts[0]) else None
+    def encode_all(images: Images) -> Tensor:
+        return torch.cat(responsiveness.encode(reward, images))
 
-    if not reward.fixed_features:
+    if not reward.fixed_vectors:
         return encode_batch
-    with torch.no_grad():
-        plain = encode_all(side.images)
-        if plain is None:
-            return encode_batch
-        casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
-        changed = torch.stack([encode_all(images) for images in casts])
+    plain = encode_all(side.images)
+    casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
+    changed = torch.stack([encode_all(images) for images in casts])
 
     def select(indices: list[int]) -> Batch:
         views = torch.randint(VIEWS, (len(indices),), generator=generator)
@@ -437,26 +417,6 @@ def _held_out_loss(
         total += objective(reward, *pair).item() * len(indices)
         reward.clear_cache()
     return total / length
-
-
-@dataclass
-class TrainableReward:
-    """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
-
-    `encode`, `score`: callables as in `Reward`. `fixed_features`: no parameter changes the image
-    features. `finish`: merges and freezes the weights and returns the reward to measure and save.
-    Text features are cached until `clear_cache`, which ends each step.
-    """
-
-    name: str
-    encode: Any
-    score: Any
-    parameters: list[nn.Parameter]
-    fixed_features: bool
-    clear_cache: Callable[[], None]
-    finish: Callable[[], Reward]
-    reads_prompt: bool = True
-    differentiable: bool = True
 
 
 def part_of(reward: Reward, part: Part | None) -> Part:
@@ -481,63 +441,57 @@ def with_logits(reward: Reward) -> Reward:
     return VlmReward(reward.model, reward.chat, reward.pixels, settings, reward.answers)
 
 
-def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
-    """Enable gradients for `part` (see `part_of`); adapters are initialized from `seed`."""
-    if isinstance(reward, VlmReward):
-        language_model = reward.model.model.language_model
-        encode, score = torch.no_grad()(reward.encode), with_logits(reward).score
-        # After `with_logits`, whose VlmReward freezes all weights of the model.
-        parameters = add_adapters(language_model, LANGUAGE_LAYERS, seed)
+class TrainableReward:
+    """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
 
-        def finish_vlm() -> VlmReward:
-            merge_adapters(language_model)
+    Adapters (LoRA, arXiv 2106.09685) are initialized from `seed`. `fixed_vectors`: image features
+    are vectors that no parameter changes. Text features of a CLIP are cached until `clear_cache`,
+    which ends each step.
+    """
+
+    reads_prompt = differentiable = True
+
+    def __init__(self, reward: Reward, part: Part, seed: int) -> None:
+        assert isinstance(reward, ClipReward | VlmReward)
+        self.reward, self.name, self.encode = reward, reward.name, reward.encode
+        self.fixed_vectors, self.tuner = part == "text", None
+        model, layers = reward.model, CLIP_LAYERS
+        if isinstance(reward, VlmReward):
+            self.score = with_logits(reward).score  # before the adapters: it freezes all weights
+            model, layers = model.model.language_model, LANGUAGE_LAYERS
+        else:
+            self.texts, self.score = PromptCache(reward.encode_text), self._score_clip
+        if part == "text":
+            modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
+            self.parameters = [each for module in modules for each in module.parameters()]
+        else:
+            adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.tuner = LoraModel(model, adapters, "default")
+            self.parameters = [each for each in model.parameters() if each.requires_grad]
+
+    def _score_clip(self, features: Tensor, prompts: Sequence[str]) -> PerSample:
+        assert isinstance(self.reward, ClipReward)
+        return self.reward.scale * (features * torch.stack(self.texts.read(prompts))).sum(-1)
+
+    def clear_cache(self) -> None:
+        """Forget the text features."""
+        if isinstance(self.reward, ClipReward):
+            self.texts.cached.clear()
+
+    def finish(self) -> Reward:
+        """Merge and freeze the weights; the reward to measure and save."""
+        if self.tuner is not None:
+            self.tuner.merge_and_unload()
+        reward, model = self.reward, self.reward.model.requires_grad_(False)
+        if isinstance(reward, VlmReward):
             return reward
-
-        return TrainableReward("vlm", encode, score, parameters, True, lambda: None, finish_vlm)
-    assert isinstance(reward, ClipReward)
-    clip, model = reward, reward.model
-    if part == "text":
-        modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
-        parameters = [each for module in modules for each in module.parameters()]
-    else:
-        parameters = add_adapters(model, CLIP_LAYERS, seed)
-    cache: dict[str, Tensor] = {}
-
-    def score_clip(features: Tensor, prompts: Sequence[str]) -> PerSample:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in cache]
-        if new:
-            cache.update(zip(new, clip.encode_text(new), strict=True))
-        text = torch.stack([cache[prompt] for prompt in prompts])
-        return clip.scale * (features * text).sum(-1)
-
-    def finish_clip() -> ClipReward:
-        merge_adapters(model)
-        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale, clip.clean)
-        final.directions = clip.directions
+        final = ClipReward(
+            model, reward.tokenizer, reward.preprocessing, reward.scale, reward.clean
+        )
+        final.directions = reward.directions
         return final
-
-    callables = clip.encode, score_clip
-    return TrainableReward("clip", *callables, parameters, part == "text", cache.clear, finish_clip)
-
-
-def add_adapters(model: nn.Module, targets: Sequence[str], seed: int) -> list[nn.Parameter]:
-    """Add LoRA adapters (arXiv 2106.09685) to the named layers; returns the trainable weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets))
-        inject_adapter_in_model(adapters, model)
-    return [each for each in model.parameters() if each.requires_grad]
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Merge adapters, if any, into their base layers, remove them and freeze the model."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    model.__dict__.pop("peft_config", None)
-    model.requires_grad_(False)
 
 
 def save_reward(reward: Reward, folder: Path) -> None:

@@ -59,10 +59,9 @@ def to_json(found: PhraseReport) -> dict[str, Any]:
     def pair_json(pair: PairStats) -> dict[str, Any]:
         return {**asdict(pair), "warnings": pair.warnings}
 
-    phrases = [{**asdict(each), "warnings": found.phrase_warnings(each)} for each in found.phrases]
     suggestion = found.suggestion
     return {
-        "phrases": phrases,
+        "phrases": [asdict(each) for each in found.phrases],
         "pairs": [pair_json(pair) for pair in found.pairs],
         "all_given": found.all_given and pair_json(found.all_given),
         "suggestion": suggestion and {**asdict(suggestion), "recipes": recipes(suggestion)},
