@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -199,15 +199,6 @@ class Batch:
         return [self.side.prompts[i] for i in self.indices]
 
 
-class Scores(NamedTuple):
-    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,)."""
-
-    pos: Tensor
-    neg: Tensor
-    plain: PerSample
-    other: PerSample
-
-
 def baseline(
     reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
 ) -> Side:
@@ -251,38 +242,39 @@ class Objective:
         sides = wanted, unwanted
         scores = [self._scores(reward, batch) for batch in sides]
         # logistic over all pairs of phrases: on each side, and between the sides
-        first, second = (each.pos[:, None] - each.neg for each in scores)
+        first, second = (pos[:, None] - neg for pos, neg, _ in scores)
         gaps = first, -second, first - second
-        parts = {"respond": [F.softplus(-SHARPNESS * gap).mean() for gap in gaps]}
-        each = list(zip(sides, scores, strict=True))
-        parts["keep"] = [self._keep(*side) for side in each]
-        if wanted.changed is not None:
-            parts["steady"] = [self._steady(reward, *side) for side in each]
-        terms = {name: torch.stack(part).sum() for name, part in parts.items()}
+        terms = {
+            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum()
+        }
+        for batch, (pos, neg, bare) in zip(sides, scores, strict=True):
+            now = torch.stack([*bare, (pos.mean(0) + neg.mean(0)) / 2])
+            before = batch.side.kept[:, batch.indices] / self.margin
+            found = {"keep": (now - before).square().mean()}
+            if batch.changed is not None:
+                changed = responsiveness.relative_score(
+                    reward, batch.changed, batch.prompts, self.phrases
+                )
+                relative = pos.mean(0) - neg.mean(0)
+                found["steady"] = (changed / self.margin - relative).square().mean()
+            terms |= {name: terms.get(name, 0.0) + value for name, value in found.items()}
         if self.gap is not None:
             terms |= self._gradient_terms(reward, wanted, unwanted, self.gap)
         weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
         return torch.stack(weighted).sum()
 
-    def _scores(self, reward: Reward, batch: Batch) -> Scores:
-        """All scores of a batch in caption margins."""
+    def _scores(self, reward: Reward, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Scores in caption margins.
+
+        Under each positive and each negative phrase (phrases, b); of own and other captions (b,).
+        """
         prompts, others = batch.prompts, [batch.side.others[i] for i in batch.indices]
-        sides = [
-            responsiveness.phrase_scores(reward, batch.features, prompts, side)
+        pos, neg = (
+            responsiveness.phrase_scores(reward, batch.features, prompts, side) / self.margin
             for side in (self.phrases.positive, self.phrases.negative)
-        ]
-        bare = [reward.score(batch.features, texts) for texts in (prompts, others)]
-        return Scores(*(each / self.margin for each in (*sides, *bare)))
-
-    def _keep(self, batch: Batch, scores: Scores) -> Tensor:
-        middle = (scores.pos.mean(0) + scores.neg.mean(0)) / 2
-        now, before = torch.stack([scores.plain, scores.other, middle]), batch.side.kept
-        return (now - before[:, batch.indices] / self.margin).square().mean()
-
-    def _steady(self, reward: Reward, batch: Batch, scores: Scores) -> Tensor:
-        changed = responsiveness.relative_score(reward, batch.changed, batch.prompts, self.phrases)
-        relative = scores.pos.mean(0) - scores.neg.mean(0)
-        return (changed / self.margin - relative).square().mean()
+        )
+        texts = prompts, others
+        return pos, neg, [reward.score(batch.features, each) / self.margin for each in texts]
 
     def _gradient_terms(
         self, reward: Reward, wanted: Batch, unwanted: Batch, gap: float

@@ -196,18 +196,13 @@ def split_examples(examples: Examples, seed: int, stream: str) -> tuple[Examples
 # No control phrase names them and rewards are known to favour them. arXiv 2509.06942 names red
 # (HPSv2), purple (PickScore), over-exposure (ImageReward) and smoothness (all).
 
-TINT, LIGHT, SATURATION, EDGES, BLUR = 0.1, 0.1, 1.5, 1.0, 64
-"""Added to a channel; added to all; color factor; detail added; shorter side / blur window."""
+TINT, SATURATION, EDGES, BLUR = 0.1, 1.5, 1.0, 64
+"""Added to a channel; color factor; detail added; shorter side / blur window."""
 
 
 def tinted(images: Images, cast: tuple[float, float, float]) -> Images:
-    """Add a color cast of strength `TINT`; brightness is unchanged if `cast` sums to 0."""
+    """Add a cast of strength `TINT`; brightness is unchanged if `cast` sums to 0."""
     return (images + TINT * torch.tensor(cast, device=images.device)[:, None, None]).clamp(0, 1)
-
-
-def brighter(images: Images) -> Images:
-    """Raise all channels by `LIGHT`."""
-    return (images + LIGHT).clamp(0, 1)
 
 
 def saturated(images: Images) -> Images:
@@ -231,7 +226,7 @@ PROBES: dict[str, Callable[[Images], Images]] = {
     "red tint": partial(tinted, cast=(1.0, -0.5, -0.5)),
     "purple tint": partial(tinted, cast=(0.5, -1.0, 0.5)),
     "green tint": partial(tinted, cast=(-0.5, 1.0, -0.5)),
-    "brightness": brighter,
+    "brightness": partial(tinted, cast=(1.0, 1.0, 1.0)),
     "saturation": saturated,
     "blur": blurred,
     "sharpening": sharpened,
