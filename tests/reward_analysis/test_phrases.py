@@ -250,4 +250,4 @@ def test_hostile_phrases_are_escaped(tmp_path):
     data = json.loads((tmp_path / "out" / "phrases.json").read_text())
     assert {each["phrase"] for each in data["phrases"]} == {*sides[0], *sides[1]}
     assert data["suggestion"]["pair"]["positive"] == ["Light"] and data["all_given"] is not None
-    assert report.to_json(found)["warnings"] == data["warnings"]
+    assert found.warnings == data["warnings"]

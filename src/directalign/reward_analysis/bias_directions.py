@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -169,8 +170,8 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
         rows = [row for _, row in json_rows(record, "record of samples")]
         prompts = {str(row.get("file")): str(row.get("prompt")) for row in rows}
     else:
-        texts = {file.name: file.with_suffix(".txt") for file in files}
-        prompts = {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
+        texts = [(file.name, file.with_suffix(".txt")) for file in files]
+        prompts = {n: read_text(t, "caption file").strip() for n, t in texts if t.is_file()}
     for file in files:
         try:
             image = torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float()
@@ -203,8 +204,7 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
     return {name: before[name] for name in names}, {name: after[name] for name in names}
 
 
-@dataclass(frozen=True)
-class Shifts:
+class Shifts(NamedTuple):
     """Features before and after each change; their prompts, and those to compute the gain."""
 
     before: Features
@@ -223,17 +223,16 @@ def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
     before = read_images(source, True, request.num_samples, key)
-    if request.after is None:
-        probes = [PROBES[name] for name in request.probes]
-        changed = [[probe(image[None])[0] for image, _ in before.values()] for probe in probes]
-    else:
+    sides = [before]
+    if request.after is not None:
         after = read_images(request.after, False, request.num_samples, "--after")
-        before, after = match_images(before, after)
-        changed = [[image for image, _ in after.values()]]
-    sides = [[image for image, _ in before.values()], *changed]
-    features = [encode_images(reward, images, device) for images in sides]
-    known = tuple(prompt for _, prompt in before.values() if prompt is not None)
-    prompts = known if len(known) == len(before) else None
+        sides = list(match_images(before, after))
+    known = [prompt for _, prompt in sides[0].values() if prompt is not None]
+    prompts = tuple(known) if len(known) == len(sides[0]) else None
+    images = [[image for image, _ in side.values()] for side in sides]
+    for probe in (PROBES[name] for name in request.probes):
+        images.append([probe(image[None])[0] for image in images[0]])
+    features = [encode_images(reward, each, device) for each in images]
     return Shifts(features[0], features[1:], prompts, prompts)
 
 
@@ -344,7 +343,7 @@ def wanted_from_phrases(
         text_gradients(reward, prompts, pos, like) - text_gradients(reward, prompts, neg, like)
         for pos, neg in product(phrases.positive, phrases.negative)
     ]
-    return span(torch.cat([each.mean(0, keepdim=True) for each in differences]))
+    return span(torch.stack([each.mean(0) for each in differences]))
 
 
 def wanted_from_examples(

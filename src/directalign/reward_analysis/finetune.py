@@ -94,18 +94,6 @@ class FinetuneConfig:
     weights: LossWeights = field(default_factory=LossWeights)
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """The finetuned reward, held-out measures before and after, and the best and last update."""
-
-    reward: Reward
-    before: dict[str, Any]
-    after: dict[str, Any]
-    best_step: int
-    stopped_at: int
-    held_out: int
-
-
 def finetune_to_folder(
     reward: str,
     images: str,
@@ -124,7 +112,7 @@ def finetune_to_folder(
         raise DirectAlignError(f"--out {out} exists already: choose a new folder")
     source = reward_settings(reward)
     examples = load_examples(images, "--images", count=count, seed=settings.seed)
-    result = finetune(load_named_reward(source), examples, phrases, settings)
+    tuned, measures = finetune(load_named_reward(source), examples, phrases, settings)
     libraries = "torch", "transformers", "peft", "safetensors"
     record = {
         "reward": source.model_dump(mode="json"),
@@ -133,11 +121,11 @@ def finetune_to_folder(
         "paired": examples.paired,
         "control_phrases": phrases.model_dump(mode="json"),
         "config": asdict(settings),
-        **{name: value for name, value in vars(result).items() if name != "reward"},
+        **measures,
         "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
     }
     with new_folder(out) as folder:
-        save_reward(result.reward, folder)
+        save_reward(tuned, folder)
         text = json.dumps(record, indent=1, allow_nan=False)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
     return record
@@ -145,8 +133,11 @@ def finetune_to_folder(
 
 def finetune(
     reward: Reward, examples: Examples, phrases: config.ControlPhrases, settings: FinetuneConfig
-) -> FinetuneResult:
+) -> tuple[Reward, dict[str, Any]]:
     """Finetune `reward` in place; deterministic given the arguments.
+
+    Returns the finetuned reward, and by name: the measures `before` and `after` on `held_out`
+    images per side, the best update, and the one that the training stopped at.
 
     Raises: DirectAlignError for words of one side only, too few captions, or an unsupported reward.
     """
@@ -162,13 +153,18 @@ def finetune(
         [baseline(base, *side, phrases) for side in each.sides] for each in (train, held_out)
     )
     gap = _target_gap(base, sides[1], phrases, settings.gap)
-    objective = Objective(phrases, settings.weights, caption_margin(*sides), gap, examples.paired)
-    trainable = TrainableReward(reward, part, settings.seed)
+    margin, trainable = caption_margin(*sides), TrainableReward(reward, part, settings.seed)
+    trainer = Trainer(trainable, phrases, settings, sides, checks, margin, gap, examples.paired)
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
-    best_step, stopped_at = _fit(trainable, objective, sides, checks, settings, rate)
+    best_step, stopped_at = trainer.fit(rate)
     final = trainable.finish()
-    after, count = responsiveness.measure(final, held_out, phrases), len(held_out.wanted)
-    return FinetuneResult(final, before, after, best_step, stopped_at, count)
+    return final, {
+        "before": before,
+        "after": responsiveness.measure(final, held_out, phrases),
+        "best_step": best_step,
+        "stopped_at": stopped_at,
+        "held_out": len(held_out.wanted),
+    }
 
 
 @dataclass(frozen=True)
@@ -228,72 +224,6 @@ def caption_margin(*sides: Side) -> float:
     return margin
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Loss of one batch; `gap`: target gradient length, None if image features are not vectors."""
-
-    phrases: config.ControlPhrases
-    weights: LossWeights
-    margin: float
-    gap: float | None
-    paired: bool
-
-    def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
-        sides = wanted, unwanted
-        scores = [self._scores(reward, batch) for batch in sides]
-        # logistic over all pairs of phrases: on each side, and between the sides
-        first, second = (pos[:, None] - neg for pos, neg, _ in scores)
-        gaps = first, -second, first - second
-        terms = {
-            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum()
-        }
-        for batch, (pos, neg, bare) in zip(sides, scores, strict=True):
-            now = torch.stack([*bare, (pos.mean(0) + neg.mean(0)) / 2])
-            before = batch.side.kept[:, batch.indices] / self.margin
-            found = {"keep": (now - before).square().mean()}
-            if batch.changed is not None:
-                changed = responsiveness.relative_score(
-                    reward, batch.changed, batch.prompts, self.phrases
-                )
-                relative = pos.mean(0) - neg.mean(0)
-                found["steady"] = (changed / self.margin - relative).square().mean()
-            terms |= {name: terms.get(name, 0.0) + value for name, value in found.items()}
-        if self.gap is not None:
-            terms |= self._gradient_terms(reward, wanted, unwanted, self.gap)
-        weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
-        return torch.stack(weighted).sum()
-
-    def _scores(self, reward: Reward, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Scores in caption margins.
-
-        Under each positive and each negative phrase (phrases, b); of own and other captions (b,).
-        """
-        prompts, others = batch.prompts, [batch.side.others[i] for i in batch.indices]
-        pos, neg = (
-            responsiveness.phrase_scores(reward, batch.features, prompts, side) / self.margin
-            for side in (self.phrases.positive, self.phrases.negative)
-        )
-        texts = prompts, others
-        return pos, neg, [reward.score(batch.features, each) / self.margin for each in texts]
-
-    def _gradient_terms(
-        self, reward: Reward, wanted: Batch, unwanted: Batch, gap: float
-    ) -> dict[str, Tensor]:
-        """Length and direction of the gradient of pos − neg at the unwanted images."""
-        target, start = wanted.features.detach(), unwanted.features.detach()
-        gradient = responsiveness.feature_gradient(
-            reward, start, unwanted.prompts, self.phrases, True
-        )
-        terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
-        if self.paired:
-            directions = (
-                responsiveness.tangent(gradient, start),
-                responsiveness.tangent(target - start, start),
-            )
-            terms["straight"] = 1 - F.cosine_similarity(*directions, dim=1).mean()
-        return terms
-
-
 def _target_gap(
     reward: Reward, side: Side, phrases: config.ControlPhrases, gap: float | None
 ) -> float | None:
@@ -316,99 +246,158 @@ def _target_gap(
     return own if gap is None else gap
 
 
-def _fit(
-    reward: TrainableReward,
-    objective: Objective,
-    sides: Sequence[Side],
-    held_out: Sequence[Side],
-    settings: FinetuneConfig,
-    rate: float,
-) -> tuple[int, int]:
-    """Train until the held-out loss stops falling; restores the best weights.
+@dataclass(frozen=True)
+class Trainer:
+    """Trains on wanted and unwanted images until the loss on held-out ones stops falling.
 
-    Returns the best and the last update.
+    `margin`: `caption_margin`. `gap`: target gradient length, None if image features are not
+    vectors. `paired`: the sides' images of one index have the same content.
     """
 
-    def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
-        warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
-        return warmup * (1 - step / settings.num_steps)
+    reward: TrainableReward
+    phrases: config.ControlPhrases
+    settings: FinetuneConfig
+    sides: Sequence[Side]
+    held_out: Sequence[Side]
+    margin: float
+    gap: float | None
+    paired: bool
 
-    def draw(side: Side) -> list[int]:
-        size = (settings.batch_size,)
-        return torch.randint(len(side.prompts), size, generator=generator).tolist()
+    def fit(self, rate: float) -> tuple[int, int]:
+        """Train, and restore the best weights; returns the best and the last update."""
+        reward, settings = self.reward, self.settings
 
-    def weights() -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in reward.parameters]
+        def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
+            warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
+            return warmup * (1 - step / settings.num_steps)
 
-    generator = torch.Generator().manual_seed(settings.seed)
-    views = [_batch_source(reward, side, settings.light, generator) for side in sides]
-    optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
-    lowest, best_step, best = _held_out_loss(reward, objective, held_out), 0, weights()
-    step = 0
-    for step in range(1, settings.num_steps + 1):
-        indices = draw(sides[0])
-        wanted = views[0](indices)
-        unwanted = views[1](indices if objective.paired else draw(sides[1]))
-        loss = objective(reward, wanted, unwanted)
-        if not math.isfinite(loss.item()):
-            raise DirectAlignError(f"the loss is {loss.item()}: choose a smaller --learning-rate")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        reward.clear_cache()
-        if step % settings.check_every == 0 or step == settings.num_steps:
-            current = _held_out_loss(reward, objective, held_out)
-            if current < lowest:
-                lowest, best_step, best = current, step, weights()
-            elif step - best_step >= settings.patience * settings.check_every:
-                break
-    with torch.no_grad():
-        for parameter, value in zip(reward.parameters, best, strict=True):
-            parameter.copy_(value)
-    return best_step, step
+        def draw(side: Side) -> list[int]:
+            size = (settings.batch_size,)
+            return torch.randint(len(side.prompts), size, generator=generator).tolist()
 
+        def weights() -> list[Tensor]:
+            return [parameter.detach().clone() for parameter in reward.parameters]
 
-def _batch_source(
-    reward: TrainableReward, side: Side, light: float, generator: torch.Generator
-) -> Callable[[list[int]], Batch]:
-    """Batches of one side by indices; features are computed once if they are fixed vectors."""
+        generator = torch.Generator().manual_seed(settings.seed)
+        views = [self._batch_source(side, generator) for side in self.sides]
+        optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+        lowest, best_step, best, step = self._held_out_loss(), 0, weights(), 0
+        for step in range(1, settings.num_steps + 1):
+            indices = draw(self.sides[0])
+            wanted = views[0](indices)
+            loss = self.loss(wanted, views[1](indices if self.paired else draw(self.sides[1])))
+            if not math.isfinite(loss.item()):
+                raise DirectAlignError(
+                    f"the loss is {loss.item()}: choose a smaller --learning-rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            reward.clear_cache()
+            if step % settings.check_every == 0 or step == settings.num_steps:
+                current = self._held_out_loss()
+                if current < lowest:
+                    lowest, best_step, best = current, step, weights()
+                elif step - best_step >= settings.patience * settings.check_every:
+                    break
+        with torch.no_grad():
+            for parameter, value in zip(reward.parameters, best, strict=True):
+                parameter.copy_(value)
+        return best_step, step
 
-    def encode_batch(indices: list[int]) -> Batch:
-        images = side.images[indices]
-        plain = reward.encode(images)
-        return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
+    def _batch_source(self, side: Side, generator: torch.Generator) -> Callable[[list[int]], Batch]:
+        """Batches of one side by indices; features are computed once if they are fixed vectors."""
+        reward, light = self.reward, self.settings.light
 
-    def encode_all(images: Images) -> Tensor:
-        return torch.cat(responsiveness.encode(reward, images))
+        def encode_batch(indices: list[int]) -> Batch:
+            images = side.images[indices]
+            plain = reward.encode(images)
+            return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
 
-    if not reward.fixed_vectors:
-        return encode_batch
-    plain = encode_all(side.images)
-    casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
-    changed = torch.stack([encode_all(images) for images in casts])
+        def encode_all(images: Images) -> Tensor:
+            return torch.cat(responsiveness.encode(reward, images))
 
-    def select(indices: list[int]) -> Batch:
-        views = torch.randint(VIEWS, (len(indices),), generator=generator)
-        return Batch(side, indices, plain[indices], changed[views, indices])
+        if not reward.fixed_vectors:
+            return encode_batch
+        plain = encode_all(side.images)
+        casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
+        changed = torch.stack([encode_all(images) for images in casts])
 
-    return select
+        def select(indices: list[int]) -> Batch:
+            views = torch.randint(VIEWS, (len(indices),), generator=generator)
+            return Batch(side, indices, plain[indices], changed[views, indices])
 
+        return select
 
-@torch.no_grad()
-def _held_out_loss(
-    reward: TrainableReward, objective: Objective, held_out: Sequence[Side]
-) -> float:
-    """Mean over all held-out images, without casts."""
-    length, total = min(len(side.prompts) for side in held_out), 0.0
-    for start in range(0, length, responsiveness.BATCH):
-        indices = list(range(start, min(start + responsiveness.BATCH, length)))
-        pair = [Batch(s, indices, reward.encode(s.images[indices])) for s in held_out]
-        total += objective(reward, *pair).item() * len(indices)
-        reward.clear_cache()
-    return total / length
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """Mean over all held-out images, without casts."""
+        length, total = min(len(side.prompts) for side in self.held_out), 0.0
+        for indices in torch.arange(length).split(responsiveness.BATCH):
+            pair = [
+                Batch(side, indices.tolist(), self.reward.encode(side.images[indices]))
+                for side in self.held_out
+            ]
+            total += self.loss(*pair).item() * len(indices)
+            self.reward.clear_cache()
+        return total / length
+
+    def loss(self, wanted: Batch, unwanted: Batch) -> Tensor:
+        """Weighted sum of the terms on one batch."""
+        sides = wanted, unwanted
+        scores = [self._scores(batch) for batch in sides]
+        # logistic over all pairs of phrases: on each side, and between the sides
+        first, second = (pos[:, None] - neg for pos, neg, _ in scores)
+        gaps = first, -second, first - second
+        terms = {
+            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum()
+        }
+        for batch, (pos, neg, bare) in zip(sides, scores, strict=True):
+            now = torch.stack([*bare, (pos.mean(0) + neg.mean(0)) / 2])
+            before = batch.side.kept[:, batch.indices] / self.margin
+            found = {"keep": (now - before).square().mean()}
+            if batch.changed is not None:
+                views = batch.changed, batch.prompts
+                changed = responsiveness.relative_score(self.reward, *views, self.phrases)
+                relative = pos.mean(0) - neg.mean(0)
+                found["steady"] = (changed / self.margin - relative).square().mean()
+            terms |= {name: terms.get(name, 0.0) + value for name, value in found.items()}
+        if self.gap is not None:
+            terms |= self._gradient_terms(wanted, unwanted, self.gap)
+        weighted = [getattr(self.settings.weights, name) * value for name, value in terms.items()]
+        return torch.stack(weighted).sum()
+
+    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Scores in caption margins.
+
+        Under each positive and each negative phrase (phrases, b); of own and other captions (b,).
+        """
+        reward, prompts = self.reward, batch.prompts
+        others = [batch.side.others[i] for i in batch.indices]
+        pos, neg = (
+            responsiveness.phrase_scores(reward, batch.features, prompts, side) / self.margin
+            for side in (self.phrases.positive, self.phrases.negative)
+        )
+        texts = prompts, others
+        return pos, neg, [reward.score(batch.features, each) / self.margin for each in texts]
+
+    def _gradient_terms(self, wanted: Batch, unwanted: Batch, gap: float) -> dict[str, Tensor]:
+        """Length and direction of the gradient of pos − neg at the unwanted images."""
+        target, start = wanted.features.detach(), unwanted.features.detach()
+        gradient = responsiveness.feature_gradient(
+            self.reward, start, unwanted.prompts, self.phrases, create_graph=True
+        )
+        terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
+        if self.paired:
+            directions = (
+                responsiveness.tangent(gradient, start),
+                responsiveness.tangent(target - start, start),
+            )
+            terms["straight"] = 1 - F.cosine_similarity(*directions, dim=1).mean()
+        return terms
 
 
 def part_of(reward: Reward, part: Part | None) -> Part:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
 from typing import NamedTuple
 
 import torch
@@ -391,8 +390,7 @@ def anchor_tolerance(content: float | None, mu: float) -> float | None:
     """`AT_REST`·content / mu to two significant digits; None if content or mu is not positive."""
     if content is None or content <= 0 or mu <= 0:
         return None
-    value = AT_REST * content / mu
-    return round(value, 1 - floor(log10(abs(value))))
+    return float(f"{AT_REST * content / mu:.2g}")
 
 
 @dataclass(frozen=True)
@@ -436,20 +434,19 @@ def analyze_phrases(
         )
     stats = {each: table.phrase(each) for each in dict.fromkeys((*positive, *negative))}
     sides = [stats[each] for each in positive], [stats[each] for each in negative]
-    chosen = choose_phrases(table, usable_phrases(sides[0], 1), usable_phrases(sides[1], -1))
+    usable = usable_phrases(sides[0], 1), usable_phrases(sides[1], -1)
+    chosen = choose_phrases(table, *usable)
     suggestion = None if chosen is None else settings_for(table, *chosen)
     same = tuple(positive) == tuple(negative)
-    firsts, seconds = positive, negative
-    if same:
-        firsts, seconds = usable_phrases(sides[0], 1), usable_phrases(sides[1], -1)
+    firsts, seconds = usable if same else (positive, negative)
     candidates = [([pos], [neg]) for pos in firsts for neg in seconds if pos != neg]
     candidates.sort(key=lambda pair: -table.gap(*pair).size)
     pairs = tuple(table.pair(*pair) for pair in candidates[:LISTED_PAIRS])
     example = suggestion.pair if suggestion else pairs[0] if pairs else None
-    gap_by_image: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    by_image: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if example is not None:
         relative = table.scores(example.positive) - table.scores(example.negative)
-        gap_by_image = tuple(relative.wanted.tolist()), tuple(relative.unwanted.tolist())
+        by_image = tuple(relative.wanted.tolist()), tuple(relative.unwanted.tolist())
     return PhraseReport(
         tuple(sorted(stats.values(), key=lambda each: -each.lift.size)),
         pairs,
@@ -457,7 +454,7 @@ def analyze_phrases(
         suggestion,
         table.text_reader and table.text_reader.length,
         len(table.prompts),
-        gap_by_image,
+        by_image,
     )
 
 

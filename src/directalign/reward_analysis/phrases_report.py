@@ -38,37 +38,35 @@ def write_report(found: PhraseReport, examples: Examples, out: Path, **source: s
     `source`: `reward`, `images` and `command` that were given, for the head of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
+    phrases, pairs, suggestion = (
+        map(asdict, found.phrases),
+        map(_pair, found.pairs),
+        found.suggestion,
+    )
+    sections = recipes(suggestion)
     data = {
         **source,
         "wanted": len(examples.wanted),
         "unwanted": len(examples.unwanted),
         "paired": examples.paired,
-        **to_json(found),
+        "phrases": list(phrases),
+        "pairs": list(pairs),
+        "all_given": found.all_given and _pair(found.all_given),
+        "suggestion": suggestion and {**asdict(suggestion), "recipes": sections},
+        "warnings": found.warnings,
+        "tokens_read": found.limit,
+        "prompts": found.prompts,
     }
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(out / DATA, text + "\n")
-    for form, section in recipes(found.suggestion).items():
+    for form, section in sections.items():
         write_text(out / f"{form}.yaml", as_yaml(section))
     write_text(out / PAGE, _page(found, examples, data))
     return out / PAGE
 
 
-def to_json(found: PhraseReport) -> dict[str, Any]:
-    """All numbers and warnings."""
-
-    def pair_json(pair: PairStats) -> dict[str, Any]:
-        return {**asdict(pair), "warnings": pair.warnings}
-
-    suggestion = found.suggestion
-    return {
-        "phrases": [asdict(each) for each in found.phrases],
-        "pairs": [pair_json(pair) for pair in found.pairs],
-        "all_given": found.all_given and pair_json(found.all_given),
-        "suggestion": suggestion and {**asdict(suggestion), "recipes": recipes(suggestion)},
-        "warnings": found.warnings,
-        "tokens_read": found.limit,
-        "prompts": found.prompts,
-    }
+def _pair(pair: PairStats) -> dict[str, Any]:
+    return {**asdict(pair), "warnings": pair.warnings}
 
 
 def recipes(found: Suggestion | None) -> dict[str, dict[str, Any]]:

@@ -31,18 +31,24 @@ RESAMPLES = 1000
 def measure(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
     """All measures by name: responsiveness, content, bias and, for paired examples, angles.
 
-    Returns JSON-ready numbers. Angles are {"value", "low", "high", "n"} in degrees; scores are in
-    the reward's own units.
+    Returns JSON-ready numbers; scores are in the reward's own units. Angles between the intended
+    and the actual direction are {"value", "low", "high", "n"} in degrees. `angle`: between the mean
+    directions in feature space. `scene_angle`: of the mean cosine per scene. `pixel_angle`: the
+    same for block-averaged pixels. The first two exist only for rewards whose image features are
+    vectors.
     """
     wanted, unwanted = (Encoded(reward, *side) for side in examples.sides)
-    found = {
+    found: dict[str, Any] = {
         **responsiveness(*(each.relative(phrases).float().cpu() for each in (wanted, unwanted))),
         "content": content(wanted),
         "content_with_words": content(wanted, phrases.positive),
         "bias": bias(reward, examples, phrases),
     }
     if examples.paired and reward.differentiable:
-        found |= angles(reward, examples, phrases)
+        features = feature_directions(reward, examples, phrases)
+        if features is not None:
+            found |= {"angle": angle_of_means(*features), "scene_angle": angle_by_scene(*features)}
+        found["pixel_angle"] = angle_by_scene(*pixel_directions(reward, examples, phrases))
     return found
 
 
@@ -161,21 +167,6 @@ def bias(
         after = scores(probe(images))
         found[name] = {kind: (after[kind] - before[kind]).mean().item() for kind in before}
     return found
-
-
-def angles(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
-    """Angles between the intended and the actual direction.
-
-    `angle`: between the mean directions in feature space. `scene_angle`: of the mean cosine per
-    scene. `pixel_angle`: the same for block-averaged pixels. The first two exist only for rewards
-    whose image features are vectors.
-    """
-    pixels = pixel_directions(reward, examples, phrases)
-    features = feature_directions(reward, examples, phrases)
-    found = {}
-    if features is not None:
-        found = {"angle": angle_of_means(*features), "scene_angle": angle_by_scene(*features)}
-    return {**found, "pixel_angle": angle_by_scene(*pixels)}
 
 
 def feature_directions(

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def _tensor_in(folder: Path | None, name: str) -> Tensor | None:
     return None
 
 
+@dataclass(eq=False)
 class SoftPrompts:
     """The learned tokens of one reward's text tower, read from their files at first use.
 
@@ -149,25 +150,19 @@ class SoftPrompts:
         longest: maximum text length in tokens; learned ones may take half of it.
         clean: what the reward does to a text before it is tokenised.
         placeholder: a word that is one token, whose vectors are replaced; `joint` separates two.
+        held: vectors by the name before the prompt; entries set by a caller need no file, and their
+            gradient is intact.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        table: nn.Embedding,
-        name: str,
-        tokenizer: PreTrainedTokenizerBase,
-        longest: int,
-        clean: Callable[[str], str] = str,
-        placeholder: str = "x",
-        joint: str = " ",
-    ) -> None:
-        self.kind, self.table, self.name, self.longest = kind, table, name, longest
-        self.tokenizer, self.clean = tokenizer, clean
-        self.placeholder, self.joint = placeholder, joint
-        self.held: dict[str, Tensor] = {}
-        """Vectors by the name before the prompt; entries set by a caller need no file, and their
-        gradient is intact."""
+    kind: str
+    table: nn.Embedding
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    clean: Callable[[str], str] = str
+    placeholder: str = "x"
+    joint: str = " "
+    held: dict[str, Tensor] = field(default_factory=dict)
 
     @contextmanager
     def placed(self, prompts: Sequence[str]) -> Iterator[list[str]]:
@@ -183,7 +178,6 @@ class SoftPrompts:
             else self.joint.join([self.placeholder] * len(each)) + self.clean(f". {rest}")
             for each, (_, rest) in zip(vectors, parts, strict=True)
         ]
-
         placeholder = self._ids(self.placeholder)[0]
 
         def replace(module: nn.Module, ids: Any, embedded: Any) -> Float[Tensor, "b l d"]:
