@@ -27,6 +27,7 @@ from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
 from ..io.text import json_rows, read_text
 from ..rewards import OPTION, load_named_reward, reward_settings
+from ..rewards.common import Device
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
@@ -104,7 +105,7 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
     fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
     rows, count = orthonormal_union(fits), len(shifts.after)
     before, after = shifts.before.repeat(count, 1), torch.cat(shifts.after)
-    prompts = None if shifts.scored is None else shifts.scored * count
+    prompts = shifts.prompts * count if shifts.prompts and request.prompts is None else None
     found = direction_stats(reward, before, after, rows, wanted, prompts)
     mark = fingerprint(reward.model)  # pyright: ignore[reportAttributeAccessIssue]
     write_directions(out, Directions(rows.float(), mark, _provenance(request, found)))
@@ -205,12 +206,11 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
 
 
 class Shifts(NamedTuple):
-    """Features before and after each change; their prompts, and those to compute the gain."""
+    """Features before and after each change, and their prompts if known."""
 
     before: Features
     after: list[Features]
     prompts: tuple[str, ...] | None
-    scored: tuple[str, ...] | None
 
 
 def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
@@ -219,7 +219,7 @@ def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
         like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
         phrases = request.keep.positive or [""]
         after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
-        return Shifts(torch.zeros_like(after), [after], prompts, None)
+        return Shifts(torch.zeros_like(after), [after], prompts)
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
     before = read_images(source, True, request.num_samples, key)
@@ -233,7 +233,7 @@ def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
     for probe in (PROBES[name] for name in request.probes):
         images.append([probe(image[None])[0] for image in images[0]])
     features = [encode_images(reward, each, device) for each in images]
-    return Shifts(features[0], features[1:], prompts, prompts)
+    return Shifts(features[0], features[1:], prompts)
 
 
 def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:
@@ -346,9 +346,7 @@ def wanted_from_phrases(
     return span(torch.stack([each.mean(0) for each in differences]))
 
 
-def wanted_from_examples(
-    reward: Reward, examples: Examples, device: torch.device | str = "cpu"
-) -> Rows:
+def wanted_from_examples(reward: Reward, examples: Examples, device: Device = "cpu") -> Rows:
     """One unit row: mean features of wanted minus unwanted images."""
     means = [encode_images(reward, images, device).mean(0) for images, _ in examples.sides]
     return span((means[0] - means[1])[None])
@@ -376,7 +374,7 @@ def remove_rows(vectors: Features, rows: Rows) -> Features:
 
 
 def encode_images(
-    reward: Reward, images: Sequence[Tensor] | Tensor, device: torch.device | str = "cpu"
+    reward: Reward, images: Sequence[Tensor] | Tensor, device: Device = "cpu"
 ) -> Features:
     """One feature vector per image (3, H, W) in [0, 1] of any size; `device` is the reward's.
 

@@ -141,11 +141,8 @@ def _matches(folder: Path, key: str, wanted: ImageSet, unwanted: ImageSet) -> li
     if len(set(first)) != len(first) or sorted(first) != sorted(second):
         return None
     matches = [second.index(name) for name in first]
-    differ = [
-        (mine, other)
-        for mine, other in enumerate(matches)
-        if wanted.captions[mine] != unwanted.captions[other]
-    ]
+    pairs = list(enumerate(matches))
+    differ = [(i, j) for i, j in pairs if wanted.captions[i] != unwanted.captions[j]]
     if not differ:
         return matches
     mine, other = differ[0]

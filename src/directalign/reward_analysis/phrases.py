@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,11 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..interfaces import Reward
-from ..rewards.common import PromptCache, TextReader
+from ..rewards.common import Device, PromptCache, TextReader
 from ..stats import SMALLEST, Effect, effect
-from ..types import DirectAlignError, Images
+from ..types import DirectAlignError
 from .images import PROBES, Examples
-from .responsiveness import Encoded, vectors, with_phrase
+from .responsiveness import Encoded, with_phrase
 from .soft_prompts import TextTowerReward
 
 OTHER_CAPTIONS = 4
@@ -185,18 +186,13 @@ class PhraseTable:
     Raises: DirectAlignError for fewer than two images per side.
     """
 
-    def __init__(
-        self, reward: Reward, examples: Examples, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, reward: Reward, examples: Examples, device: Device = "cpu") -> None:
         if min(len(examples.wanted), len(examples.unwanted)) < 2:
             raise DirectAlignError(
                 f"--images: {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted "
                 "images; an interval needs at least two of each"
             )
-
-        def encode(images: Images, captions: tuple[str, ...]) -> Encoded:
-            return Encoded(reward, images, captions, device)
-
+        encode = partial(Encoded, reward, device=device)
         self.reward, self.paired, self.prompts = reward, examples.paired, examples.wanted_prompts
         self.wanted, self.unwanted = (encode(*side) for side in examples.sides)
         mixed = torch.cat([examples.wanted[::2], examples.unwanted[1::2]])
@@ -213,9 +209,9 @@ class PhraseTable:
         self.images: Vectors | None = None
         """Unit features of the first `TEXT_PROMPTS` wanted images; None if the reward has no
         separate text features (a VLM, ImageReward)."""
-        images = vectors(self.wanted.features)
-        if isinstance(reward, TextTowerReward) and images is not None:
-            self.images = F.normalize(images.double().cpu()[:TEXT_PROMPTS], dim=-1)
+        if isinstance(reward, TextTowerReward):
+            images = torch.cat(self.wanted.features).double().cpu()
+            self.images = F.normalize(images[:TEXT_PROMPTS], dim=-1)
         self._scores = PromptCache(lambda phrases: [self._scored(each) for each in phrases])
         self._texts = PromptCache(lambda phrases: [self._encoded(each) for each in phrases])
 

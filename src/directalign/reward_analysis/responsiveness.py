@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import Reward
-from ..rewards.common import score_all
+from ..rewards.common import Device, score_all
 from ..types import Images, PerSample
 from .images import PROBES, Examples
 
@@ -76,7 +76,7 @@ def relative_score(
 
 
 @torch.no_grad()
-def encode(reward: Reward, images: Images, device: torch.device | str = "cpu") -> list[Any]:
+def encode(reward: Reward, images: Images, device: Device = "cpu") -> list[Any]:
     """Image features, `BATCH` images at a time."""
     return [reward.encode(part.to(device)) for part in images.split(BATCH)]
 
@@ -91,11 +91,7 @@ class Encoded:
     """Captioned images, encoded once."""
 
     def __init__(
-        self,
-        reward: Reward,
-        images: Images,
-        captions: Sequence[str],
-        device: torch.device | str = "cpu",
+        self, reward: Reward, images: Images, captions: Sequence[str], device: Device = "cpu"
     ) -> None:
         self.reward, self.captions = reward, captions
         self.features = encode(reward, images, device)

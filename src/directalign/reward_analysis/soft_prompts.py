@@ -15,8 +15,7 @@ can represent it. Losses are in units of the reward's caption margin (`caption_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,16 +97,21 @@ def fit_soft_prompts(
         EncodedExamples(encoded.wanted.select(a), encoded.unwanted.select(b), encoded.paired)
         for a, b in split_by_caption(captions, settings.seed, "held out for tokens")
     )
-    start = initial_vectors(tower, phrases, settings)
-    best, best_step = _fit(tower, start, train, held_out, settings)
     before, origin = None, "the mean of the table"
     if phrases.positive:
         text = _relative_text(tower, phrases.positive, phrases.negative)
         before = separation_of(text, held_out, tower.scale)
         sides = ", ".join(phrases.positive), ", ".join(phrases.negative)
         origin = f"the words {sides[0]} against {sides[1]}"
-    with _placed(tower, best):
-        after = separation_of(_relative_text(tower, [POSITIVE], [NEGATIVE]), held_out, tower.scale)
+    start, held = initial_vectors(tower, phrases, settings), tower.soft_prompts.held
+    learned = _relative_text(tower, [POSITIVE], [NEGATIVE])
+    try:
+        best, best_step = _fit(tower, start, train, held_out, settings)
+        held |= {POSITIVE: best[0], NEGATIVE: best[1]}
+        after = separation_of(learned, held_out, tower.scale)
+    finally:
+        for name in (POSITIVE, NEGATIVE):
+            held.pop(name, None)
     how = (
         f"fitted to {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted images, "
         f"seed {settings.seed}, from {origin}"
@@ -177,8 +181,9 @@ def _fit(
     text = _relative_text(reward, [POSITIVE], [NEGATIVE])
 
     def loss(encoded: EncodedExamples) -> Tensor:
-        with _placed(reward, start + std * offsets):
-            return loss_of(text, encoded, margin, settings.content, settings.bias)
+        positive, negative = start + std * offsets
+        reward.soft_prompts.held |= {POSITIVE: positive, NEGATIVE: negative}
+        return loss_of(text, encoded, margin, settings.content, settings.bias)
 
     best, lowest, best_step = start, float("inf"), 0
     for step in range(settings.num_steps + 1):
@@ -205,17 +210,6 @@ def _relative_text(
         return torch.stack(each).mean(0)
 
     return lambda captions: side(positive, captions) - side(negative, captions)
-
-
-@contextmanager
-def _placed(reward: TextTowerReward, vectors: BothVectors) -> Iterator[None]:
-    """Inside, the names `POSITIVE` and `NEGATIVE` stand for these vectors."""
-    held = reward.soft_prompts.held
-    held.update(zip((POSITIVE, NEGATIVE), vectors, strict=True))
-    try:
-        yield
-    finally:
-        del held[POSITIVE], held[NEGATIVE]
 
 
 def _batch(encoded: EncodedExamples, step: int, settings: SoftPromptConfig) -> EncodedExamples:
