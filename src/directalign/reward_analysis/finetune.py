@@ -44,11 +44,12 @@ from ..rewards.clip import ClipReward
 from ..rewards.common import PromptCache
 from ..rewards.qwen_vl import SETTINGS, VlmReward
 from ..rewards.weights import locate
-from ..types import DirectAlignError, Images, PerSample
+from ..types import DirectAlignError, Images
 from . import responsiveness
 from .images import Examples, load_examples, random_cast, split_examples
 
 Part = Literal["text", "lora"]
+Finetunable = ClipReward | VlmReward
 RECORD = "finetune.json"
 VIEWS = 4
 """Random casts per image if image features are computed once."""
@@ -146,21 +147,27 @@ def finetune(
             "--positive, --negative: phrases of both sides are needed; give one of each, or a "
             "recipe that has them"
         )
-    part = part_of(reward, settings.part)
+    reward, part = part_of(reward, settings.part)
     train, held_out = split_examples(examples, settings.seed, "listen")
     before, base = responsiveness.measure(reward, held_out, phrases), with_logits(reward)
     sides, checks = (
         [baseline(base, *side, phrases) for side in each.sides] for each in (train, held_out)
     )
     gap = _target_gap(base, sides[1], phrases, settings.gap)
-    margin, trainable = caption_margin(*sides), TrainableReward(reward, part, settings.seed)
-    trainer = Trainer(trainable, phrases, settings, sides, checks, margin, gap, examples.paired)
+    margin, (trained, adapters) = caption_margin(*sides), trainable(reward, part, settings.seed)
+    fixed = part == "text"
+    trainer = Trainer(
+        trained, fixed, phrases, settings, sides, checks, margin, gap, examples.paired
+    )
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
     best_step, stopped_at = trainer.fit(rate)
-    final = trainable.finish()
-    return final, {
+    if adapters is not None:
+        adapters.merge_and_unload()
+    reward.model.requires_grad_(False)
+    forget_texts(reward)
+    return reward, {
         "before": before,
-        "after": responsiveness.measure(final, held_out, phrases),
+        "after": responsiveness.measure(reward, held_out, phrases),
         "best_step": best_step,
         "stopped_at": stopped_at,
         "held_out": len(held_out.wanted),
@@ -250,11 +257,13 @@ def _target_gap(
 class Trainer:
     """Trains on wanted and unwanted images until the loss on held-out ones stops falling.
 
-    `margin`: `caption_margin`. `gap`: target gradient length, None if image features are not
-    vectors. `paired`: the sides' images of one index have the same content.
+    `fixed_vectors`: image features are vectors that the training does not change. `margin`:
+    `caption_margin`. `gap`: target gradient length, None if image features are not vectors.
+    `paired`: the sides' images of one index have the same content.
     """
 
-    reward: TrainableReward
+    reward: Finetunable
+    fixed_vectors: bool
     phrases: config.ControlPhrases
     settings: FinetuneConfig
     sides: Sequence[Side]
@@ -276,11 +285,12 @@ class Trainer:
             return torch.randint(len(side.prompts), size, generator=generator).tolist()
 
         def weights() -> list[Tensor]:
-            return [parameter.detach().clone() for parameter in reward.parameters]
+            return [parameter.detach().clone() for parameter in parameters]
 
+        parameters = [each for each in reward.model.parameters() if each.requires_grad]
         generator = torch.Generator().manual_seed(settings.seed)
         views = [self._batch_source(side, generator) for side in self.sides]
-        optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
         lowest, best_step, best, step = self._held_out_loss(), 0, weights(), 0
         for step in range(1, settings.num_steps + 1):
@@ -293,10 +303,10 @@ class Trainer:
                 )
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            reward.clear_cache()
+            forget_texts(reward)
             if step % settings.check_every == 0 or step == settings.num_steps:
                 current = self._held_out_loss()
                 if current < lowest:
@@ -304,7 +314,7 @@ class Trainer:
                 elif step - best_step >= settings.patience * settings.check_every:
                     break
         with torch.no_grad():
-            for parameter, value in zip(reward.parameters, best, strict=True):
+            for parameter, value in zip(parameters, best, strict=True):
                 parameter.copy_(value)
         return best_step, step
 
@@ -320,7 +330,7 @@ class Trainer:
         def encode_all(images: Images) -> Tensor:
             return torch.cat(responsiveness.encode(reward, images))
 
-        if not reward.fixed_vectors:
+        if not self.fixed_vectors:
             return encode_batch
         plain = encode_all(side.images)
         casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
@@ -342,7 +352,7 @@ class Trainer:
                 for side in self.held_out
             ]
             total += self.loss(*pair).item() * len(indices)
-            self.reward.clear_cache()
+            forget_texts(self.reward)
         return total / length
 
     def loss(self, wanted: Batch, unwanted: Batch) -> Tensor:
@@ -400,9 +410,12 @@ class Trainer:
         return terms
 
 
-def part_of(reward: Reward, part: Part | None) -> Part:
-    """`part`; None takes the text side of a CLIP, adapters in a VLM. Raises: DirectAlignError."""
-    if not isinstance(reward, ClipReward | VlmReward):
+def part_of(reward: Reward, part: Part | None) -> tuple[Finetunable, Part]:
+    """The reward and `part`; None takes the text side of a CLIP, adapters in a VLM.
+
+    Raises: DirectAlignError for another kind of reward, and the text part of a VLM.
+    """
+    if not isinstance(reward, Finetunable):
         raise DirectAlignError(
             f"--reward: {reward.name} cannot be finetuned; give a CLIP (reward.name: clip) or a "
             "VLM (reward.name: vlm)"
@@ -411,10 +424,10 @@ def part_of(reward: Reward, part: Part | None) -> Part:
         raise DirectAlignError(
             "--part text: a VLM has one model for images and texts; omit --part, or give lora"
         )
-    return part or ("lora" if isinstance(reward, VlmReward) else "text")
+    return reward, part or ("lora" if isinstance(reward, VlmReward) else "text")
 
 
-def with_logits(reward: Reward) -> Reward:
+def with_logits(reward: Finetunable) -> Finetunable:
     """A VLM scoring by log-odds (a saturated probability has no gradient); others unchanged."""
     if not isinstance(reward, VlmReward):
         return reward
@@ -422,57 +435,39 @@ def with_logits(reward: Reward) -> Reward:
     return VlmReward(reward.model, reward.chat, reward.pixels, settings, reward.answers)
 
 
-class TrainableReward:
-    """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
+class TrainableClip(ClipReward):
+    """Its text features have a gradient; they are cached until `forget_texts`."""
 
-    Adapters (LoRA, arXiv 2106.09685) are initialized from `seed`. `fixed_vectors`: image features
-    are vectors that no parameter changes. Text features of a CLIP are cached until `clear_cache`,
-    which ends each step.
+    def __init__(self, clip: ClipReward) -> None:
+        super().__init__(clip.model, clip.tokenizer, clip.preprocessing, clip.scale, clip.clean)
+        self.directions, self._prompts = clip.directions, PromptCache(self.encode_text)
+
+
+def trainable(reward: Finetunable, part: Part, seed: int) -> tuple[Finetunable, LoraModel | None]:
+    """The reward with a gradient in a part of its weights, and the adapters to merge, if any.
+
+    Adapters (LoRA, arXiv 2106.09685) are initialized from `seed`.
     """
+    trained: Finetunable
+    if isinstance(reward, VlmReward):
+        trained, layers = with_logits(reward), LANGUAGE_LAYERS
+        model = reward.model.model.language_model
+    else:
+        trained, layers, model = TrainableClip(reward), CLIP_LAYERS, reward.model
+    if part == "text":
+        model.text_model.requires_grad_()
+        model.text_projection.requires_grad_()
+        return trained, None
+    adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return trained, LoraModel(model, adapters, "default")
 
-    reads_prompt = differentiable = True
 
-    def __init__(self, reward: Reward, part: Part, seed: int) -> None:
-        assert isinstance(reward, ClipReward | VlmReward)
-        self.reward, self.name, self.encode = reward, reward.name, reward.encode
-        self.fixed_vectors, self.tuner = part == "text", None
-        model, layers = reward.model, CLIP_LAYERS
-        if isinstance(reward, VlmReward):
-            self.score = with_logits(reward).score  # before the adapters: it freezes all weights
-            model, layers = model.model.language_model, LANGUAGE_LAYERS
-        else:
-            self.texts, self.score = PromptCache(reward.encode_text), self._score_clip
-        if part == "text":
-            modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
-            self.parameters = [each for module in modules for each in module.parameters()]
-        else:
-            adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.tuner = LoraModel(model, adapters, "default")
-            self.parameters = [each for each in model.parameters() if each.requires_grad]
-
-    def _score_clip(self, features: Tensor, prompts: Sequence[str]) -> PerSample:
-        assert isinstance(self.reward, ClipReward)
-        return self.reward.scale * (features * torch.stack(self.texts.read(prompts))).sum(-1)
-
-    def clear_cache(self) -> None:
-        """Forget the text features."""
-        if isinstance(self.reward, ClipReward):
-            self.texts.cached.clear()
-
-    def finish(self) -> Reward:
-        """Merge and freeze the weights; the reward to measure and save."""
-        if self.tuner is not None:
-            self.tuner.merge_and_unload()
-        reward, model = self.reward, self.reward.model.requires_grad_(False)
-        if isinstance(reward, VlmReward):
-            return reward
-        final = ClipReward(
-            model, reward.tokenizer, reward.preprocessing, reward.scale, reward.clean
-        )
-        final.directions = reward.directions
-        return final
+def forget_texts(reward: Finetunable) -> None:
+    """Drop the text features of a CLIP that were encoded before an update."""
+    if isinstance(reward, ClipReward):
+        reward._prompts.cached.clear()
 
 
 def save_reward(reward: Reward, folder: Path) -> None:
