@@ -197,7 +197,7 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
         )
     for name in names:
         one, other = before[name][1], after[name][1]
-        if one is not None and other is not None and one != other:
+        if None not in (one, other) and one != other:
             raise DirectAlignError(
                 f"--before, --after: {name} has the prompt {one!r:.60} before and {other!r:.60} "
                 "after: pair images of one prompt and seed"

@@ -26,7 +26,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +148,7 @@ def finetune(
             "recipe that has them"
         )
     reward, part = part_of(reward, settings.part)
+    settings = replace(settings, part=part)
     train, held_out = split_examples(examples, settings.seed, "listen")
     before, base = responsiveness.measure(reward, held_out, phrases), with_logits(reward)
     sides, checks = (
@@ -155,10 +156,7 @@ def finetune(
     )
     gap = _target_gap(base, sides[1], phrases, settings.gap)
     margin, (trained, adapters) = caption_margin(*sides), trainable(reward, part, settings.seed)
-    fixed = part == "text"
-    trainer = Trainer(
-        trained, fixed, phrases, settings, sides, checks, margin, gap, examples.paired
-    )
+    trainer = Trainer(trained, phrases, settings, sides, checks, margin, gap, examples.paired)
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
     best_step, stopped_at = trainer.fit(rate)
     if adapters is not None:
@@ -257,13 +255,11 @@ def _target_gap(
 class Trainer:
     """Trains on wanted and unwanted images until the loss on held-out ones stops falling.
 
-    `fixed_vectors`: image features are vectors that the training does not change. `margin`:
-    `caption_margin`. `gap`: target gradient length, None if image features are not vectors.
-    `paired`: the sides' images of one index have the same content.
+    `margin`: `caption_margin`. `gap`: target gradient length, None if image features are not
+    vectors. `paired`: the sides' images of one index have the same content.
     """
 
     reward: Finetunable
-    fixed_vectors: bool
     phrases: config.ControlPhrases
     settings: FinetuneConfig
     sides: Sequence[Side]
@@ -319,7 +315,7 @@ class Trainer:
         return best_step, step
 
     def _batch_source(self, side: Side, generator: torch.Generator) -> Callable[[list[int]], Batch]:
-        """Batches of one side by indices; features are computed once if they are fixed vectors."""
+        """Batches of one side by indices; features that do not change are computed once."""
         reward, light = self.reward, self.settings.light
 
         def encode_batch(indices: list[int]) -> Batch:
@@ -330,7 +326,7 @@ class Trainer:
         def encode_all(images: Images) -> Tensor:
             return torch.cat(responsiveness.encode(reward, images))
 
-        if not self.fixed_vectors:
+        if self.settings.part != "text":
             return encode_batch
         plain = encode_all(side.images)
         casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))

@@ -7,7 +7,7 @@ and each pair has one caption.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.base import MAX_SEED
 from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
-from ..toyworld.scenes import STYLES, Scenes, draw_scenes, render
+from ..toyworld.scenes import STYLES, draw_scenes, render
 from ..types import DirectAlignError, Images
 
 logger = logging.getLogger(__name__)
@@ -93,13 +93,13 @@ def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int)
     """Render the same scenes, with the same layout and light, in the wanted and unwanted styles."""
     scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
     others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
-    unwanted_scenes = Scenes(scenes.color, scenes.shape, scenes.background, others)
-    both = scenes.with_style(wanted), unwanted_scenes
-    images = [
-        render(side, torch.Generator().manual_seed((seed + 1) % (MAX_SEED + 1))) for side in both
-    ]
+    light = (seed + 1) % (MAX_SEED + 1)
+    first, second = (
+        render(side, torch.Generator().manual_seed(light))
+        for side in (scenes.with_style(wanted), replace(scenes, style=others))
+    )
     captions = tuple(scenes.captions())
-    return Examples(images[0], images[1], captions, captions, paired=True)
+    return Examples(first, second, captions, captions, paired=True)
 
 
 def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Examples:

@@ -255,7 +255,7 @@ class PhraseTable:
     def phrase(self, phrase: str) -> PhraseStats:
         """Measure one phrase."""
         plain, under = self.scores([""]), self.scores([phrase])
-        beyond, content = under - plain, _content_share(under, plain)
+        beyond, content = under - plain, _share(under.content, plain.content)
         spread = beyond.wanted.std().item()
         lift = effect(beyond.wanted, beyond.unwanted, self.paired, spread)
         reader, warnings = self.text_reader, []
@@ -282,16 +282,11 @@ class PhraseTable:
             cancelled = 1 - abs(relative) / abs(absolute) if measurable else None
             of_gap = _share(relative, abs(gap.value))
             probes[name] = ProbeEffect(absolute, relative, cancelled, of_gap)
-        content = _content_share(pos - neg, self.scores([""]))
+        content = _share((pos - neg).content, self.scores([""]).content)
         cosine, distance = self.cosine(positive, negative), None
         if cosine is not None:
             distance = (self.text(positive) - self.text(negative)).norm(dim=-1).mean().item()
         return PairStats(tuple(positive), tuple(negative), gap, content, cosine, distance, probes)
-
-
-def _content_share(under: PhraseScores, plain: PhraseScores) -> float | None:
-    own, whole = under.content, plain.content
-    return None if own is None or whole is None else _share(own, whole)
 
 
 @dataclass(frozen=True)
@@ -454,5 +449,5 @@ def analyze_phrases(
     )
 
 
-def _share(part: float, whole: float) -> float | None:
-    return None if abs(whole) < SMALLEST else part / whole
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None or abs(whole) < SMALLEST else part / whole

@@ -121,14 +121,8 @@ def as_override(section: Mapping[str, Any]) -> str:
 def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> str:
     ends = [abs(end) for each in found.phrases for end in (each.lift.low, each.lift.high)]
     original = examples.unwanted[:1]
-    probed = [("original", _uri(original[0]))]
-    probed += [(name, _uri(probe(original)[0])) for name, probe in PROBES.items()]
-    images = []
-    for name, side, gaps in zip(
-        ("Wanted", "Unwanted"), examples.sides, found.gap_by_image, strict=True
-    ):
-        first = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:MAX_IMAGES]
-        images.append((name, [(_uri(image), caption, gap) for image, caption, gap in first]))
+    probed = {name: probe(original)[0] for name, probe in PROBES.items()}
+    gaps = [each or [None] * MAX_IMAGES for each in found.gap_by_image]
     sections = recipes(found.suggestion).items()
     return (
         environment(TEMPLATES)
@@ -139,8 +133,10 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
             found=found,
             widest=max(ends, default=1.0) or 1.0,
             sections=[(form, as_yaml(section), as_override(section)) for form, section in sections],
-            images=images,
-            probed=probed,
+            images=zip(("Wanted", "Unwanted"), examples.sides, gaps, strict=True),
+            shown=MAX_IMAGES,
+            probed={"original": original[0], **probed},
+            uri=_uri,
         )
     )
 

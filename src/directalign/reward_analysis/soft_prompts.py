@@ -238,6 +238,9 @@ class EncodedSide:
         return EncodedSide(self.features[chosen], captions, self.probed[:, chosen])
 
 
+SideTables = list[tuple[EncodedSide, Features, Float[Tensor, "c b"]]]
+
+
 @dataclass(frozen=True)
 class EncodedExamples:
     """Both sides; if `paired`, equal indices have equal content."""
@@ -278,11 +281,7 @@ def encode_examples(reward: TextTowerReward, examples: Examples) -> EncodedExamp
 @torch.no_grad()
 def caption_margin(reward: TextTowerReward, encoded: EncodedExamples) -> float:
     """Mean score of an image under its bare caption minus that under other captions."""
-    margins = [
-        _margin(reward.encode_text(side.captions) @ side.features.T, _differs(side))
-        for side in (encoded.wanted, encoded.unwanted)
-    ]
-    return float(torch.stack(margins).mean())
+    return float(_margin(_tables(reward.encode_text, encoded)))
 
 
 def loss_of(
@@ -307,20 +306,17 @@ def separation_of(text: RelativeText, encoded: EncodedExamples, scale: float = 1
     """Measure pos − neg in score units; `scale` is the reward's."""
     sides = _tables(text, encoded)
     style_gaps = _style_gaps([table for _, _, table in sides], encoded.paired).double()
-    margins = [_margin(table, _differs(side)) for side, _, table in sides]
     changes = torch.cat([(side.probed * gaps).sum(-1).flatten() for side, gaps, _ in sides])
     style, bias = float(style_gaps.mean()), float(changes.square().mean().sqrt())
     return Separation(
         scale * style,
         float((style_gaps > 0).double().mean()),
-        scale * float(torch.stack(margins).mean()),
+        scale * float(_margin(sides)),
         bias / abs(style) if style else float("inf"),
     )
 
 
-def _tables(
-    text: RelativeText, encoded: EncodedExamples
-) -> list[tuple[EncodedSide, Features, Float[Tensor, "c b"]]]:
+def _tables(text: RelativeText, encoded: EncodedExamples) -> SideTables:
     """Both sides with pos − neg under their captions, and its product with their images."""
     wanted, unwanted = encoded.wanted, encoded.unwanted
     texts = text(wanted.captions)
@@ -349,5 +345,7 @@ def _contrastive(table: Float[Tensor, "c b"], differs: Bool[Tensor, "c b"]) -> T
     return F.cross_entropy(logits, torch.arange(len(table), device=table.device))
 
 
-def _margin(table: Float[Tensor, "c b"], differs: Bool[Tensor, "c b"]) -> Tensor:
-    return table.diagonal().mean() - table[differs].mean()
+def _margin(sides: SideTables) -> Tensor:
+    """Mean over sides of r of an image minus that of images of other captions."""
+    margins = [table.diagonal().mean() - table[_differs(side)].mean() for side, _, table in sides]
+    return torch.stack(margins).mean()
