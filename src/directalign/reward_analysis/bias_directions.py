@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,13 +99,13 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
-    shifts = _shifts(request, reward, device)
-    wanted = _wanted_rows(request, reward, shifts)
-    fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
-    rows, count = orthonormal_union(fits), len(shifts.after)
-    before, after = shifts.before.repeat(count, 1), torch.cat(shifts.after)
-    prompts = shifts.prompts * count if shifts.prompts and request.prompts is None else None
-    found = direction_stats(reward, before, after, rows, wanted, prompts)
+    before, changed, prompts = _shifts(request, reward, device)
+    wanted = _wanted_rows(request, reward, before, prompts)
+    fits = [fit(before, after, request.components, wanted) for after in changed]
+    rows, count = orthonormal_union(fits), len(changed)
+    scored = prompts * count if prompts and request.prompts is None else None
+    features = before.repeat(count, 1), torch.cat(changed)
+    found = direction_stats(reward, *features, rows, wanted, scored)
     mark = fingerprint(reward.model)  # pyright: ignore[reportAttributeAccessIssue]
     write_directions(out, Directions(rows.float(), mark, _provenance(request, found)))
     return found
@@ -205,21 +204,19 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
     return {name: before[name] for name in names}, {name: after[name] for name in names}
 
 
-class Shifts(NamedTuple):
+Prompts = tuple[str, ...] | None
+
+
+def _shifts(
+    request: Request, reward: Reward, device: str
+) -> tuple[Features, list[Features], Prompts]:
     """Features before and after each change, and their prompts if known."""
-
-    before: Features
-    after: list[Features]
-    prompts: tuple[str, ...] | None
-
-
-def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
     if request.prompts is not None:  # from 0 along every prompt's gradient, under wanted phrases
         prompts = tuple(read_prompts(request.prompts))
         like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
         phrases = request.keep.positive or [""]
         after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
-        return Shifts(torch.zeros_like(after), [after], prompts)
+        return torch.zeros_like(after), [after], prompts
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
     before = read_images(source, True, request.num_samples, key)
@@ -233,22 +230,22 @@ def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
     for probe in (PROBES[name] for name in request.probes):
         images.append([probe(image[None])[0] for image in images[0]])
     features = [encode_images(reward, each, device) for each in images]
-    return Shifts(features[0], features[1:], prompts)
+    return features[0], features[1:], prompts
 
 
-def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:
+def _wanted_rows(request: Request, reward: Reward, like: Features, prompts: Prompts) -> Rows | None:
     """Orthonormal rows to keep; None if nothing was named."""
     rows = []
     if request.keep.positive:
-        if shifts.prompts is None:
+        if prompts is None:
             raise DirectAlignError(
                 "--keep-words: needs the images' prompts; put a .txt beside each image, or use "
                 "--keep-examples"
             )
-        rows.append(wanted_from_phrases(reward, shifts.prompts, request.keep, shifts.before))
+        rows.append(wanted_from_phrases(reward, prompts, request.keep, like))
     if request.keep_examples is not None:
         examples = load_examples(request.keep_examples, "--keep-examples")
-        rows.append(wanted_from_examples(reward, examples, shifts.before.device))
+        rows.append(wanted_from_examples(reward, examples, like.device))
     return orthonormal_union(rows) if rows else None
 
 

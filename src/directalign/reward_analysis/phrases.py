@@ -362,7 +362,7 @@ def choose_phrases(
         ([pos], [neg])
         for pos in positive
         for neg in negative
-        if (table.cosine([pos], [neg]) or 0) <= MAX_COSINE
+        if (table.cosine([pos], [neg]) or 0) <= MAX_COSINE  # without texts, any pair
     ]
     best = max(pairs, key=size, default=None)
     if best is None or table.gap(*best).low <= 0:
