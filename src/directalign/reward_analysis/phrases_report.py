@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jaxtyping import Float
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from ..io.atomic import write_text
 from ..io.tensors import to_pixels
@@ -136,10 +134,6 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
             images=zip(("Wanted", "Unwanted"), examples.sides, gaps, strict=True),
             shown=MAX_IMAGES,
             probed={"original": original[0], **probed},
-            uri=_uri,
+            uri=lambda image: data_uri(Image.fromarray(to_pixels(image))),
         )
     )
-
-
-def _uri(image: Float[Tensor, "3 h w"]) -> str:
-    return data_uri(Image.fromarray(to_pixels(image)))
