@@ -14,12 +14,7 @@ from pathlib import Path
 from directalign.config.load import load_run
 from directalign.reward_analysis import COMMON
 from directalign.reward_analysis.images import load_examples
-from directalign.reward_analysis.phrases import (
-    PhraseTable,
-    Suggestion,
-    encode_examples,
-    settings_for,
-)
+from directalign.reward_analysis.phrases import PhraseTable, Suggestion, settings_for
 from directalign.reward_analysis.phrases_report import ramp
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES
@@ -85,7 +80,7 @@ def suggested() -> Suggestion:
 def _table(style: str, count: int) -> PhraseTable:
     reward = load_reward(load_run(RECIPE).reward)
     images = load_examples(f"world:{style}/rest", "images", count=count)
-    return PhraseTable(reward, encode_examples(reward, images))
+    return PhraseTable(reward, images)
 
 
 def ranked(style: str, count: int) -> list[Row]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from directalign import config
 from directalign.reward_analysis.images import PROBES, load_examples, split_examples
-from directalign.reward_analysis.phrases import analyze_phrases, encode_examples
+from directalign.reward_analysis.phrases import PhraseTable, analyze_phrases
 from directalign.reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_prompts
 from directalign.rewards import load_named_reward
 from directalign.toyworld.judges import load_judge
@@ -80,7 +80,7 @@ def test_images_of_one_name_are_pairs_only_under_one_caption(tmp_path, caplog, d
             assert fit_soft_prompts(reward, examples, phrases, settings).held_out >= 2
         except DirectAlignError as error:  # too few captions of one side in this draw
             assert differ and "different captions" in str(error)
-    report = analyze_phrases(reward, encode_examples(reward, examples), ["Photo"], ["Cartoon"])
+    report = analyze_phrases(PhraseTable(reward, examples), ["Photo"], ["Cartoon"])
     assert report.all_given and report.all_given.gap.value
 
 

@@ -67,13 +67,13 @@ def test_a_clip_responds_and_keeps_the_rest(clip, examples):
             return reward.score(reward.encode(examples.wanted), examples.wanted_prompts)
 
     frozen, bare = weights_of(clip), bare_scores(clip)
-    result = finetune(clip, examples, PHRASES, SETTINGS)
-    before, after = result.before, result.after
+    tuned, found = finetune(clip, examples, PHRASES, SETTINGS)
+    before, after = found["before"], found["after"]
     assert after["responsiveness"] > before["responsiveness"] + 0.5
     assert after["auc"] > before["auc"]
     assert after["angle"]["value"] < before["angle"]["value"] - 20
-    assert (bare_scores(result.reward) - bare).abs().max() < 0.1
-    names = changed(frozen, result.reward)
+    assert (bare_scores(tuned) - bare).abs().max() < 0.1
+    names = changed(frozen, tuned)
     assert "text_projection.weight" in names
     assert all(name.startswith(("text_model.", "text_projection.")) for name in names)
     assert not any(each.requires_grad for each in clip.model.parameters())
@@ -82,9 +82,9 @@ def test_a_clip_responds_and_keeps_the_rest(clip, examples):
 def test_adapters_in_both_towers_are_merged(clip, examples):
     before = weights_of(clip)
     settings = replace(SETTINGS, part="lora", num_steps=6, check_every=2, weights=FREE)
-    result = finetune(clip, examples, PHRASES, replace(settings, learning_rate=3e-3))
-    names = changed(before, result.reward)
-    assert result.best_step > 0
+    tuned, found = finetune(clip, examples, PHRASES, replace(settings, learning_rate=3e-3))
+    names = changed(before, tuned)
+    assert found["best_step"] > 0
     assert {name.split(".")[0] for name in names} == {"text_model", "vision_model"}
     assert all(name.endswith(tuple(f"{each}.weight" for each in CLIP_LAYERS)) for name in names)
 
@@ -93,17 +93,17 @@ def test_without_improvement_the_weights_are_restored(clip, examples):
     before = weights_of(clip)
     weights = LossWeights(respond=0.0, straight=0.0, hold=0.0, keep=1.0, steady=0.0)
     settings = replace(SETTINGS, num_steps=6, check_every=2, patience=1, weights=weights)
-    result = finetune(clip, examples, PHRASES, settings)
-    assert (result.best_step, result.stopped_at) == (0, 2)
-    assert not changed(before, result.reward)
+    tuned, found = finetune(clip, examples, PHRASES, settings)
+    assert (found["best_step"], found["stopped_at"]) == (0, 2)
+    assert not changed(before, tuned)
 
 
 def test_a_vlm_trains_only_its_language_model(vlm, plates):
     before = weights_of(vlm)
-    result = finetune(vlm, plates, PHRASES, VLM_SETTINGS)
-    assert result.best_step > 0
-    assert result.after["responsiveness"] > result.before["responsiveness"] + 0.5
-    names = changed(before, result.reward)
+    tuned, found = finetune(vlm, plates, PHRASES, VLM_SETTINGS)
+    assert found["best_step"] > 0
+    assert found["after"]["responsiveness"] > found["before"]["responsiveness"] + 0.5
+    names = changed(before, tuned)
     assert names and all(".language_model." in name for name in names)
 
 

@@ -26,7 +26,6 @@ from directalign.reward_analysis.phrases import (
     analyze_phrases,
     anchor_tolerance,
     choose_phrases,
-    encode_examples,
     preserving_ratio,
     settings_for,
     usable_phrases,
@@ -74,14 +73,13 @@ def planted(wanted: Sequence[float], unwanted: Sequence[float], paired: bool = T
         for levels in (wanted, unwanted)
     ]
     prompts = [tuple(map(caption_of, levels)) for levels in (wanted, unwanted)]
-    reward = PlantedReward()
-    return PhraseTable(reward, encode_examples(reward, Examples(*images, *prompts, paired)))
+    return PhraseTable(PlantedReward(), Examples(*images, *prompts, paired))
 
 
 def world_table(scale: float | None = None) -> PhraseTable:
     reward = ClipReward.load("world:reward", **({} if scale is None else {"scale": scale}))
     examples = load_examples("world", "--images", count=COUNT)
-    return PhraseTable(reward, encode_examples(reward, examples))
+    return PhraseTable(reward, examples)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +93,7 @@ def test_lift_gap_and_content_of_planted_phrases():
     assert light.lift.value == pytest.approx(0.3, abs=1e-3) and light.lift.is_clear
     assert light.content == pytest.approx(1) and shout.content == pytest.approx(0.5)
     assert table.phrase("Dark").lift.value == pytest.approx(-0.3, abs=1e-3)
-    assert not shout.lift.is_clear and "disturbs content" in shout.warnings(None, 3)[1]
+    assert not shout.lift.is_clear and "disturbs content" in shout.warnings[1]
     pair = table.pair(["Light"], ["Dark"])
     assert pair.gap.value == pytest.approx(0.6, abs=1e-3) and pair.cosine is None
     assert pair.content == pytest.approx(0)
@@ -119,7 +117,7 @@ def test_swapped_and_ineffective_phrases_are_warned_of():
     assert "swap the two sides" in " ".join(table.pair(["Dark"], ["Light"]).warnings)
     assert "does not separate" in " ".join(table.pair(["Foo"], ["Bar"]).warnings)
     assert choose_phrases(table, ["Foo"], ["Bar"]) is choose_phrases(table, [], ["Dark"]) is None
-    found = analyze_phrases(table.reward, table.encoded, ["Foo"], ["Bar"])
+    found = analyze_phrases(table, ["Foo"], ["Bar"])
     assert found.suggestion is None and found.warnings[0].startswith("nothing to suggest")
 
 
@@ -127,9 +125,9 @@ def test_few_images_and_rewards_without_a_text_side_are_refused():
     with pytest.raises(DirectAlignError, match="1 wanted and 3 unwanted"):
         planted([0.8], [0.6, 0.7, 0.5])
     reward = load_reward(config.PixelStatisticsConfig(statistic="redness"))
-    encoded = encode_examples(reward, load_examples("world", "--images", count=2))
+    table = PhraseTable(reward, load_examples("world", "--images", count=2))
     with pytest.raises(DirectAlignError, match="ignores prompts"):
-        analyze_phrases(reward, encoded, ["a"], ["b"])
+        analyze_phrases(table, ["a"], ["b"])
 
 
 def unit(seed: int, shift: Tensor | float = 0.0) -> Tensor:
@@ -196,7 +194,7 @@ def test_a_truncating_phrase_is_named(world):
     long = world.phrase("Concept art of the very highest quality")
     message = f"too long: the reward reads 16 tokens, and {COUNT} of {COUNT} prompts are truncated"
     assert (long.cut, world.phrase("Anime").cut) == (COUNT, 0)
-    assert long.warnings(16, COUNT)[0] == message
+    assert long.warnings[0] == message
     assert usable_phrases([long], 1) == usable_phrases([long], -1) == []
 
 
@@ -243,7 +241,7 @@ def test_hostile_phrases_are_escaped(tmp_path):
     sides = [*hostile, "[red]loud[/red]", "Light"], ["Dark", *hostile]
     table, images = planted(WANTED, UNWANTED), torch.rand(3, 3, 8, 8)
     examples = Examples(images, images, ("<b>", "b", "c"), ("a", "b", "</style>"), False)
-    found = analyze_phrases(table.reward, table.encoded, *sides)
+    found = analyze_phrases(table, *sides)
     source = {"reward": "<i>reward</i>", "images": "world", "command": "directalign reward phrases"}
     page = report.write_report(found, examples, tmp_path / "out", **source).read_text()
     assert "<script" not in page and "<img src=x" not in page and page.count("<style>") == 1
@@ -252,4 +250,4 @@ def test_hostile_phrases_are_escaped(tmp_path):
     data = json.loads((tmp_path / "out" / "phrases.json").read_text())
     assert {each["phrase"] for each in data["phrases"]} == {*sides[0], *sides[1]}
     assert data["suggestion"]["pair"]["positive"] == ["Light"] and data["all_given"] is not None
-    assert report.to_json(found)["warnings"] == data["warnings"]
+    assert found.warnings == data["warnings"]

@@ -113,7 +113,7 @@ def phrases(
     with one_line_errors(debug):
         from ..reward_analysis import candidate_sides
         from ..reward_analysis.images import load_examples
-        from ..reward_analysis.phrases import analyze_phrases, encode_examples
+        from ..reward_analysis.phrases import PhraseTable, analyze_phrases
         from ..reward_analysis.phrases_report import write_report
         from ..rewards import load_named_reward, reward_settings
 
@@ -122,8 +122,8 @@ def phrases(
         sides = candidate_sides(reward, positive, negative, candidates)
         examples = load_examples(images, "--images", count=count, seed=seed)
         device = _device()
-        loaded = load_named_reward(settings, device)
-        found = analyze_phrases(loaded, encode_examples(loaded, examples, device), *sides)
+        table = PhraseTable(load_named_reward(settings, device), examples, device)
+        found = analyze_phrases(table, *sides)
         command = ["directalign", "reward", "phrases", "--reward", reward, "--images", images]
         command += [part for phrase in positive for part in ("--positive", phrase)]
         command += [part for phrase in negative for part in ("--negative", phrase)]
@@ -150,7 +150,7 @@ def _phrase_table(found: Any) -> Table:
         lift = f"{each.lift.value:+.3f} ±{each.lift.high - each.lift.value:.3f}"
         content = "" if each.content is None else f"{each.content:.2f}"
         cosine = "" if each.cosine is None else f"{each.cosine:.3f}"
-        warnings = "; ".join(warning.split(":")[0] for warning in found.phrase_warnings(each))
+        warnings = "; ".join(warning.split(":")[0] for warning in each.warnings)
         size = f"{each.lift.size:+.2f}"
         table.add_row(escape(isolated(each.phrase)), lift, size, content, cosine, warnings)
     return table
@@ -206,12 +206,8 @@ def soft_prompts(
     with one_line_errors(debug):
         files = _token_files(out)
         from ..reward_analysis import require_words
+        from ..reward_analysis import soft_prompts as fit
         from ..reward_analysis.images import load_examples
-        from ..reward_analysis.soft_prompts import (
-            SoftPromptConfig,
-            fit_soft_prompts,
-            mean_of_phrases,
-        )
         from ..rewards import load_named_reward, recipe_words, reward_settings
         from ..rewards.soft_prompts import write_tokens
 
@@ -225,16 +221,16 @@ def soft_prompts(
                     "nothing to fit: give --images with wanted/ and unwanted/, or --positive"
                 )
             loaded = load_named_reward(named)
-            sides = zip(files, (start.positive, start.negative), strict=True)
-            made = [(file, mean_of_phrases(loaded, side, length)) for file, side in sides if side]
+            sides = (start.positive, start.negative)
+            made = [fit.mean_of_phrases(loaded, side, length) for side in sides if side]
         else:
-            settings = SoftPromptConfig(length, content, bias, num_steps=num_steps, seed=seed)
+            settings = fit.SoftPromptConfig(length, content, bias, num_steps=num_steps, seed=seed)
             examples = load_examples(images, "--images", count=count, seed=seed)
             loaded = load_named_reward(named, _device())
-            fitted = fit_soft_prompts(loaded, examples, start, settings)
+            fitted = fit.fit_soft_prompts(loaded, examples, start, settings)
             Console().print(_separation_table(fitted), highlight=False)
-            made = list(zip(files, (fitted.positive, fitted.negative), strict=True))
-        for file, tokens in made:
+            made = [fitted.positive, fitted.negative]
+        for file, tokens in zip(files, made, strict=False):  # the negative side may have no words
             write_tokens(file, tokens)
             typer.echo(file)
 

@@ -26,10 +26,11 @@ from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
 from ..io.text import json_rows, read_text
 from ..rewards import OPTION, load_named_reward, reward_settings
+from ..rewards.common import Device
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
-from .responsiveness import BATCH, is_vectors, with_phrase
+from .responsiveness import encode, vectors, with_phrase
 
 Features = Float[Tensor, "n d"]
 Rows = Float[Tensor, "_m d"]
@@ -98,13 +99,13 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
-    shifts = _shifts(request, reward, device)
-    wanted = _wanted_rows(request, reward, shifts)
-    fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
-    rows, count = orthonormal_union(fits), len(shifts.after)
-    before, after = shifts.before.repeat(count, 1), torch.cat(shifts.after)
-    prompts = None if shifts.scored is None else shifts.scored * count
-    found = direction_stats(reward, before, after, rows, wanted, prompts)
+    before, changed, prompts = _shifts(request, reward, device)
+    wanted = _wanted_rows(request, reward, before, prompts)
+    fits = [fit(before, after, request.components, wanted) for after in changed]
+    rows, count = orthonormal_union(fits), len(changed)
+    scored = prompts * count if prompts and request.prompts is None else None
+    features = before.repeat(count, 1), torch.cat(changed)
+    found = direction_stats(reward, *features, rows, wanted, scored)
     mark = fingerprint(reward.model)  # pyright: ignore[reportAttributeAccessIssue]
     write_directions(out, Directions(rows.float(), mark, _provenance(request, found)))
     return found
@@ -169,8 +170,8 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
         rows = [row for _, row in json_rows(record, "record of samples")]
         prompts = {str(row.get("file")): str(row.get("prompt")) for row in rows}
     else:
-        texts = {file.name: file.with_suffix(".txt") for file in files}
-        prompts = {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
+        texts = [(file.name, file.with_suffix(".txt")) for file in files]
+        prompts = {n: read_text(t, "caption file").strip() for n, t in texts if t.is_file()}
     for file in files:
         try:
             image = torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float()
@@ -195,7 +196,7 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
         )
     for name in names:
         one, other = before[name][1], after[name][1]
-        if one is not None and other is not None and one != other:
+        if None not in (one, other) and one != other:
             raise DirectAlignError(
                 f"--before, --after: {name} has the prompt {one!r:.60} before and {other!r:.60} "
                 "after: pair images of one prompt and seed"
@@ -203,53 +204,48 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
     return {name: before[name] for name in names}, {name: after[name] for name in names}
 
 
-@dataclass(frozen=True)
-class Shifts:
-    """Features before and after each change; their prompts, and those to compute the gain."""
-
-    before: Features
-    after: list[Features]
-    prompts: tuple[str, ...] | None
-    scored: tuple[str, ...] | None
+Prompts = tuple[str, ...] | None
 
 
-def _shifts(request: Request, reward: Reward, device: str) -> Shifts:
+def _shifts(
+    request: Request, reward: Reward, device: str
+) -> tuple[Features, list[Features], Prompts]:
+    """Features before and after each change, and their prompts if known."""
     if request.prompts is not None:  # from 0 along every prompt's gradient, under wanted phrases
         prompts = tuple(read_prompts(request.prompts))
         like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
         phrases = request.keep.positive or [""]
         after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
-        return Shifts(torch.zeros_like(after), [after], prompts, None)
+        return torch.zeros_like(after), [after], prompts
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
     before = read_images(source, True, request.num_samples, key)
-    if request.after is None:
-        probes = [PROBES[name] for name in request.probes]
-        changed = [[probe(image[None])[0] for image, _ in before.values()] for probe in probes]
-    else:
+    sides = [before]
+    if request.after is not None:
         after = read_images(request.after, False, request.num_samples, "--after")
-        before, after = match_images(before, after)
-        changed = [[image for image, _ in after.values()]]
-    sides = [[image for image, _ in before.values()], *changed]
-    features = [encode_images(reward, images, device) for images in sides]
-    known = tuple(prompt for _, prompt in before.values() if prompt is not None)
-    prompts = known if len(known) == len(before) else None
-    return Shifts(features[0], features[1:], prompts, prompts)
+        sides = list(match_images(before, after))
+    known = [prompt for _, prompt in sides[0].values() if prompt is not None]
+    prompts = tuple(known) if len(known) == len(sides[0]) else None
+    images = [[image for image, _ in side.values()] for side in sides]
+    for probe in (PROBES[name] for name in request.probes):
+        images.append([probe(image[None])[0] for image in images[0]])
+    features = [encode_images(reward, each, device) for each in images]
+    return features[0], features[1:], prompts
 
 
-def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:
+def _wanted_rows(request: Request, reward: Reward, like: Features, prompts: Prompts) -> Rows | None:
     """Orthonormal rows to keep; None if nothing was named."""
     rows = []
     if request.keep.positive:
-        if shifts.prompts is None:
+        if prompts is None:
             raise DirectAlignError(
                 "--keep-words: needs the images' prompts; put a .txt beside each image, or use "
                 "--keep-examples"
             )
-        rows.append(wanted_from_phrases(reward, shifts.prompts, request.keep, shifts.before))
+        rows.append(wanted_from_phrases(reward, prompts, request.keep, like))
     if request.keep_examples is not None:
         examples = load_examples(request.keep_examples, "--keep-examples")
-        rows.append(wanted_from_examples(reward, examples, shifts.before.device))
+        rows.append(wanted_from_examples(reward, examples, like.device))
     return orthonormal_union(rows) if rows else None
 
 
@@ -316,9 +312,7 @@ def direction_stats(
         return found
 
     def score(features: Features) -> float:
-        starts = range(0, len(features), BATCH)
-        parts = [reward.score(features[i : i + BATCH], prompts[i : i + BATCH]) for i in starts]
-        return torch.cat(parts).double().mean().item()
+        return reward.score(features, prompts).double().mean().item()
 
     gains = [
         score(project_out(after, each)) - score(project_out(before, each)) for each in (None, rows)
@@ -346,12 +340,10 @@ def wanted_from_phrases(
         text_gradients(reward, prompts, pos, like) - text_gradients(reward, prompts, neg, like)
         for pos, neg in product(phrases.positive, phrases.negative)
     ]
-    return span(torch.cat([each.mean(0, keepdim=True) for each in differences]))
+    return span(torch.stack([each.mean(0) for each in differences]))
 
 
-def wanted_from_examples(
-    reward: Reward, examples: Examples, device: torch.device | str = "cpu"
-) -> Rows:
+def wanted_from_examples(reward: Reward, examples: Examples, device: Device = "cpu") -> Rows:
     """One unit row: mean features of wanted minus unwanted images."""
     means = [encode_images(reward, images, device).mean(0) for images, _ in examples.sides]
     return span((means[0] - means[1])[None])
@@ -378,22 +370,18 @@ def remove_rows(vectors: Features, rows: Rows) -> Features:
     return vectors - (vectors @ rows.T) @ rows
 
 
-@torch.no_grad()
 def encode_images(
-    reward: Reward, images: Sequence[Tensor] | Tensor, device: torch.device | str = "cpu"
+    reward: Reward, images: Sequence[Tensor] | Tensor, device: Device = "cpu"
 ) -> Features:
     """One feature vector per image (3, H, W) in [0, 1] of any size; `device` is the reward's.
 
     Raises: DirectAlignError for a reward without one feature vector per image.
     """
-    parts = []
-    for _, group in groupby(images, lambda image: image.shape):
-        same_size = list(group)
-        for i in range(0, len(same_size), BATCH):
-            parts.append(reward.encode(torch.stack(same_size[i : i + BATCH]).to(device)))
-    if not all(map(is_vectors, parts)):
+    groups = [torch.stack(list(group)) for _, group in groupby(images, lambda each: each.shape)]
+    found = vectors([part for group in groups for part in encode(reward, group, device)])
+    if found is None:
         raise DirectAlignError(
             f"{OPTION}: {reward.name} does not have one feature vector per image; directions "
             "need a CLIP or a SigLIP"
         )
-    return torch.cat(parts)
+    return found

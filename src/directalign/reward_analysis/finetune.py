@@ -26,29 +26,30 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from peft import LoraConfig, LoraModel
+from torch import Tensor
 
 from .. import __version__, config
 from ..interfaces import Reward
 from ..io.atomic import new_folder
 from ..rewards import load_named_reward, reward_settings
 from ..rewards.clip import ClipReward
+from ..rewards.common import PromptCache
 from ..rewards.qwen_vl import SETTINGS, VlmReward
 from ..rewards.weights import locate
-from ..types import DirectAlignError, Images, PerSample
+from ..types import DirectAlignError, Images
 from . import responsiveness
 from .images import Examples, load_examples, random_cast, split_examples
 
 Part = Literal["text", "lora"]
+Finetunable = ClipReward | VlmReward
 RECORD = "finetune.json"
 VIEWS = 4
 """Random casts per image if image features are computed once."""
@@ -94,18 +95,6 @@ class FinetuneConfig:
     weights: LossWeights = field(default_factory=LossWeights)
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """The finetuned reward, held-out measures before and after, and the best and last update."""
-
-    reward: Reward
-    before: dict[str, Any]
-    after: dict[str, Any]
-    best_step: int
-    stopped_at: int
-    held_out: int
-
-
 def finetune_to_folder(
     reward: str,
     images: str,
@@ -124,7 +113,7 @@ def finetune_to_folder(
         raise DirectAlignError(f"--out {out} exists already: choose a new folder")
     source = reward_settings(reward)
     examples = load_examples(images, "--images", count=count, seed=settings.seed)
-    result = finetune(load_named_reward(source), examples, phrases, settings)
+    tuned, measures = finetune(load_named_reward(source), examples, phrases, settings)
     libraries = "torch", "transformers", "peft", "safetensors"
     record = {
         "reward": source.model_dump(mode="json"),
@@ -133,11 +122,11 @@ def finetune_to_folder(
         "paired": examples.paired,
         "control_phrases": phrases.model_dump(mode="json"),
         "config": asdict(settings),
-        **{name: value for name, value in vars(result).items() if name != "reward"},
+        **measures,
         "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
     }
     with new_folder(out) as folder:
-        save_reward(result.reward, folder)
+        save_reward(tuned, folder)
         text = json.dumps(record, indent=1, allow_nan=False)
         (folder / RECORD).write_text(text + "\n", encoding="utf-8")
     return record
@@ -145,8 +134,11 @@ def finetune_to_folder(
 
 def finetune(
     reward: Reward, examples: Examples, phrases: config.ControlPhrases, settings: FinetuneConfig
-) -> FinetuneResult:
+) -> tuple[Reward, dict[str, Any]]:
     """Finetune `reward` in place; deterministic given the arguments.
+
+    Returns the finetuned reward, and by name: the measures `before` and `after` on `held_out`
+    images per side, the best update, and the one that the training stopped at.
 
     Raises: DirectAlignError for words of one side only, too few captions, or an unsupported reward.
     """
@@ -155,32 +147,42 @@ def finetune(
             "--positive, --negative: phrases of both sides are needed; give one of each, or a "
             "recipe that has them"
         )
-    part = part_of(reward, settings.part)
+    reward, part = part_of(reward, settings.part)
+    settings = replace(settings, part=part)
     train, held_out = split_examples(examples, settings.seed, "listen")
     before, base = responsiveness.measure(reward, held_out, phrases), with_logits(reward)
     sides, checks = (
         [baseline(base, *side, phrases) for side in each.sides] for each in (train, held_out)
     )
     gap = _target_gap(base, sides[1], phrases, settings.gap)
-    objective = Objective(phrases, settings.weights, caption_margin(*sides), gap, examples.paired)
-    trainable = trainable_reward(reward, part, settings.seed)
+    margin, (trained, adapters) = caption_margin(*sides), trainable(reward, part, settings.seed)
+    trainer = Trainer(trained, phrases, settings, sides, checks, margin, gap, examples.paired)
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
-    best_step, stopped_at = _fit(trainable, objective, sides, checks, settings, rate)
-    final = trainable.finish()
-    after, count = responsiveness.measure(final, held_out, phrases), len(held_out.wanted)
-    return FinetuneResult(final, before, after, best_step, stopped_at, count)
+    best_step, stopped_at = trainer.fit(rate)
+    if adapters is not None:
+        adapters.merge_and_unload()
+    reward.model.requires_grad_(False)
+    forget_texts(reward)
+    return reward, {
+        "before": before,
+        "after": responsiveness.measure(reward, held_out, phrases),
+        "best_step": best_step,
+        "stopped_at": stopped_at,
+        "held_out": len(held_out.wanted),
+    }
 
 
 @dataclass(frozen=True)
 class Side:
-    """Images of one side, own and other captions, and the scores before finetuning."""
+    """Images of one side, own and other captions, and the scores (3, n) that `keep` preserves.
+
+    Those are of the own and another bare caption, and (pos + neg) / 2, before finetuning.
+    """
 
     images: Images
     prompts: Sequence[str]
     others: Sequence[str]
-    plain: PerSample
-    plain_other: PerSample
-    middle: PerSample
+    kept: Tensor
 
 
 @dataclass(frozen=True)
@@ -198,28 +200,6 @@ class Batch:
         return [self.side.prompts[i] for i in self.indices]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,).
-
-    Over the phrases of each side: `relative` is pos − neg, `middle` is (pos + neg) / 2.
-    """
-
-    pos: Tensor
-    neg: Tensor
-    plain: PerSample
-    other: PerSample
-
-    @property
-    def relative(self) -> PerSample:
-        return self.pos.mean(0) - self.neg.mean(0)
-
-    @property
-    def middle(self) -> PerSample:
-        return (self.pos.mean(0) + self.neg.mean(0)) / 2
-
-
-@torch.no_grad()
 def baseline(
     reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
 ) -> Side:
@@ -228,10 +208,10 @@ def baseline(
     for i, own in enumerate(prompts):  # the next different caption, if there is one
         following = (*prompts[i + 1 :], *prompts[:i])
         others.append(next((text for text in following if text != own), own))
-    score = responsiveness.caption_scorer(reward, images)
-    sides = [score(prompts, side) for side in (phrases.positive, phrases.negative)]
-    plain, plain_other = score(prompts, [""]), score(others, [""])
-    return Side(images, prompts, others, plain, plain_other, torch.stack(sides).mean(0))
+    encoded = responsiveness.Encoded(reward, images, prompts)
+    sides = [encoded.score(side) for side in (phrases.positive, phrases.negative)]
+    plain, other = encoded.score(), encoded.score(captions=others)
+    return Side(images, prompts, others, torch.stack([plain, other, torch.stack(sides).mean(0)]))
 
 
 def caption_margin(*sides: Side) -> float:
@@ -239,7 +219,7 @@ def caption_margin(*sides: Side) -> float:
 
     Raises: DirectAlignError for a reward that scores all captions equally.
     """
-    margins = torch.cat([side.plain - side.plain_other for side in sides])
+    margins = torch.cat([side.kept[0] - side.kept[1] for side in sides])
     margin = margins.square().mean().sqrt().item()
     if not margin > 0:
         raise DirectAlignError(
@@ -249,59 +229,172 @@ def caption_margin(*sides: Side) -> float:
     return margin
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Loss of one batch; `gap`: target gradient length, None if image features are not vectors."""
+def _target_gap(
+    reward: Reward, side: Side, phrases: config.ControlPhrases, gap: float | None
+) -> float | None:
+    """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
+    features = responsiveness.vectors(responsiveness.encode(reward, side.images))
+    if features is None:
+        if gap is not None:
+            raise DirectAlignError(
+                f"--gap {gap}: {reward.name} does not have one feature vector per image, so "
+                "its gap cannot be set: omit --gap"
+            )
+        return None
+    gradient = responsiveness.feature_gradient(reward, features, side.prompts, phrases)
+    own = gradient.norm(dim=1).mean().item()
+    if own == 0:
+        raise DirectAlignError(
+            "--positive, --negative: the reward scores both sides equally; use other phrases, or "
+            "shorter ones if captions are truncated"
+        )
+    return own if gap is None else gap
 
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains on wanted and unwanted images until the loss on held-out ones stops falling.
+
+    `margin`: `caption_margin`. `gap`: target gradient length, None if image features are not
+    vectors. `paired`: the sides' images of one index have the same content.
+    """
+
+    reward: Finetunable
     phrases: config.ControlPhrases
-    weights: LossWeights
+    settings: FinetuneConfig
+    sides: Sequence[Side]
+    held_out: Sequence[Side]
     margin: float
     gap: float | None
     paired: bool
 
-    def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
-        first, second = self._scores(reward, wanted), self._scores(reward, unwanted)
+    def fit(self, rate: float) -> tuple[int, int]:
+        """Train, and restore the best weights; returns the best and the last update."""
+        reward, settings = self.reward, self.settings
+
+        def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
+            warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
+            return warmup * (1 - step / settings.num_steps)
+
+        def draw(side: Side) -> list[int]:
+            size = (settings.batch_size,)
+            return torch.randint(len(side.prompts), size, generator=generator).tolist()
+
+        def weights() -> list[Tensor]:
+            return [parameter.detach().clone() for parameter in parameters]
+
+        parameters = [each for each in reward.model.parameters() if each.requires_grad]
+        generator = torch.Generator().manual_seed(settings.seed)
+        views = [self._batch_source(side, generator) for side in self.sides]
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+        lowest, best_step, best, step = self._held_out_loss(), 0, weights(), 0
+        for step in range(1, settings.num_steps + 1):
+            indices = draw(self.sides[0])
+            wanted = views[0](indices)
+            loss = self.loss(wanted, views[1](indices if self.paired else draw(self.sides[1])))
+            if not math.isfinite(loss.item()):
+                raise DirectAlignError(
+                    f"the loss is {loss.item()}: choose a smaller --learning-rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            forget_texts(reward)
+            if step % settings.check_every == 0 or step == settings.num_steps:
+                current = self._held_out_loss()
+                if current < lowest:
+                    lowest, best_step, best = current, step, weights()
+                elif step - best_step >= settings.patience * settings.check_every:
+                    break
+        with torch.no_grad():
+            for parameter, value in zip(parameters, best, strict=True):
+                parameter.copy_(value)
+        return best_step, step
+
+    def _batch_source(self, side: Side, generator: torch.Generator) -> Callable[[list[int]], Batch]:
+        """Batches of one side by indices; features that do not change are computed once."""
+        reward, light = self.reward, self.settings.light
+
+        def encode_batch(indices: list[int]) -> Batch:
+            images = side.images[indices]
+            plain = reward.encode(images)
+            return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
+
+        def encode_all(images: Images) -> Tensor:
+            return torch.cat(responsiveness.encode(reward, images))
+
+        if self.settings.part != "text":
+            return encode_batch
+        plain = encode_all(side.images)
+        casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
+        changed = torch.stack([encode_all(images) for images in casts])
+
+        def select(indices: list[int]) -> Batch:
+            views = torch.randint(VIEWS, (len(indices),), generator=generator)
+            return Batch(side, indices, plain[indices], changed[views, indices])
+
+        return select
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """Mean over all held-out images, without casts."""
+        length, total = min(len(side.prompts) for side in self.held_out), 0.0
+        for indices in torch.arange(length).split(responsiveness.BATCH):
+            pair = [
+                Batch(side, indices.tolist(), self.reward.encode(side.images[indices]))
+                for side in self.held_out
+            ]
+            total += self.loss(*pair).item() * len(indices)
+            forget_texts(self.reward)
+        return total / length
+
+    def loss(self, wanted: Batch, unwanted: Batch) -> Tensor:
+        """Weighted sum of the terms on one batch."""
+        sides = wanted, unwanted
+        scores = [self._scores(batch) for batch in sides]
         # logistic over all pairs of phrases: on each side, and between the sides
-        sides = [each.pos[:, None] - each.neg for each in (first, second)]
-        gaps = sides[0], -sides[1], sides[0] - sides[1]
+        first, second = (pos[:, None] - neg for pos, neg, _ in scores)
+        gaps = first, -second, first - second
         terms = {
-            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum(),
-            "keep": self._keep(wanted, first) + self._keep(unwanted, second),
+            "respond": torch.stack([F.softplus(-SHARPNESS * gap).mean() for gap in gaps]).sum()
         }
-        if wanted.changed is not None:
-            terms["steady"] = self._steady(reward, wanted, first)
-            terms["steady"] = terms["steady"] + self._steady(reward, unwanted, second)
+        for batch, (pos, neg, bare) in zip(sides, scores, strict=True):
+            now = torch.stack([*bare, (pos.mean(0) + neg.mean(0)) / 2])
+            before = batch.side.kept[:, batch.indices] / self.margin
+            found = {"keep": (now - before).square().mean()}
+            if batch.changed is not None:
+                views = batch.changed, batch.prompts
+                changed = responsiveness.relative_score(self.reward, *views, self.phrases)
+                relative = pos.mean(0) - neg.mean(0)
+                found["steady"] = (changed / self.margin - relative).square().mean()
+            terms |= {name: terms.get(name, 0.0) + value for name, value in found.items()}
         if self.gap is not None:
-            terms |= self._gradient_terms(reward, wanted, unwanted, self.gap)
-        weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
+            terms |= self._gradient_terms(wanted, unwanted, self.gap)
+        weighted = [getattr(self.settings.weights, name) * value for name, value in terms.items()]
         return torch.stack(weighted).sum()
 
-    def _scores(self, reward: Reward, batch: Batch) -> Scores:
-        """All scores of a batch in caption margins."""
-        prompts, others = batch.prompts, [batch.side.others[i] for i in batch.indices]
-        sides = [
-            responsiveness.phrase_scores(reward, batch.features, prompts, side)
+    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Scores in caption margins.
+
+        Under each positive and each negative phrase (phrases, b); of own and other captions (b,).
+        """
+        reward, prompts = self.reward, batch.prompts
+        others = [batch.side.others[i] for i in batch.indices]
+        pos, neg = (
+            responsiveness.phrase_scores(reward, batch.features, prompts, side) / self.margin
             for side in (self.phrases.positive, self.phrases.negative)
-        ]
-        plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
-        return Scores(*(each / self.margin for each in (*sides, plain, other)))
+        )
+        texts = prompts, others
+        return pos, neg, [reward.score(batch.features, each) / self.margin for each in texts]
 
-    def _keep(self, batch: Batch, scores: Scores) -> Tensor:
-        side, now = batch.side, torch.stack([scores.plain, scores.other, scores.middle])
-        before = torch.stack([side.plain, side.plain_other, side.middle])[:, batch.indices]
-        return (now - before / self.margin).square().mean()
-
-    def _steady(self, reward: Reward, batch: Batch, scores: Scores) -> Tensor:
-        changed = responsiveness.relative_score(reward, batch.changed, batch.prompts, self.phrases)
-        return (changed / self.margin - scores.relative).square().mean()
-
-    def _gradient_terms(
-        self, reward: Reward, wanted: Batch, unwanted: Batch, gap: float
-    ) -> dict[str, Tensor]:
+    def _gradient_terms(self, wanted: Batch, unwanted: Batch, gap: float) -> dict[str, Tensor]:
         """Length and direction of the gradient of pos − neg at the unwanted images."""
         target, start = wanted.features.detach(), unwanted.features.detach()
         gradient = responsiveness.feature_gradient(
-            reward, start, unwanted.prompts, self.phrases, True
+            self.reward, start, unwanted.prompts, self.phrases, create_graph=True
         )
         terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
         if self.paired:
@@ -313,155 +406,12 @@ class Objective:
         return terms
 
 
-def _target_gap(
-    reward: Reward, side: Side, phrases: config.ControlPhrases, gap: float | None
-) -> float | None:
-    """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
-    lengths = []
-    for images, prompts in responsiveness.batches(side.images, side.prompts):
-        with torch.no_grad():
-            features = reward.encode(images)
-        if not responsiveness.is_vectors(features):
-            if gap is not None:
-                raise DirectAlignError(
-                    f"--gap {gap}: {reward.name} does not have one feature vector per image, so "
-                    "its gap cannot be set: omit --gap"
-                )
-            return None
-        lengths.append(
-            responsiveness.feature_gradient(reward, features, prompts, phrases).norm(dim=1)
-        )
-    own = torch.cat(lengths).mean().item()
-    if own == 0:
-        raise DirectAlignError(
-            "--positive, --negative: the reward scores both sides equally; use other phrases, or "
-            "shorter ones if captions are truncated"
-        )
-    return own if gap is None else gap
+def part_of(reward: Reward, part: Part | None) -> tuple[Finetunable, Part]:
+    """The reward and `part`; None takes the text side of a CLIP, adapters in a VLM.
 
-
-def _fit(
-    reward: TrainableReward,
-    objective: Objective,
-    sides: Sequence[Side],
-    held_out: Sequence[Side],
-    settings: FinetuneConfig,
-    rate: float,
-) -> tuple[int, int]:
-    """Train until the held-out loss stops falling; restores the best weights.
-
-    Returns the best and the last update.
+    Raises: DirectAlignError for another kind of reward, and the text part of a VLM.
     """
-
-    def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
-        warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
-        return warmup * (1 - step / settings.num_steps)
-
-    def draw(side: Side) -> list[int]:
-        size = (settings.batch_size,)
-        return torch.randint(len(side.prompts), size, generator=generator).tolist()
-
-    def weights() -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in reward.parameters]
-
-    generator = torch.Generator().manual_seed(settings.seed)
-    views = [_batch_source(reward, side, settings.light, generator) for side in sides]
-    optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
-    lowest, best_step, best = _held_out_loss(reward, objective, held_out), 0, weights()
-    step = 0
-    for step in range(1, settings.num_steps + 1):
-        indices = draw(sides[0])
-        wanted = views[0](indices)
-        unwanted = views[1](indices if objective.paired else draw(sides[1]))
-        loss = objective(reward, wanted, unwanted)
-        if not math.isfinite(loss.item()):
-            raise DirectAlignError(f"the loss is {loss.item()}: choose a smaller --learning-rate")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        reward.clear_cache()
-        if step % settings.check_every == 0 or step == settings.num_steps:
-            current = _held_out_loss(reward, objective, held_out)
-            if current < lowest:
-                lowest, best_step, best = current, step, weights()
-            elif step - best_step >= settings.patience * settings.check_every:
-                break
-    with torch.no_grad():
-        for parameter, value in zip(reward.parameters, best, strict=True):
-            parameter.copy_(value)
-    return best_step, step
-
-
-def _batch_source(
-    reward: TrainableReward, side: Side, light: float, generator: torch.Generator
-) -> Callable[[list[int]], Batch]:
-    """Batches of one side by indices; features are computed once if they are fixed vectors."""
-
-    def encode_batch(indices: list[int]) -> Batch:
-        images = side.images[indices]
-        plain = reward.encode(images)
-        return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
-
-    def encode_all(images: Images) -> Any:
-        parts = [reward.encode(part) for part, _ in responsiveness.batches(images, side.prompts)]
-        return torch.cat(parts) if responsiveness.is_vectors(parts[0]) else None
-
-    if not reward.fixed_features:
-        return encode_batch
-    with torch.no_grad():
-        plain = encode_all(side.images)
-        if plain is None:
-            return encode_batch
-        casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
-        changed = torch.stack([encode_all(images) for images in casts])
-
-    def select(indices: list[int]) -> Batch:
-        views = torch.randint(VIEWS, (len(indices),), generator=generator)
-        return Batch(side, indices, plain[indices], changed[views, indices])
-
-    return select
-
-
-@torch.no_grad()
-def _held_out_loss(
-    reward: TrainableReward, objective: Objective, held_out: Sequence[Side]
-) -> float:
-    """Mean over all held-out images, without casts."""
-    length, total = min(len(side.prompts) for side in held_out), 0.0
-    for start in range(0, length, responsiveness.BATCH):
-        indices = list(range(start, min(start + responsiveness.BATCH, length)))
-        pair = [Batch(s, indices, reward.encode(s.images[indices])) for s in held_out]
-        total += objective(reward, *pair).item() * len(indices)
-        reward.clear_cache()
-    return total / length
-
-
-@dataclass
-class TrainableReward:
-    """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
-
-    `encode`, `score`: callables as in `Reward`. `fixed_features`: no parameter changes the image
-    features. `finish`: merges and freezes the weights and returns the reward to measure and save.
-    Text features are cached until `clear_cache`, which ends each step.
-    """
-
-    name: str
-    encode: Any
-    score: Any
-    parameters: list[nn.Parameter]
-    fixed_features: bool
-    clear_cache: Callable[[], None]
-    finish: Callable[[], Reward]
-    reads_prompt: bool = True
-    differentiable: bool = True
-
-
-def part_of(reward: Reward, part: Part | None) -> Part:
-    """`part`; None takes the text side of a CLIP, adapters in a VLM. Raises: DirectAlignError."""
-    if not isinstance(reward, ClipReward | VlmReward):
+    if not isinstance(reward, Finetunable):
         raise DirectAlignError(
             f"--reward: {reward.name} cannot be finetuned; give a CLIP (reward.name: clip) or a "
             "VLM (reward.name: vlm)"
@@ -470,10 +420,10 @@ def part_of(reward: Reward, part: Part | None) -> Part:
         raise DirectAlignError(
             "--part text: a VLM has one model for images and texts; omit --part, or give lora"
         )
-    return part or ("lora" if isinstance(reward, VlmReward) else "text")
+    return reward, part or ("lora" if isinstance(reward, VlmReward) else "text")
 
 
-def with_logits(reward: Reward) -> Reward:
+def with_logits(reward: Finetunable) -> Finetunable:
     """A VLM scoring by log-odds (a saturated probability has no gradient); others unchanged."""
     if not isinstance(reward, VlmReward):
         return reward
@@ -481,63 +431,39 @@ def with_logits(reward: Reward) -> Reward:
     return VlmReward(reward.model, reward.chat, reward.pixels, settings, reward.answers)
 
 
-def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
-    """Enable gradients for `part` (see `part_of`); adapters are initialized from `seed`."""
+class TrainableClip(ClipReward):
+    """Its text features have a gradient; they are cached until `forget_texts`."""
+
+    def __init__(self, clip: ClipReward) -> None:
+        super().__init__(clip.model, clip.tokenizer, clip.preprocessing, clip.scale, clip.clean)
+        self.directions, self._prompts = clip.directions, PromptCache(self.encode_text)
+
+
+def trainable(reward: Finetunable, part: Part, seed: int) -> tuple[Finetunable, LoraModel | None]:
+    """The reward with a gradient in a part of its weights, and the adapters to merge, if any.
+
+    Adapters (LoRA, arXiv 2106.09685) are initialized from `seed`.
+    """
+    trained: Finetunable
     if isinstance(reward, VlmReward):
-        language_model = reward.model.model.language_model
-        encode, score = torch.no_grad()(reward.encode), with_logits(reward).score
-        # After `with_logits`, whose VlmReward freezes all weights of the model.
-        parameters = add_adapters(language_model, LANGUAGE_LAYERS, seed)
-
-        def finish_vlm() -> VlmReward:
-            merge_adapters(language_model)
-            return reward
-
-        return TrainableReward("vlm", encode, score, parameters, True, lambda: None, finish_vlm)
-    assert isinstance(reward, ClipReward)
-    clip, model = reward, reward.model
-    if part == "text":
-        modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
-        parameters = [each for module in modules for each in module.parameters()]
+        trained, layers = with_logits(reward), LANGUAGE_LAYERS
+        model = reward.model.model.language_model
     else:
-        parameters = add_adapters(model, CLIP_LAYERS, seed)
-    cache: dict[str, Tensor] = {}
-
-    def score_clip(features: Tensor, prompts: Sequence[str]) -> PerSample:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in cache]
-        if new:
-            cache.update(zip(new, clip.encode_text(new), strict=True))
-        text = torch.stack([cache[prompt] for prompt in prompts])
-        return clip.scale * (features * text).sum(-1)
-
-    def finish_clip() -> ClipReward:
-        merge_adapters(model)
-        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale, clip.clean)
-        final.directions = clip.directions
-        return final
-
-    callables = clip.encode, score_clip
-    return TrainableReward("clip", *callables, parameters, part == "text", cache.clear, finish_clip)
-
-
-def add_adapters(model: nn.Module, targets: Sequence[str], seed: int) -> list[nn.Parameter]:
-    """Add LoRA adapters (arXiv 2106.09685) to the named layers; returns the trainable weights."""
+        trained, layers, model = TrainableClip(reward), CLIP_LAYERS, reward.model
+    if part == "text":
+        model.text_model.requires_grad_()
+        model.text_projection.requires_grad_()
+        return trained, None
+    adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets))
-        inject_adapter_in_model(adapters, model)
-    return [each for each in model.parameters() if each.requires_grad]
+        return trained, LoraModel(model, adapters, "default")
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Merge adapters, if any, into their base layers, remove them and freeze the model."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    model.__dict__.pop("peft_config", None)
-    model.requires_grad_(False)
+def forget_texts(reward: Finetunable) -> None:
+    """Drop the text features of a CLIP that were encoded before an update."""
+    if isinstance(reward, ClipReward):
+        reward._prompts.cached.clear()
 
 
 def save_reward(reward: Reward, folder: Path) -> None:

@@ -7,7 +7,7 @@ and each pair has one caption.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.base import MAX_SEED
 from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
-from ..toyworld.scenes import STYLES, Scenes, draw_scenes, render
+from ..toyworld.scenes import STYLES, draw_scenes, render
 from ..types import DirectAlignError, Images
 
 logger = logging.getLogger(__name__)
@@ -93,13 +93,13 @@ def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int)
     """Render the same scenes, with the same layout and light, in the wanted and unwanted styles."""
     scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
     others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
-    unwanted_scenes = Scenes(scenes.color, scenes.shape, scenes.background, others)
-    both = scenes.with_style(wanted), unwanted_scenes
-    images = [
-        render(side, torch.Generator().manual_seed((seed + 1) % (MAX_SEED + 1))) for side in both
-    ]
+    light = (seed + 1) % (MAX_SEED + 1)
+    first, second = (
+        render(side, torch.Generator().manual_seed(light))
+        for side in (scenes.with_style(wanted), replace(scenes, style=others))
+    )
     captions = tuple(scenes.captions())
-    return Examples(images[0], images[1], captions, captions, paired=True)
+    return Examples(first, second, captions, captions, paired=True)
 
 
 def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Examples:
@@ -141,11 +141,8 @@ def _matches(folder: Path, key: str, wanted: ImageSet, unwanted: ImageSet) -> li
     if len(set(first)) != len(first) or sorted(first) != sorted(second):
         return None
     matches = [second.index(name) for name in first]
-    differ = [
-        (mine, other)
-        for mine, other in enumerate(matches)
-        if wanted.captions[mine] != unwanted.captions[other]
-    ]
+    pairs = list(enumerate(matches))
+    differ = [(i, j) for i, j in pairs if wanted.captions[i] != unwanted.captions[j]]
     if not differ:
         return matches
     mine, other = differ[0]
@@ -196,18 +193,13 @@ def split_examples(examples: Examples, seed: int, stream: str) -> tuple[Examples
 # No control phrase names them and rewards are known to favour them. arXiv 2509.06942 names red
 # (HPSv2), purple (PickScore), over-exposure (ImageReward) and smoothness (all).
 
-TINT, LIGHT, SATURATION, EDGES, BLUR = 0.1, 0.1, 1.5, 1.0, 64
-"""Added to a channel; added to all; color factor; detail added; shorter side / blur window."""
+TINT, SATURATION, EDGES, BLUR = 0.1, 1.5, 1.0, 64
+"""Added to a channel; color factor; detail added; shorter side / blur window."""
 
 
 def tinted(images: Images, cast: tuple[float, float, float]) -> Images:
-    """Add a color cast of strength `TINT`; brightness is unchanged if `cast` sums to 0."""
+    """Add a cast of strength `TINT`; brightness is unchanged if `cast` sums to 0."""
     return (images + TINT * torch.tensor(cast, device=images.device)[:, None, None]).clamp(0, 1)
-
-
-def brighter(images: Images) -> Images:
-    """Raise all channels by `LIGHT`."""
-    return (images + LIGHT).clamp(0, 1)
 
 
 def saturated(images: Images) -> Images:
@@ -231,7 +223,7 @@ PROBES: dict[str, Callable[[Images], Images]] = {
     "red tint": partial(tinted, cast=(1.0, -0.5, -0.5)),
     "purple tint": partial(tinted, cast=(0.5, -1.0, 0.5)),
     "green tint": partial(tinted, cast=(-0.5, 1.0, -0.5)),
-    "brightness": brighter,
+    "brightness": partial(tinted, cast=(1.0, 1.0, 1.0)),
     "saturation": saturated,
     "blur": blurred,
     "sharpening": sharpened,

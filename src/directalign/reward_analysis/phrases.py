@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log10
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..interfaces import Reward
-from ..rewards.common import TextReader
+from ..rewards.common import Device, PromptCache, TextReader
 from ..stats import SMALLEST, Effect, effect
-from ..types import DirectAlignError, Images
+from ..types import DirectAlignError
 from .images import PROBES, Examples
-from .responsiveness import BATCH, is_vectors, with_phrase
+from .responsiveness import Encoded, with_phrase
 from .soft_prompts import TextTowerReward
 
 OTHER_CAPTIONS = 4
@@ -59,42 +59,7 @@ MAX_PHRASES = 6
 Vectors = Float[Tensor, "b d"]
 
 
-@dataclass(frozen=True)
-class EncodedImages:
-    """Image features in the batches of `encode`, with prompts."""
-
-    features: tuple[Any, ...]
-    sizes: tuple[int, ...]
-    prompts: tuple[str, ...]
-
-    def score(
-        self, reward: Reward, phrase: str, prompts: Sequence[str] | None = None
-    ) -> Float[Tensor, " b"]:
-        """float64 scores under `with_phrase`; `prompts` replaces the images' own."""
-        texts, start, parts = with_phrase(phrase, prompts or self.prompts), 0, []
-        for batch, size in zip(self.features, self.sizes, strict=True):
-            parts.append(reward.score(batch, texts[start : start + size]))
-            start += size
-        return torch.cat(parts).double().cpu()
-
-
-@dataclass(frozen=True)
-class EncodedExamples:
-    """All images encoded once. `mixed`: images of both sides; `probed`: the same after each probe.
-
-    `others`: other captions for the wanted images, rotated; empty if all captions are equal.
-    """
-
-    wanted: EncodedImages
-    unwanted: EncodedImages
-    mixed: EncodedImages
-    probed: dict[str, EncodedImages]
-    others: tuple[tuple[str, ...], ...]
-    paired: bool
-
-
-@dataclass(frozen=True)
-class PhraseScores:
+class PhraseScores(NamedTuple):
     """float64 scores under one phrase, a mean of phrases, or a difference: all are linear.
 
     `others`: scores of the wanted images under other captions. `probed`: change of the mixed
@@ -107,77 +72,12 @@ class PhraseScores:
     probed: Float[Tensor, "probes b"]
 
     def __sub__(self, other: PhraseScores) -> PhraseScores:
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return PhraseScores(*(a - b for a, b in pairs))
+        return PhraseScores(*(a - b for a, b in zip(self, other, strict=True)))
 
     @property
     def content(self) -> float | None:
         """Mean margin of the own caption over other captions; None if there is only one caption."""
         return (self.wanted - self.others).mean().item() if len(self.others) else None
-
-
-@torch.no_grad()
-def encode_examples(
-    reward: Reward, examples: Examples, device: torch.device | str = "cpu"
-) -> EncodedExamples:
-    """Encode the examples and their probed versions.
-
-    Raises: DirectAlignError for fewer than two images per side.
-    """
-    if min(len(examples.wanted), len(examples.unwanted)) < 2:
-        raise DirectAlignError(
-            f"--images: {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted "
-            "images; an interval needs at least two of each"
-        )
-
-    def encode(images: Images, prompts: tuple[str, ...]) -> EncodedImages:
-        parts = images.split(BATCH)
-        features = tuple(reward.encode(part.to(device)) for part in parts)
-        return EncodedImages(features, tuple(map(len, parts)), prompts)
-
-    images = torch.cat([examples.wanted[::2], examples.unwanted[1::2]])
-    prompts = (*examples.wanted_prompts[::2], *examples.unwanted_prompts[1::2])
-    distinct = list(dict.fromkeys(examples.wanted_prompts))
-    shifts = range(1, min(OTHER_CAPTIONS, len(distinct) - 1) + 1)
-    index = {prompt: i for i, prompt in enumerate(distinct)}
-    return EncodedExamples(
-        encode(*examples.sides[0]),
-        encode(*examples.sides[1]),
-        encode(images, prompts),
-        {name: encode(probe(images), prompts) for name, probe in PROBES.items()},
-        tuple(
-            tuple(distinct[(index[each] + s) % len(distinct)] for each in examples.wanted_prompts)
-            for s in shifts
-        ),
-        examples.paired,
-    )
-
-
-class TextFeatures:
-    """Unit text features of phrases before the first `TEXT_PROMPTS` wanted prompts, cached."""
-
-    def __init__(self, reward: TextTowerReward, wanted: EncodedImages) -> None:
-        self.reward, self.prompts = reward, wanted.prompts[:TEXT_PROMPTS]
-        images = torch.cat([batch.double().cpu() for batch in wanted.features])
-        self.images = F.normalize(images[:TEXT_PROMPTS], dim=-1)
-        self._cache: dict[str, Vectors] = {}
-
-    @torch.no_grad()
-    def encode(self, phrases: Sequence[str]) -> Vectors:
-        """Mean over phrases of their unit features, float64; "" is the bare prompt."""
-        for phrase in phrases:
-            if phrase not in self._cache:
-                features = self.reward.encode_text(with_phrase(phrase, self.prompts))
-                self._cache[phrase] = F.normalize(features.double().cpu(), dim=-1)
-        return torch.stack([self._cache[phrase] for phrase in phrases]).mean(0)
-
-    def cosine(self, first: Sequence[str], second: Sequence[str]) -> float:
-        """Mean cosine between the same prompts under two sets of phrases."""
-        return F.cosine_similarity(self.encode(first), self.encode(second), dim=-1).mean().item()
-
-    def distance(self, positive: Sequence[str], negative: Sequence[str]) -> float:
-        """Mean length of pos − neg."""
-        return (self.encode(positive) - self.encode(negative)).norm(dim=-1).mean().item()
 
 
 def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors) -> float:
@@ -206,7 +106,8 @@ class PhraseStats:
     """One phrase. `lift`: wanted minus unwanted, beyond the bare prompt; size over content spread.
 
     `content`: margin of the own caption as a share of the bare prompt's. `cosine`: with the bare
-    prompt's text features. `cut`: wanted prompts that are truncated.
+    prompt's text features. `cut`: wanted prompts that are truncated. `warnings`: one sentence per
+    problem.
     """
 
     phrase: str
@@ -214,19 +115,7 @@ class PhraseStats:
     content: float | None
     cosine: float | None
     cut: int
-
-    def warnings(self, limit: int | None, prompts: int) -> list[str]:
-        """One sentence per problem; `limit`: tokens read; `prompts`: number of prompts."""
-        found = []
-        if self.cut:
-            reads = f"the reward reads {limit} tokens, and " if limit else ""
-            found.append(f"too long: {reads}{self.cut} of {prompts} prompts are truncated")
-        if not self.lift.is_clear:
-            found.append("no effect: the interval of its lift contains 0")
-        if self.content is not None and self.content < MIN_CONTENT:
-            share = f"{100 * self.content:.0f} %"
-            found.append(f"disturbs content: own captions have {share} of the bare prompt's margin")
-        return found
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -292,66 +181,100 @@ class PairStats:
 
 
 class PhraseTable:
-    """Scores of a reward under every phrase, each computed once."""
+    """Scores of a reward under every phrase, each computed once, on images encoded once.
 
-    def __init__(self, reward: Reward, encoded: EncodedExamples) -> None:
-        self.reward, self.encoded = reward, encoded
-        self.texts: TextFeatures | None = None
-        """None if the reward has no separate text features (a VLM, ImageReward)."""
-        if isinstance(reward, TextTowerReward) and all(map(is_vectors, encoded.wanted.features)):
-            self.texts = TextFeatures(reward, encoded.wanted)
+    Raises: DirectAlignError for fewer than two images per side.
+    """
+
+    def __init__(self, reward: Reward, examples: Examples, device: Device = "cpu") -> None:
+        if min(len(examples.wanted), len(examples.unwanted)) < 2:
+            raise DirectAlignError(
+                f"--images: {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted "
+                "images; an interval needs at least two of each"
+            )
+        encode = partial(Encoded, reward, device=device)
+        self.reward, self.paired, self.prompts = reward, examples.paired, examples.wanted_prompts
+        self.wanted, self.unwanted = (encode(*side) for side in examples.sides)
+        mixed = torch.cat([examples.wanted[::2], examples.unwanted[1::2]])
+        captions = (*examples.wanted_prompts[::2], *examples.unwanted_prompts[1::2])
+        self.mixed = encode(mixed, captions)
+        self.probed = [encode(probe(mixed), captions) for probe in PROBES.values()]
+        distinct = list(dict.fromkeys(self.prompts))
+        following = [
+            dict(zip(distinct, distinct[shift:] + distinct[:shift], strict=True))
+            for shift in range(1, min(OTHER_CAPTIONS, len(distinct) - 1) + 1)
+        ]
+        self.others = [[after[prompt] for prompt in self.prompts] for after in following]
         self.text_reader: TextReader | None = getattr(reward, "text_reader", None)
-        self._cache: dict[str, PhraseScores] = {}
+        self.images: Vectors | None = None
+        """Unit features of the first `TEXT_PROMPTS` wanted images; None if the reward has no
+        separate text features (a VLM, ImageReward)."""
+        if isinstance(reward, TextTowerReward):
+            images = torch.cat(self.wanted.features).double().cpu()
+            self.images = F.normalize(images[:TEXT_PROMPTS], dim=-1)
+        self._scores = PromptCache(lambda phrases: [self._scored(each) for each in phrases])
+        self._texts = PromptCache(lambda phrases: [self._encoded(each) for each in phrases])
+
+    def _scored(self, phrase: str) -> PhraseScores:
+        def score(encoded: Encoded, captions: Sequence[str] | None = None) -> Tensor:
+            return encoded.score([phrase], captions).double().cpu()
+
+        wanted, unwanted, mixed = map(score, (self.wanted, self.unwanted, self.mixed))
+        others = [score(self.wanted, captions) for captions in self.others]
+        probed = torch.stack([score(each) - mixed for each in self.probed])
+        none = torch.zeros(0, len(wanted)).double()
+        return PhraseScores(wanted, unwanted, torch.stack(others) if others else none, probed)
 
     @torch.no_grad()
-    def scores(self, phrase: str) -> PhraseScores:
-        """Scores under a phrase; "" is the bare prompt."""
-        if phrase not in self._cache:
-            reward, encoded = self.reward, self.encoded
-            wanted, unwanted, mixed = (
-                each.score(reward, phrase)
-                for each in (encoded.wanted, encoded.unwanted, encoded.mixed)
-            )
-            others = [encoded.wanted.score(reward, phrase, prompts) for prompts in encoded.others]
-            probed = [each.score(reward, phrase) - mixed for each in encoded.probed.values()]
-            self._cache[phrase] = PhraseScores(
-                wanted,
-                unwanted,
-                torch.stack(others) if others else torch.zeros(0, len(wanted)).double(),
-                torch.stack(probed),
-            )
-        return self._cache[phrase]
+    def _encoded(self, phrase: str) -> Vectors:
+        """Unit text features of the phrase before the first `TEXT_PROMPTS` wanted prompts."""
+        assert isinstance(self.reward, TextTowerReward)
+        features = self.reward.encode_text(with_phrase(phrase, self.prompts[:TEXT_PROMPTS]))
+        return F.normalize(features.double().cpu(), dim=-1)
 
-    def sides(
-        self, positive: Sequence[str], negative: Sequence[str]
-    ) -> tuple[PhraseScores, PhraseScores]:
-        """Scores of both sides, means over phrases as with `control_phrases.order: average`."""
+    def text(self, phrases: Sequence[str]) -> Vectors:
+        """Mean over phrases of their unit text features, float64; "" is the bare prompt."""
+        return torch.stack(self._texts.read(phrases)).mean(0)
 
-        def mean(phrases: Sequence[str]) -> PhraseScores:
-            columns = zip(*(vars(self.scores(each)).values() for each in phrases), strict=True)
-            return PhraseScores(*(torch.stack(column).mean(0) for column in columns))
+    def cosine(self, first: Sequence[str], second: Sequence[str]) -> float | None:
+        """Mean cosine between the same prompts under two sets of phrases; None without texts."""
+        if self.images is None:
+            return None
+        return F.cosine_similarity(self.text(first), self.text(second), dim=-1).mean().item()
 
-        return mean(positive), mean(negative)
+    def scores(self, phrases: Sequence[str]) -> PhraseScores:
+        """Mean over phrases, as with `control_phrases.order: average`; "" is the bare prompt."""
+        columns = zip(*self._scores.read(phrases), strict=True)
+        return PhraseScores(*(torch.stack(column).mean(0) for column in columns))
 
     def gap(self, positive: Sequence[str], negative: Sequence[str]) -> Effect:
         """pos − neg of wanted minus unwanted images."""
-        pos, neg = self.sides(positive, negative)
-        relative = pos - neg
-        return effect(relative.wanted, relative.unwanted, self.encoded.paired)
+        relative = self.scores(positive) - self.scores(negative)
+        return effect(relative.wanted, relative.unwanted, self.paired)
 
     def phrase(self, phrase: str) -> PhraseStats:
         """Measure one phrase."""
-        plain, under = self.scores(""), self.scores(phrase)
-        beyond, paired = under - plain, self.encoded.paired
-        lift = effect(beyond.wanted, beyond.unwanted, paired, beyond.wanted.double().std().item())
-        cosine = self.texts.cosine([phrase], [""]) if self.texts else None
-        prompts = with_phrase(phrase, self.encoded.wanted.prompts)
-        cut = self.text_reader.cut(prompts) if self.text_reader else 0
-        return PhraseStats(phrase, lift, _content_share(under, plain), cosine, cut)
+        plain, under = self.scores([""]), self.scores([phrase])
+        beyond, content = under - plain, _share(under.content, plain.content)
+        spread = beyond.wanted.std().item()
+        lift = effect(beyond.wanted, beyond.unwanted, self.paired, spread)
+        reader, warnings = self.text_reader, []
+        cut = reader.cut(with_phrase(phrase, self.prompts)) if reader else 0
+        if reader and cut:
+            reads = f"the reward reads {reader.length} tokens, and {cut} of {len(self.prompts)}"
+            warnings.append(f"too long: {reads} prompts are truncated")
+        if not lift.is_clear:
+            warnings.append("no effect: the interval of its lift contains 0")
+        if content is not None and content < MIN_CONTENT:
+            share = f"{100 * content:.0f} %"
+            warnings.append(
+                f"disturbs content: own captions have {share} of the bare prompt's margin"
+            )
+        return PhraseStats(phrase, lift, content, self.cosine([phrase], [""]), cut, warnings)
 
     def pair(self, positive: Sequence[str], negative: Sequence[str]) -> PairStats:
         """Measure one pair, or several phrases per side."""
-        pos, neg = self.sides(positive, negative)
+        pos, neg = self.scores(positive), self.scores(negative)
         gap, probes = self.gap(positive, negative), {}
         for name, a, b in zip(PROBES, pos.probed, neg.probed, strict=True):
             absolute, relative = (a + b).mean().item() / 2, (a - b).mean().item()
@@ -359,15 +282,11 @@ class PhraseTable:
             cancelled = 1 - abs(relative) / abs(absolute) if measurable else None
             of_gap = _share(relative, abs(gap.value))
             probes[name] = ProbeEffect(absolute, relative, cancelled, of_gap)
-        content = _content_share(pos - neg, self.scores(""))
-        cosine = self.texts.cosine(positive, negative) if self.texts else None
-        distance = self.texts.distance(positive, negative) if self.texts else None
+        content = _share((pos - neg).content, self.scores([""]).content)
+        cosine, distance = self.cosine(positive, negative), None
+        if cosine is not None:
+            distance = (self.text(positive) - self.text(negative)).norm(dim=-1).mean().item()
         return PairStats(tuple(positive), tuple(negative), gap, content, cosine, distance, probes)
-
-
-def _content_share(under: PhraseScores, plain: PhraseScores) -> float | None:
-    own, whole = under.content, plain.content
-    return None if own is None or whole is None else _share(own, whole)
 
 
 @dataclass(frozen=True)
@@ -400,16 +319,16 @@ def settings_for(
 ) -> Suggestion:
     """Ramp and tolerance for given phrases."""
     pair = table.pair(positive, negative)
-    if table.texts is None:
+    if table.images is None:
         return Suggestion(pair, None, None, {})
-    first, second, plain = (table.texts.encode(side) for side in (positive, negative, [""]))
-    mu = preserving_ratio(first, second, plain, table.texts.images)
-    pos, neg = table.sides(positive, negative)
+    first, second, plain = (table.text(side) for side in (positive, negative, [""]))
+    mu = preserving_ratio(first, second, plain, table.images)
+    pos, neg = table.scores(positive), table.scores(negative)
     wanted = pos.wanted.mean() + neg.wanted.mean()
     absolute = (wanted - pos.unwanted.mean() - neg.unwanted.mean()).item() / 2
     whole = mu * absolute + pair.gap.value
     shares = {n: (mu * p.absolute + p.relative) / whole for n, p in pair.probes.items()}
-    return Suggestion(pair, mu, anchor_tolerance(table.scores("").content, mu), shares)
+    return Suggestion(pair, mu, anchor_tolerance(table.scores([""]).content, mu), shares)
 
 
 def usable_phrases(phrases: Sequence[PhraseStats], sign: int) -> list[str]:
@@ -443,7 +362,7 @@ def choose_phrases(
         ([pos], [neg])
         for pos in positive
         for neg in negative
-        if table.texts is None or table.texts.cosine([pos], [neg]) <= MAX_COSINE
+        if (table.cosine([pos], [neg]) or 0) <= MAX_COSINE  # without texts, any pair
     ]
     best = max(pairs, key=size, default=None)
     if best is None or table.gap(*best).low <= 0:
@@ -462,8 +381,7 @@ def anchor_tolerance(content: float | None, mu: float) -> float | None:
     """`AT_REST`·content / mu to two significant digits; None if content or mu is not positive."""
     if content is None or content <= 0 or mu <= 0:
         return None
-    value = AT_REST * content / mu
-    return round(value, 1 - floor(log10(abs(value))))
+    return float(f"{AT_REST * content / mu:.2g}")
 
 
 @dataclass(frozen=True)
@@ -482,10 +400,6 @@ class PhraseReport:
     prompts: int
     gap_by_image: tuple[tuple[float, ...], tuple[float, ...]]
 
-    def phrase_warnings(self, phrase: PhraseStats) -> list[str]:
-        """Warnings of one phrase."""
-        return phrase.warnings(self.limit, self.prompts)
-
     @property
     def warnings(self) -> list[str]:
         """Warnings of the suggestion, or that there is none."""
@@ -498,45 +412,42 @@ class PhraseReport:
 
 
 def analyze_phrases(
-    reward: Reward, encoded: EncodedExamples, positive: Sequence[str], negative: Sequence[str]
+    table: PhraseTable, positive: Sequence[str], negative: Sequence[str]
 ) -> PhraseReport:
     """Measure all phrases and pairs and suggest settings; both lists may be the same.
 
     Raises: DirectAlignError for a reward that ignores the prompt.
     """
-    if not reward.reads_prompt:
+    if not table.reward.reads_prompt:
         raise DirectAlignError(
-            f"--reward: {reward.name} ignores prompts, so phrases have no effect; take a reward "
-            "with a text side (reward.name: clip)"
+            f"--reward: {table.reward.name} ignores prompts, so phrases have no effect; take a "
+            "reward with a text side (reward.name: clip)"
         )
-    table = PhraseTable(reward, encoded)
     stats = {each: table.phrase(each) for each in dict.fromkeys((*positive, *negative))}
     sides = [stats[each] for each in positive], [stats[each] for each in negative]
-    chosen = choose_phrases(table, usable_phrases(sides[0], 1), usable_phrases(sides[1], -1))
+    usable = usable_phrases(sides[0], 1), usable_phrases(sides[1], -1)
+    chosen = choose_phrases(table, *usable)
     suggestion = None if chosen is None else settings_for(table, *chosen)
     same = tuple(positive) == tuple(negative)
-    firsts, seconds = positive, negative
-    if same:
-        firsts, seconds = usable_phrases(sides[0], 1), usable_phrases(sides[1], -1)
+    firsts, seconds = usable if same else (positive, negative)
     candidates = [([pos], [neg]) for pos in firsts for neg in seconds if pos != neg]
     candidates.sort(key=lambda pair: -table.gap(*pair).size)
     pairs = tuple(table.pair(*pair) for pair in candidates[:LISTED_PAIRS])
     example = suggestion.pair if suggestion else pairs[0] if pairs else None
-    gap_by_image: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    by_image: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if example is not None:
-        pos, neg = table.sides(example.positive, example.negative)
-        relative = pos - neg
-        gap_by_image = tuple(relative.wanted.tolist()), tuple(relative.unwanted.tolist())
+        relative = table.scores(example.positive) - table.scores(example.negative)
+        by_image = tuple(relative.wanted.tolist()), tuple(relative.unwanted.tolist())
     return PhraseReport(
         tuple(sorted(stats.values(), key=lambda each: -each.lift.size)),
         pairs,
         None if same else table.pair(positive, negative),
         suggestion,
         table.text_reader and table.text_reader.length,
-        len(encoded.wanted.prompts),
-        gap_by_image,
+        len(table.prompts),
+        by_image,
     )
 
 
-def _share(part: float, whole: float) -> float | None:
-    return None if abs(whole) < SMALLEST else part / whole
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None or abs(whole) < SMALLEST else part / whole

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jaxtyping import Float
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from ..io.atomic import write_text
 from ..io.tensors import to_pixels
@@ -38,38 +36,35 @@ def write_report(found: PhraseReport, examples: Examples, out: Path, **source: s
     `source`: `reward`, `images` and `command` that were given, for the head of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
+    phrases, pairs, suggestion = (
+        map(asdict, found.phrases),
+        map(_pair, found.pairs),
+        found.suggestion,
+    )
+    sections = recipes(suggestion)
     data = {
         **source,
         "wanted": len(examples.wanted),
         "unwanted": len(examples.unwanted),
         "paired": examples.paired,
-        **to_json(found),
+        "phrases": list(phrases),
+        "pairs": list(pairs),
+        "all_given": found.all_given and _pair(found.all_given),
+        "suggestion": suggestion and {**asdict(suggestion), "recipes": sections},
+        "warnings": found.warnings,
+        "tokens_read": found.limit,
+        "prompts": found.prompts,
     }
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(out / DATA, text + "\n")
-    for form, section in recipes(found.suggestion).items():
+    for form, section in sections.items():
         write_text(out / f"{form}.yaml", as_yaml(section))
     write_text(out / PAGE, _page(found, examples, data))
     return out / PAGE
 
 
-def to_json(found: PhraseReport) -> dict[str, Any]:
-    """All numbers and warnings."""
-
-    def pair_json(pair: PairStats) -> dict[str, Any]:
-        return {**asdict(pair), "warnings": pair.warnings}
-
-    phrases = [{**asdict(each), "warnings": found.phrase_warnings(each)} for each in found.phrases]
-    suggestion = found.suggestion
-    return {
-        "phrases": phrases,
-        "pairs": [pair_json(pair) for pair in found.pairs],
-        "all_given": found.all_given and pair_json(found.all_given),
-        "suggestion": suggestion and {**asdict(suggestion), "recipes": recipes(suggestion)},
-        "warnings": found.warnings,
-        "tokens_read": found.limit,
-        "prompts": found.prompts,
-    }
+def _pair(pair: PairStats) -> dict[str, Any]:
+    return {**asdict(pair), "warnings": pair.warnings}
 
 
 def recipes(found: Suggestion | None) -> dict[str, dict[str, Any]]:
@@ -124,14 +119,8 @@ def as_override(section: Mapping[str, Any]) -> str:
 def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> str:
     ends = [abs(end) for each in found.phrases for end in (each.lift.low, each.lift.high)]
     original = examples.unwanted[:1]
-    probed = [("original", _uri(original[0]))]
-    probed += [(name, _uri(probe(original)[0])) for name, probe in PROBES.items()]
-    images = []
-    for name, side, gaps in zip(
-        ("Wanted", "Unwanted"), examples.sides, found.gap_by_image, strict=True
-    ):
-        first = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:MAX_IMAGES]
-        images.append((name, [(_uri(image), caption, gap) for image, caption, gap in first]))
+    probed = {name: probe(original)[0] for name, probe in PROBES.items()}
+    gaps = [each or [None] * MAX_IMAGES for each in found.gap_by_image]
     sections = recipes(found.suggestion).items()
     return (
         environment(TEMPLATES)
@@ -142,11 +131,9 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
             found=found,
             widest=max(ends, default=1.0) or 1.0,
             sections=[(form, as_yaml(section), as_override(section)) for form, section in sections],
-            images=images,
-            probed=probed,
+            images=zip(("Wanted", "Unwanted"), examples.sides, gaps, strict=True),
+            shown=MAX_IMAGES,
+            probed={"original": original[0], **probed},
+            uri=lambda image: data_uri(Image.fromarray(to_pixels(image))),
         )
     )
-
-
-def _uri(image: Float[Tensor, "3 h w"]) -> str:
-    return data_uri(Image.fromarray(to_pixels(image)))

@@ -5,7 +5,7 @@ sensitivity to bias probes. The *intended* direction leads from an unwanted imag
 image of the same content; the *actual* one is the gradient of pos − neg at the unwanted image.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import Reward
-from ..rewards.common import score_all
+from ..rewards.common import Device, score_all
 from ..types import Images, PerSample
 from .images import PROBES, Examples
 
@@ -31,23 +31,24 @@ RESAMPLES = 1000
 def measure(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
     """All measures by name: responsiveness, content, bias and, for paired examples, angles.
 
-    Returns JSON-ready numbers. Angles are {"value", "low", "high", "n"} in degrees; scores are in
-    the reward's own units.
+    Returns JSON-ready numbers; scores are in the reward's own units. Angles between the intended
+    and the actual direction are {"value", "low", "high", "n"} in degrees. `angle`: between the mean
+    directions in feature space. `scene_angle`: of the mean cosine per scene. `pixel_angle`: the
+    same for block-averaged pixels. The first two exist only for rewards whose image features are
+    vectors.
     """
-    relative = []
-    for side in examples.sides:
-        with torch.no_grad():
-            each = [(reward.encode(part), texts) for part, texts in batches(*side)]
-            parts = [relative_score(reward, *part, phrases).float().cpu() for part in each]
-        relative.append(torch.cat(parts))
-    found = {
-        **responsiveness(*relative),
-        "content": content(reward, *examples.sides[0]),
-        "content_with_words": content(reward, *examples.sides[0], phrases),
+    wanted, unwanted = (Encoded(reward, *side) for side in examples.sides)
+    found: dict[str, Any] = {
+        **responsiveness(*(each.relative(phrases).float().cpu() for each in (wanted, unwanted))),
+        "content": content(wanted),
+        "content_with_words": content(wanted, phrases.positive),
         "bias": bias(reward, examples, phrases),
     }
     if examples.paired and reward.differentiable:
-        found |= angles(reward, examples, phrases)
+        features = feature_directions(reward, examples, phrases)
+        if features is not None:
+            found |= {"angle": angle_of_means(*features), "scene_angle": angle_by_scene(*features)}
+        found["pixel_angle"] = angle_by_scene(*pixel_directions(reward, examples, phrases))
     return found
 
 
@@ -74,23 +75,42 @@ def relative_score(
     return pos - neg
 
 
-def caption_scorer(
-    reward: Reward, images: Images
-) -> Callable[[Sequence[str], Sequence[str]], PerSample]:
-    """Encode the images once; returns their mean score over phrases by (captions, phrases)."""
-    features = [reward.encode(part) for part in images.split(BATCH)]
+@torch.no_grad()
+def encode(reward: Reward, images: Images, device: Device = "cpu") -> list[Any]:
+    """Image features, `BATCH` images at a time."""
+    return [reward.encode(part.to(device)) for part in images.split(BATCH)]
 
-    def score(captions: Sequence[str], phrases: Sequence[str]) -> PerSample:
-        pairs = zip(features, batches(images, captions), strict=True)
-        parts = [phrase_scores(reward, part, texts, phrases) for part, (_, texts) in pairs]
+
+def vectors(features: Sequence[Any]) -> Vectors | None:
+    """Batches of image features as one vector per image; None if they are of another form."""
+    are_vectors = all(isinstance(each, Tensor) and each.ndim == 2 for each in features)
+    return torch.cat(list(features)) if are_vectors else None
+
+
+class Encoded:
+    """Captioned images, encoded once."""
+
+    def __init__(
+        self, reward: Reward, images: Images, captions: Sequence[str], device: Device = "cpu"
+    ) -> None:
+        self.reward, self.captions = reward, captions
+        self.features = encode(reward, images, device)
+
+    @torch.no_grad()
+    def score(
+        self, phrases: Sequence[str] = ("",), captions: Sequence[str] | None = None
+    ) -> PerSample:
+        """Mean score over the phrases; `captions` replaces the images' own."""
+        texts = captions or self.captions
+        parts = [
+            phrase_scores(self.reward, features, texts[start : start + BATCH], phrases)
+            for features, start in zip(self.features, range(0, len(texts), BATCH), strict=True)
+        ]
         return torch.cat(parts, dim=1).mean(0)
 
-    return score
-
-
-def batches(images: Images, prompts: Sequence[str]) -> Iterator[tuple[Images, Sequence[str]]]:
-    """Images and their prompts, `BATCH` at a time."""
-    return ((images[i : i + BATCH], prompts[i : i + BATCH]) for i in range(0, len(images), BATCH))
+    def relative(self, phrases: config.ControlPhrases) -> PerSample:
+        """pos − neg, each the mean over its phrases."""
+        return self.score(phrases.positive) - self.score(phrases.negative)
 
 
 def responsiveness(wanted: PerSample, unwanted: PerSample) -> dict[str, float]:
@@ -108,28 +128,21 @@ def responsiveness(wanted: PerSample, unwanted: PerSample) -> dict[str, float]:
     return {"separation": separation, "responsiveness": separation / std, "auc": auc}
 
 
-@torch.no_grad()
-def content(
-    reward: Reward,
-    images: Images,
-    prompts: Sequence[str],
-    phrases: config.ControlPhrases | None = None,
-) -> float:
+def content(encoded: Encoded, positive: Sequence[str] = ("",)) -> float:
     """Share of comparisons in which an image's own caption scores higher than another caption.
 
-    `phrases` puts the positive phrases before all captions.
+    The phrases `positive` come before all captions.
     """
-    score = caption_scorer(reward, images)
-    positive = phrases.positive if phrases else [""]
-    own, won, step = score(prompts, positive), [], len(prompts) / (OTHER_CAPTIONS + 1)
+    captions = encoded.captions
+    own, won = encoded.score(positive), []
+    step = len(captions) / (OTHER_CAPTIONS + 1)
     for shift in sorted({max(1, round(k * step)) for k in range(1, OTHER_CAPTIONS + 1)}):
-        rotated = [*prompts[shift:], *prompts[:shift]]
-        differs = torch.tensor([a != b for a, b in zip(prompts, rotated, strict=True)])
-        won.append((own > score(rotated, positive)).cpu()[differs])
+        rotated = [*captions[shift:], *captions[:shift]]
+        differs = torch.tensor([a != b for a, b in zip(captions, rotated, strict=True)])
+        won.append((own > encoded.score(positive, rotated)).cpu()[differs])
     return torch.cat(won).double().mean().item()
 
 
-@torch.no_grad()
 def bias(
     reward: Reward, examples: Examples, phrases: config.ControlPhrases
 ) -> dict[str, dict[str, float]]:
@@ -138,34 +151,18 @@ def bias(
     `absolute`: of the bare prompt's score; `relative`: of pos − neg.
     """
     images = torch.cat([examples.wanted, examples.unwanted])
-    prompts = [*examples.wanted_prompts, *examples.unwanted_prompts]
+    captions = [*examples.wanted_prompts, *examples.unwanted_prompts]
 
     def scores(images: Images) -> dict[str, PerSample]:
-        encoded = [(reward.encode(part), texts) for part, texts in batches(images, prompts)]
-        absolute = [reward.score(part, texts).float().cpu() for part, texts in encoded]
-        relative = [relative_score(reward, *each, phrases).float().cpu() for each in encoded]
-        return {"absolute": torch.cat(absolute), "relative": torch.cat(relative)}
+        encoded = Encoded(reward, images, captions)
+        found = {"absolute": encoded.score(), "relative": encoded.relative(phrases)}
+        return {kind: each.float().cpu() for kind, each in found.items()}
 
     before, found = scores(images), {}
     for name, probe in PROBES.items():
         after = scores(probe(images))
         found[name] = {kind: (after[kind] - before[kind]).mean().item() for kind in before}
     return found
-
-
-def angles(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
-    """Angles between the intended and the actual direction.
-
-    `angle`: between the mean directions in feature space. `scene_angle`: of the mean cosine per
-    scene. `pixel_angle`: the same for block-averaged pixels. The first two exist only for rewards
-    whose image features are vectors.
-    """
-    pixels = pixel_directions(reward, examples, phrases)
-    features = feature_directions(reward, examples, phrases)
-    found = {}
-    if features is not None:
-        found = {"angle": angle_of_means(*features), "scene_angle": angle_by_scene(*features)}
-    return {**found, "pixel_angle": angle_by_scene(*pixels)}
 
 
 def feature_directions(
@@ -175,21 +172,11 @@ def feature_directions(
 
     None if features are not vectors. Both are projected on the tangent space of unit features.
     """
-    intended, actual = [], []
-    sides = [batches(*side) for side in examples.sides]
-    for (wanted, _), (unwanted, texts) in zip(*sides, strict=True):
-        with torch.no_grad():
-            there, here = reward.encode(wanted), reward.encode(unwanted)
-        if not is_vectors(here):
-            return None
-        intended.append(tangent(there - here, here).cpu())
-        actual.append(tangent(feature_gradient(reward, here, texts, phrases), here).cpu())
-    return torch.cat(intended).double(), torch.cat(actual).double()
-
-
-def is_vectors(features: Any) -> bool:
-    """Whether image features are one vector per image."""
-    return isinstance(features, Tensor) and features.ndim == 2
+    there, here = (vectors(encode(reward, images)) for images, _ in examples.sides)
+    if there is None or here is None:
+        return None
+    actual = feature_gradient(reward, here, examples.unwanted_prompts, phrases)
+    return tangent(there - here, here).cpu().double(), tangent(actual, here).cpu().double()
 
 
 def feature_gradient(
@@ -221,8 +208,9 @@ def pixel_directions(
         return F.avg_pool2d(images, min(BLOCK, *images.shape[-2:])).flatten(1).double().cpu()
 
     actual = []
-    for unwanted, texts in batches(*examples.sides[1]):
-        leaf = unwanted.clone().requires_grad_()
+    for start in range(0, len(examples.unwanted), BATCH):
+        leaf = examples.unwanted[start : start + BATCH].clone().requires_grad_()
+        texts = examples.unwanted_prompts[start : start + BATCH]
         total = relative_score(reward, reward.encode(leaf), texts, phrases).sum()
         actual.append(coarse(torch.autograd.grad(total, leaf)[0]))
     return coarse(examples.wanted - examples.unwanted), torch.cat(actual)

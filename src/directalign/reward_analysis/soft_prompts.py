@@ -15,10 +15,8 @@ can represent it. Losses are in units of the reward's caption margin (`caption_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +26,11 @@ from torch import Tensor, nn
 from .. import config
 from ..data.shuffle import permutation
 from ..interfaces import Reward
-from ..rewards.soft_prompts import ControlTokens, SoftPrompts, Vectors, check_length
-from ..types import DirectAlignError, Images
+from ..rewards.clip import ClipReward, SiglipReward
+from ..rewards.soft_prompts import ControlTokens, check_length
+from ..types import DirectAlignError
 from .images import PROBES, Examples, split_by_caption
-from .responsiveness import BATCH, with_phrase
+from .responsiveness import encode, with_phrase
 
 POSITIVE, NEGATIVE = "learned positive.safetensors", "learned negative.safetensors"
 """Names that stand for the vectors during the fit, before any file exists."""
@@ -39,20 +38,11 @@ LENGTH = 2
 TEMPERATURE = 1 / 16
 """Of the logistic terms, in caption margins: about the temperature of CLIP training."""
 Features = Float[Tensor, "b d"]
+BothVectors = Float[Tensor, "2 n d"]
 RelativeText = Callable[[Sequence[str]], Features]
 """Captions to pos − neg of the text features (b, d); its product with image features is r."""
-
-
-@runtime_checkable
-class TextTowerReward(Protocol):
-    """A reward with its own text tower: score = scale · image features · text features."""
-
-    name: str
-    soft_prompts: SoftPrompts
-
-    def encode(self, images: Images) -> Features: ...
-
-    def encode_text(self, phrases: Sequence[str]) -> Features: ...
+TextTowerReward = ClipReward | SiglipReward
+"""A reward with its own text tower: score = scale · image features · text features."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +97,21 @@ def fit_soft_prompts(
         EncodedExamples(encoded.wanted.select(a), encoded.unwanted.select(b), encoded.paired)
         for a, b in split_by_caption(captions, settings.seed, "held out for tokens")
     )
-    start, scale = initial_vectors(tower, phrases, settings), float(getattr(reward, "scale", 1.0))
-    best, best_step = _fit(tower, start, train, held_out, settings)
     before, origin = None, "the mean of the table"
     if phrases.positive:
         text = _relative_text(tower, phrases.positive, phrases.negative)
-        before = separation_of(text, held_out, scale)
+        before = separation_of(text, held_out, tower.scale)
         sides = ", ".join(phrases.positive), ", ".join(phrases.negative)
         origin = f"the words {sides[0]} against {sides[1]}"
-    with _placed(tower, best):
-        after = separation_of(_relative_text(tower, [POSITIVE], [NEGATIVE]), held_out, scale)
+    start, held = initial_vectors(tower, phrases, settings), tower.soft_prompts.held
+    learned = _relative_text(tower, [POSITIVE], [NEGATIVE])
+    try:
+        best, best_step = _fit(tower, start, train, held_out, settings)
+        held |= {POSITIVE: best[0], NEGATIVE: best[1]}
+        after = separation_of(learned, held_out, tower.scale)
+    finally:
+        for name in (POSITIVE, NEGATIVE):
+            held.pop(name, None)
     how = (
         f"fitted to {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted images, "
         f"seed {settings.seed}, from {origin}"
@@ -127,7 +122,7 @@ def fit_soft_prompts(
 
 
 def mean_of_phrases(
-    reward: Reward | TextTowerReward, phrases: Sequence[str], length: int | None = None
+    reward: Reward, phrases: Sequence[str], length: int | None = None
 ) -> ControlTokens:
     """Mean of the phrases' embedding vectors by position, each phrase resampled to `length`.
 
@@ -142,7 +137,7 @@ def mean_of_phrases(
     return soft_prompts.made(mean, f"mean of the words {', '.join(phrases)}")
 
 
-def require_text_tower(reward: Reward | TextTowerReward) -> TextTowerReward:
+def require_text_tower(reward: Reward) -> TextTowerReward:
     """Narrow to a reward that tokens can be fitted to.
 
     Raises: DirectAlignError for one without its own text tower.
@@ -157,43 +152,38 @@ def require_text_tower(reward: Reward | TextTowerReward) -> TextTowerReward:
 
 def initial_vectors(
     reward: TextTowerReward, phrases: config.ControlPhrases, settings: SoftPromptConfig
-) -> tuple[Vectors, Vectors]:
+) -> BothVectors:
     """Start of the fit per side: mean of its phrases, else mean of the table plus seeded noise."""
     soft_prompts, length = reward.soft_prompts, settings.length
     table, sides = soft_prompts.table.weight.detach(), (phrases.positive, phrases.negative)
     if phrases.positive:
-        lengths = [len(soft_prompts.embedding_of(each)) for side in sides for each in side]
-        positive, negative = (
-            mean_of_phrases(reward, side, length or max(lengths)).tokens.to(table) for side in sides
-        )
-        return positive, negative
+        longest = max(len(soft_prompts.embedding_of(each)) for side in sides for each in side)
+        means = [mean_of_phrases(reward, side, length or longest).tokens for side in sides]
+        return torch.stack(means).to(table)
     length = length or LENGTH
     check_length(length, soft_prompts.longest, "--length")
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.randn(2, length, table.shape[1], generator=generator).to(table)
-    positive, negative = table.mean(0) + table.std() * noise
-    return positive, negative
+    return table.mean(0) + table.std() * noise
 
 
 def _fit(
     reward: TextTowerReward,
-    start: tuple[Vectors, Vectors],
+    start: BothVectors,
     train: EncodedExamples,
     held_out: EncodedExamples,
     settings: SoftPromptConfig,
-) -> tuple[tuple[Vectors, Vectors], int]:
+) -> tuple[BothVectors, int]:
     """Vectors with the lowest held-out loss, and their step."""
     std, margin = reward.soft_prompts.table.weight.detach().std(), caption_margin(reward, train)
-    offsets = [nn.Parameter(torch.zeros_like(each)) for each in start]
-    optimizer = torch.optim.Adam(offsets, lr=settings.rate)
+    offsets = nn.Parameter(torch.zeros_like(start))
+    optimizer = torch.optim.Adam([offsets], lr=settings.rate)
     text = _relative_text(reward, [POSITIVE], [NEGATIVE])
 
-    def vectors() -> tuple[Tensor, Tensor]:
-        return start[0] + std * offsets[0], start[1] + std * offsets[1]
-
     def loss(encoded: EncodedExamples) -> Tensor:
-        with _placed(reward, vectors()):
-            return loss_of(text, encoded, margin, settings.content, settings.bias)
+        positive, negative = start + std * offsets
+        reward.soft_prompts.held |= {POSITIVE: positive, NEGATIVE: negative}
+        return loss_of(text, encoded, margin, settings.content, settings.bias)
 
     best, lowest, best_step = start, float("inf"), 0
     for step in range(settings.num_steps + 1):
@@ -201,13 +191,13 @@ def _fit(
             with torch.no_grad():
                 current = float(loss(held_out))
             if current < lowest:
-                best, lowest, best_step = vectors(), current, step
+                best, lowest, best_step = start + std * offsets.detach(), current, step
             elif step - best_step >= settings.patience * settings.check_every:
                 break
         optimizer.zero_grad()
         loss(_batch(train, step, settings)).backward()
         optimizer.step()
-    return (best[0].detach(), best[1].detach()), best_step
+    return best, best_step
 
 
 def _relative_text(
@@ -220,17 +210,6 @@ def _relative_text(
         return torch.stack(each).mean(0)
 
     return lambda captions: side(positive, captions) - side(negative, captions)
-
-
-@contextmanager
-def _placed(reward: TextTowerReward, vectors: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Inside, the names `POSITIVE` and `NEGATIVE` stand for these vectors."""
-    held = reward.soft_prompts.held
-    held.update(zip((POSITIVE, NEGATIVE), vectors, strict=True))
-    try:
-        yield
-    finally:
-        del held[POSITIVE], held[NEGATIVE]
 
 
 def _batch(encoded: EncodedExamples, step: int, settings: SoftPromptConfig) -> EncodedExamples:
@@ -257,6 +236,9 @@ class EncodedSide:
         chosen = torch.tensor(list(indices), device=self.features.device)
         captions = tuple(self.captions[i] for i in indices)
         return EncodedSide(self.features[chosen], captions, self.probed[:, chosen])
+
+
+SideTables = list[tuple[EncodedSide, Features, Float[Tensor, "c b"]]]
 
 
 @dataclass(frozen=True)
@@ -286,39 +268,32 @@ class Separation:
 @torch.no_grad()
 def encode_examples(reward: TextTowerReward, examples: Examples) -> EncodedExamples:
     """Encode the images of both sides, original and probed, once."""
-    device = reward.soft_prompts.table.weight.device
-    sides = []
+    device, sides = reward.soft_prompts.table.weight.device, []
     for images, captions in examples.sides:
-        parts = [part.to(device) for part in images.split(BATCH)]
-        plain = torch.cat([reward.encode(part) for part in parts])
-        probed = [
-            torch.cat([reward.encode(probe(part)) for part in parts]) - plain
-            for probe in PROBES.values()
-        ]
-        sides.append(EncodedSide(plain, captions, torch.stack(probed)))
+        plain, *probed = (
+            torch.cat(encode(reward, probe(images), device))
+            for probe in (Tensor.clone, *PROBES.values())
+        )
+        sides.append(EncodedSide(plain, captions, torch.stack(probed) - plain))
     return EncodedExamples(sides[0], sides[1], examples.paired)
 
 
 @torch.no_grad()
 def caption_margin(reward: TextTowerReward, encoded: EncodedExamples) -> float:
     """Mean score of an image under its bare caption minus that under other captions."""
-    margins = [
-        _margin(reward.encode_text(side.captions) @ side.features.T, _differs(side))
-        for side in (encoded.wanted, encoded.unwanted)
-    ]
-    return float(torch.stack(margins).mean())
+    return float(_margin(_tables(reward.encode_text, encoded)))
 
 
 def loss_of(
     text: RelativeText, encoded: EncodedExamples, margin: float, content: float, bias: float
 ) -> Tensor:
     """Weighted sum of style, content and bias; `margin` from `caption_margin`."""
-    sides, texts = (encoded.wanted, encoded.unwanted), _texts(text, encoded)
-    each = list(zip(sides, texts, strict=True))
-    tables = [gaps @ side.features.T / margin for side, gaps in each]
+    sides = _tables(text, encoded)
+    tables = [table / margin for _, _, table in sides]
     style = F.softplus(-_style_gaps(tables, encoded.paired) / TEMPERATURE).mean()
-    losses = [_contrastive(t, _differs(side)) for t, side in zip(tables, sides, strict=True)]
-    changes = [((side.probed * gaps).sum(-1) / margin).square().mean() for side, gaps in each]
+    pairs = zip(tables, sides, strict=True)
+    losses = [_contrastive(table, _differs(side)) for table, (side, _, _) in pairs]
+    changes = [((side.probed * gaps).sum(-1) / margin).square().mean() for side, gaps, _ in sides]
     return (
         style
         + content * torch.stack(losses).mean()
@@ -329,25 +304,25 @@ def loss_of(
 @torch.no_grad()
 def separation_of(text: RelativeText, encoded: EncodedExamples, scale: float = 1.0) -> Separation:
     """Measure pos − neg in score units; `scale` is the reward's."""
-    each = list(zip((encoded.wanted, encoded.unwanted), _texts(text, encoded), strict=True))
-    tables = [gaps @ side.features.T for side, gaps in each]
-    style_gaps = _style_gaps(tables, encoded.paired).double()
-    margins = [_margin(t, _differs(side)) for t, (side, _) in zip(tables, each, strict=True)]
-    changes = torch.cat([(side.probed * gaps).sum(-1).flatten() for side, gaps in each])
+    sides = _tables(text, encoded)
+    style_gaps = _style_gaps([table for _, _, table in sides], encoded.paired).double()
+    changes = torch.cat([(side.probed * gaps).sum(-1).flatten() for side, gaps, _ in sides])
     style, bias = float(style_gaps.mean()), float(changes.square().mean().sqrt())
     return Separation(
         scale * style,
         float((style_gaps > 0).double().mean()),
-        scale * float(torch.stack(margins).mean()),
+        scale * float(_margin(sides)),
         bias / abs(style) if style else float("inf"),
     )
 
 
-def _texts(text: RelativeText, encoded: EncodedExamples) -> tuple[Tensor, Tensor]:
-    """pos − neg under the captions of both sides, computed once if they are the same."""
-    wanted = text(encoded.wanted.captions)
-    same = encoded.unwanted.captions == encoded.wanted.captions
-    return wanted, wanted if same else text(encoded.unwanted.captions)
+def _tables(text: RelativeText, encoded: EncodedExamples) -> SideTables:
+    """Both sides with pos − neg under their captions, and its product with their images."""
+    wanted, unwanted = encoded.wanted, encoded.unwanted
+    texts = text(wanted.captions)
+    same = unwanted.captions == wanted.captions
+    sides = (wanted, texts), (unwanted, texts if same else text(unwanted.captions))
+    return [(side, gaps, gaps @ side.features.T) for side, gaps in sides]
 
 
 def _style_gaps(tables: Sequence[Tensor], paired: bool) -> Float[Tensor, " n"]:
@@ -370,5 +345,7 @@ def _contrastive(table: Float[Tensor, "c b"], differs: Bool[Tensor, "c b"]) -> T
     return F.cross_entropy(logits, torch.arange(len(table), device=table.device))
 
 
-def _margin(table: Float[Tensor, "c b"], differs: Bool[Tensor, "c b"]) -> Tensor:
-    return table.diagonal().mean() - table[differs].mean()
+def _margin(sides: SideTables) -> Tensor:
+    """Mean over sides of r of an image minus that of images of other captions."""
+    margins = [table.diagonal().mean() - table[_differs(side)].mean() for side, _, table in sides]
+    return torch.stack(margins).mean()

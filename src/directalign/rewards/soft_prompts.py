@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ FIT = "fit tokens to this one with directalign reward soft-prompts"
 FACTS = ("kind", "fingerprint", "table", "made")
 SAMPLED_ROWS = 256
 """Rows of the embedding table that its fingerprint reads."""
-BEFORE = re.compile(r"(.+?\.safetensors)\. (.*)", re.DOTALL)
+BEFORE = re.compile(r"(?P<file>.+?\.safetensors)\. (?P<prompt>.*)", re.DOTALL)
+"""A prompt with a file of learned tokens before it."""
 Vectors = Float[Tensor, "n d"]
 
 
@@ -53,12 +54,6 @@ class ControlTokens:
 def is_tokens_file(phrase: str) -> bool:
     """Whether a control phrase names a file of learned tokens."""
     return phrase.endswith(SUFFIX)
-
-
-def split(prompt: str) -> tuple[str | None, str]:
-    """(file of learned tokens before the prompt, the prompt); None without such a file."""
-    found = BEFORE.fullmatch(prompt)
-    return (found[1], found[2]) if found else (None, prompt)
 
 
 def fingerprint(table: Vectors) -> str:
@@ -140,6 +135,7 @@ def _tensor_in(folder: Path | None, name: str) -> Tensor | None:
     return None
 
 
+@dataclass(eq=False)
 class SoftPrompts:
     """The learned tokens of one reward's text tower, read from their files at first use.
 
@@ -149,41 +145,34 @@ class SoftPrompts:
         longest: maximum text length in tokens; learned ones may take half of it.
         clean: what the reward does to a text before it is tokenised.
         placeholder: a word that is one token, whose vectors are replaced; `joint` separates two.
+        held: vectors by the name before the prompt; entries set by a caller need no file, and their
+            gradient is intact.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        table: nn.Embedding,
-        name: str,
-        tokenizer: PreTrainedTokenizerBase,
-        longest: int,
-        clean: Callable[[str], str] = str,
-        placeholder: str = "x",
-        joint: str = " ",
-    ) -> None:
-        self.kind, self.table, self.name, self.longest = kind, table, name, longest
-        self.tokenizer, self.clean = tokenizer, clean
-        self.placeholder, self.joint = placeholder, joint
-        self.held: dict[str, Tensor] = {}
-        """Vectors by the name before the prompt; entries set by a caller need no file, and their
-        gradient is intact."""
+    kind: str
+    table: nn.Embedding
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    clean: Callable[[str], str] = str
+    placeholder: str = "x"
+    joint: str = " "
+    held: dict[str, Tensor] = field(default_factory=dict)
 
     @contextmanager
     def placed(self, prompts: Sequence[str]) -> Iterator[list[str]]:
         """Within it, the yielded texts must be encoded in one batch, in this order."""
-        parts = [split(prompt) for prompt in prompts]
-        vectors = [None if name is None else self._vectors(name) for name, _ in parts]
-        if all(each is None for each in vectors):
+        parts = [BEFORE.fullmatch(prompt) for prompt in prompts]
+        vectors = [None if part is None else self._vectors(part["file"]) for part in parts]
+        if not any(parts):
             yield [self.clean(prompt) for prompt in prompts]
             return
         texts = [
-            self.clean(rest)
-            if each is None
-            else self.joint.join([self.placeholder] * len(each)) + self.clean(f". {rest}")
-            for each, (_, rest) in zip(vectors, parts, strict=True)
+            self.joint.join([self.placeholder] * len(vector)) + self.clean(f". {part['prompt']}")
+            if part is not None and vector is not None
+            else self.clean(prompt)
+            for prompt, part, vector in zip(prompts, parts, vectors, strict=True)
         ]
-
         placeholder = self._ids(self.placeholder)[0]
 
         def replace(module: nn.Module, ids: Any, embedded: Any) -> Float[Tensor, "b l d"]:
