@@ -8,7 +8,8 @@ misshapen part is one error that names the recipe's key, the file and the remedy
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from struct import error as StructError
@@ -198,23 +199,53 @@ def check_tensors(
             )
 
 
+@contextmanager
+def sizes_read(file: Path, key: str, kind: str) -> Iterator[None]:
+    """Inside, a model's sizes are read from the shapes in `file`, which may be another model's."""
+    try:
+        yield
+    except DirectAlignError:
+        raise
+    except (LookupError, ValueError, TypeError, ZeroDivisionError) as error:
+        why = f"lacks {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
+        raise DirectAlignError(
+            f"{key}: {file}: {why}; it must be the checkpoint of a {kind}"
+        ) from error
+
+
+def sized(shapes: Shapes, name: str, rank: int) -> Sequence[int]:
+    """The shape of a tensor that has `rank` dimensions, for use within `sizes_read`."""
+    if len(shapes[name]) != rank:
+        raise ValueError(f"has in another shape {name}")
+    return shapes[name]
+
+
+def count_layers(shapes: Shapes, before: str) -> int:
+    """How many different numbers follow `before` in the names of tensors."""
+    return len({n.removeprefix(before).split(".")[0] for n in shapes if n.startswith(before)})
+
+
 def build(
-    kind: Any,
-    model_config: Any,
-    weights: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    **options: Any,
+    kind: Any, model_config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Any:
     """A transformers model of class `kind` from its config and checked weights, on the CPU."""
     logging.disable_progress_bar()
-    return kind.from_pretrained(
-        None,
-        config=model_config,
-        state_dict=weights,
-        dtype=dtype,
-        trust_remote_code=False,
-        **options,
-    )
+    options: dict[str, Any] = {"state_dict": weights, "dtype": dtype, "trust_remote_code": False}
+    return kind.from_pretrained(None, config=model_config, **options)
+
+
+def filled(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    """`model`, made on the meta device, with checked weights, on the CPU.
+
+    Its transformers models are in `dtype`, its other parts in float32.
+    """
+    for part, module in model.named_children():
+        own = {name: weights[f"{part}.{name}"] for name in module.state_dict()}
+        if isinstance(module, PreTrainedModel):
+            setattr(model, part, build(type(module), module.config, own, dtype))
+        else:
+            module.load_state_dict({name: w.float() for name, w in own.items()}, assign=True)
+    return model
 
 
 FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
