@@ -190,7 +190,7 @@ MPS: Rows = [
     ("mps", setting(path="{folder}/clip"), "MPS is a single file of weights"),
     ("mps", setting(processor=None), f"{BESIDE}{{folder}} beside the weights has no tokenizer"),
     ("mps", remove("clip/config.json"), "config.json is missing; name the CLIP that MPS was made"),
-    ("mps", edit("mps.safetensors", {TO_Q: None}), "not the weights of an MPS"),
+    ("mps", edit("mps.safetensors", {TO_Q: None}), f"lacks {TO_Q}"),
 ]
 
 QWEN_VL: Rows = [

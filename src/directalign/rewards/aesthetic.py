@@ -22,11 +22,10 @@ from typing import Any
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
+from transformers import CLIPModel, PreTrainedModel, SiglipModel
 
 from .. import config
 from ..io import hub
-from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
 from .common import BaseReward, Device, Preprocessing, recompute
@@ -198,19 +197,7 @@ def _checked_head(
     key: str,
 ) -> tuple[nn.Module, int]:
     """The head without weights, checked against its file and the backbone's config; image side."""
-    try:
-        found: Any = from_pretrained(AutoConfig, folder)
-    except files.UNREADABLE as error:
-        raise DirectAlignError(
-            f"{key}.backbone: {folder}: its config.json cannot be read "
-            f"({files.first_line(error)}); copy it again"
-        ) from error
-    wanted: Any = layout.backbone.config_class
-    if not isinstance(found, wanted):
-        raise DirectAlignError(
-            f"{key}.backbone: {folder}: holds a model of type {found.model_type}; give the folder "
-            f"of a transformers {layout.backbone.__name__}"
-        )
+    found = files.read_config(layout.backbone, folder, f"{key}.backbone")
     width = layout.features(found)
     first = f"{layout.prefix}.{layout.numbers[0]}.weight" if layout.numbers else "weight"
     shape = shapes.get(first, (width,))

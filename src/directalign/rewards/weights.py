@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import config
@@ -151,12 +151,6 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def meta_shapes(make: Any) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the module that `make()` builds, without its memory."""
-    with torch.device("meta"):
-        return shapes_of(make().state_dict())
-
-
 def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a file, from its header if the format has one.
 
@@ -244,7 +238,7 @@ def filled(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch
         if isinstance(module, PreTrainedModel):
             setattr(model, part, build(type(module), module.config, own, dtype))
         else:
-            module.load_state_dict({name: w.float() for name, w in own.items()}, assign=True)
+            module.to_empty(device="cpu").float().load_state_dict(own)
     return model
 
 
@@ -354,6 +348,23 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
             raise DirectAlignError(
                 f"{key}: {file}: not a complete safetensors file ({error}); copy it again"
             ) from error
+
+
+def read_config(kind: type[PreTrainedModel], folder: Path, key: str) -> Any:
+    """The config of a `kind` of model in a folder. Raises DirectAlignError: none, or another's."""
+    try:
+        found: Any = from_pretrained(AutoConfig, folder)
+    except UNREADABLE as error:
+        raise DirectAlignError(
+            f"{key}: {folder}: its config.json cannot be read ({first_line(error)}); copy it again"
+        ) from error
+    settings_class: Any = kind.config_class
+    if not isinstance(found, settings_class):
+        raise DirectAlignError(
+            f"{key}: {folder}: holds a model of type {found.model_type}; give the folder of a "
+            f"transformers {kind.__name__}"
+        )
+    return found
 
 
 def load_model(
