@@ -250,7 +250,7 @@ LOAD_ONLY: Rows = [
             (torch.ones(2, dtype=torch.complex64), "is of type C64"),
         )
     ),
-    ("clip", configure("config.json", projection_dim=12), "not a transformers CLIPModel"),
+    ("clip", configure("config.json", projection_dim=12), "not readable as a CLIPModel"),
     (
         "open_clip",
         configure(CLIP_CROP, crop_size=24),

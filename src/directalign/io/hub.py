@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..errors import first_line
 from ..types import DirectAlignError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -185,8 +186,7 @@ def _reason(error: Any, repo: str, revision: str | None) -> str:
             f"no such folder here, incomplete in the cache {cache}, and {constants.ENDPOINT} "
             "cannot be reached: check the network, or give a local folder"
         )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"download failed ({first_line[:200]}): run it again, it continues where it stopped"
+    return f"download failed ({first_line(error)}): run it again, it continues where it stopped"
 
 
 def check_upload(repo: str) -> None:
@@ -241,6 +241,5 @@ def _upload_error(error: Exception, api: HfApi) -> str:
         return "this token has no write access there; take your own repository or another token"
     if isinstance(error, ValueError):
         return " ".join(str(error).split())
-    brief = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     what = f"answered {status}" if status else "cannot be reached"
-    return f"{api.endpoint} {what} ({brief})"
+    return f"{api.endpoint} {what} ({first_line(error)})"

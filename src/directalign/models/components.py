@@ -11,15 +11,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
-from ..io.pretrained import from_pretrained
-from ..io.tensors import check_weights
+from ..io.pretrained import from_pretrained, load_network
 from ..types import DirectAlignError
 from . import single_file
 from .checkpoint_source import Source
-from .weight_files import brief, read_json, variant_of_part, weights_files
+from .weight_files import read_json, variant_of_part, weights_files
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 BASES = (
@@ -31,7 +29,6 @@ BASES = (
 """Classes of these may be parts: no Auto* class, which would follow what other files say."""
 Parts = Mapping[str, type | None]
 """Class of each part by name, None for any."""
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
 def load_parts(
@@ -143,33 +140,8 @@ def _check_vocabulary(folder: FilePath, part: Any) -> None:
 
 def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
     folder, held = source.folder / name, _held(source)
-    from_file = held is not None and name in held.parts
-    try:
-        if held is not None and from_file:
-            model = single_file.load(held, name, part, source.folder, dtype)
-            return model.requires_grad_(False).eval()
-        if issubclass(part, nn.Module):
-            return _load_model(folder, part, dtype, _variant(source, name))
-        return from_pretrained(part, folder)
-    except DirectAlignError:
-        raise
-    except UNREADABLE as error:
-        where = source.single_file if from_file else folder
-        raise DirectAlignError(
-            f"{where}: not readable as a {part.__name__} ({brief(error)}): "
-            "files of one checkpoint are needed, copy them again"
-        ) from error
-
-
-def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
-    name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    options: dict[str, Any] = {name: dtype, "variant": variant, "output_loading_info": True}
-    model, info = from_pretrained(part, folder, use_safetensors=True, **options)
-    lacking = sorted(str(key) for key in info["missing_keys"])
-    if lacking:
-        raise DirectAlignError(
-            f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} "
-            f"({lacking[0]}, ...): copy the folder again"
-        )
-    check_weights(model.state_dict(), folder)
-    return model.requires_grad_(False).eval()
+    if held is not None and name in held.parts:
+        return single_file.load(held, name, part, source.folder, dtype)
+    if issubclass(part, nn.Module):
+        return load_network(part, folder, dtype, variant=_variant(source, name))
+    return from_pretrained(part, folder)

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import config
-from ..io.tensors import check_weights
+from ..io.tensors import read_safetensors
 from ..types import DirectAlignError
 from .quantization import quantize
-from .weight_files import check_safetensors, weights_files
+from .weight_files import weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
@@ -146,10 +145,8 @@ def load(denoiser: Any, folder: FilePath, part: str) -> None:
         _load_full(denoiser, folder / part)
         return
     file, own = folder / LORA_FILE, _adapters(denoiser)
-    check_safetensors(file)
-    found = {key.removeprefix(f"{part}."): tensor for key, tensor in load_file(file).items()}
+    found = {key.removeprefix(f"{part}."): each for key, each in read_safetensors(file).items()}
     keys = "model.path, model.lora.rank and model.lora.targets"
-    check_weights(found, file)
     _check_fit(file, own, found, f"use the {keys} it was trained with")
     with torch.no_grad():
         for key, parameter in own.items():
@@ -162,10 +159,9 @@ def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
             f"{folder}: no such folder: give a run that was trained with model.tune: full, or "
             "set tune: lora"
         )
-    found = {
-        key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()
-    }
-    check_weights(found, folder)
+    found = dict[str, Tensor]()
+    for file in weights_files(folder):
+        found |= read_safetensors(file)
     _check_fit(folder, denoiser.state_dict(), found, "use the model.path it was trained from")
     denoiser.load_state_dict(found)
 

@@ -32,7 +32,6 @@ from transformers import (
 
 from .. import config
 from ..io import hub
-from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import qwen_vl
 from . import weights as files
@@ -183,7 +182,9 @@ def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Any:
             f"{MADE_FROM}"
         )
     own = {inner(name): shape for name, shape in shapes.items()}
-    found: Qwen2VLConfig = from_pretrained(Qwen2VLConfig, reader)
+    found: Qwen2VLConfig = files.read_config(
+        Qwen2VLForConditionalGeneration, reader, f"{key}.processor"
+    )
     text = found.get_text_config()
     text.vocab_size = int(own.get(EMBEDDING, [text.vocab_size])[0])
     with torch.device("meta"):

@@ -35,6 +35,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from .. import config
+from ..errors import first_line
 from ..io import hub
 from ..io.tensors import resize
 from ..types import DirectAlignError, Images, PerSample
@@ -152,7 +153,6 @@ KINDS: dict[str, type[transformers.PreTrainedModel]] = {
 }
 SETTINGS = (*files.FOLDER_SETTINGS, "chat_template*", "added_tokens.json")
 """Files fetched from a repository beside its weights."""
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -233,14 +233,6 @@ def check_weights(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
     """The class of a folder's model, after checking that all weight files are complete."""
     kind = model_class_of(folder, key)
     files.check_folder(folder, key, kind)
-    if (folder / INDEX).exists():
-        named = set(read_json(folder / INDEX, key)["weight_map"].values())
-        lacking = sorted(name for name in named if not (folder / name).exists())
-        if lacking:
-            raise DirectAlignError(
-                f"{key}: {folder}: {lacking[0]} and {len(lacking) - 1} more of {len(named)} files "
-                "of weights are missing; fetch them again"
-            )
     return kind
 
 
@@ -373,7 +365,7 @@ def read_chat(folder: Path, key: str) -> tuple[transformers.PreTrainedTokenizerB
         count = Chat(tokenizer, template).render("").count(IMAGE)
     except TemplateError as error:
         raise DirectAlignError(
-            f"{key}: {folder}: its chat template cannot be used ({files.first_line(error)}); copy "
+            f"{key}: {folder}: its chat template cannot be used ({first_line(error)}); copy "
             "it from the original checkpoint"
         ) from error
     if count != 1:

@@ -17,16 +17,16 @@ from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import config
+from ..errors import first_line, named
 from ..io import hub
-from ..io.pretrained import contents, from_pretrained
-from ..io.tensors import check_kinds, check_weights
+from ..io.pretrained import UNREADABLE, contents, from_pretrained, load_network
+from ..io.tensors import check_safetensors, check_weights, tensor_shapes
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from . import common
@@ -39,11 +39,6 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
 FOLDER_SETTINGS = ("*config.json", "tokenizer*", "merges.txt", "special_tokens_map.json")
 FOLDER_SETTINGS += VOCABULARIES[1:]
 """Files fetched from a hub repository beside its weights."""
-UNREADABLE = (
-    *(SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
-    *(AttributeError, AssertionError, BadZipFile, StructError),
-)
-"""What the libraries raise for damaged files."""
 CUT_SHORT = "not a complete file of weights (cut short, or of another kind): fetch it again"
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -103,47 +98,53 @@ def read_weights(file: Path, key: str) -> dict[str, Tensor]:
 
     Raises DirectAlignError: truncated or not a weight file, pickled objects, or no tensors.
     """
+    with named(key):
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+            read: Any = load_file(file)
+        else:
+            read = _unpickled(file)
+        while isinstance(read, Mapping):
+            inside = [read[name] for name in WRAPPERS if isinstance(read.get(name), Mapping)]
+            if not inside:
+                break
+            read = inside[0]
+        items = read.items() if isinstance(read, Mapping) else ()
+        tensors = {
+            str(name).removeprefix("module."): value
+            for name, value in items
+            if isinstance(value, Tensor)
+        }
+        if not tensors:
+            raise DirectAlignError(
+                f"{file}: holds no tensors by name; give the file of the model's weights"
+            )
+        check_weights(tensors, file)
+        return tensors
+
+
+def _unpickled(file: Path) -> Any:
+    """What a .pt, .pth or .bin holds, without running any of it."""
     try:
         if is_zipfile(file):
             with ZipFile(file) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                     raise DirectAlignError(
-                        f"{key}: {file}: holds a program (TorchScript), which is never run; save "
-                        "its state_dict() as .safetensors where you trust it, or take a folder of "
+                        f"{file}: holds a program (TorchScript), which is never run; save its "
+                        "state_dict() as .safetensors where you trust it, or take a folder of "
                         "these weights"
                     )
-        read: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-        )
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except DirectAlignError:
         raise
-    except (pickle.UnpicklingError, *UNREADABLE) as error:
+    except (pickle.UnpicklingError, BadZipFile, StructError, *UNREADABLE) as error:
         complaint = CUT_SHORT
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             complaint = (
                 "holds pickled objects, which are never run; save its state_dict() as "
                 ".safetensors where you trust it"
             )
-        raise DirectAlignError(f"{key}: {file}: {complaint}") from error
-    while isinstance(read, Mapping):
-        inner = next((read[name] for name in WRAPPERS if isinstance(read.get(name), Mapping)), None)
-        if inner is None:
-            break
-        read = inner
-    named = read.items() if isinstance(read, Mapping) else ()
-    tensors = {
-        str(name).removeprefix("module."): value
-        for name, value in named
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise DirectAlignError(
-            f"{key}: {file}: holds no tensors by name; give the file of the model's weights"
-        )
-    check_weights(tensors, f"{key}: {file}")
-    return tensors
+        raise DirectAlignError(f"{file}: {complaint}") from error
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -158,12 +159,8 @@ def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
     """
     if file.suffix != ".safetensors":
         return shapes_of(read_weights(file, key))
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise DirectAlignError(f"{key}: {file}: {CUT_SHORT}") from error
+    with named(key):
+        return tensor_shapes(file)
 
 
 def check_tensors(
@@ -325,8 +322,8 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
     return common.read_json(file, key).get("model_type")
 
 
-def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
-    """Raise DirectAlignError for missing files, another architecture or truncated weights."""
+def check_type(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
+    """Raise DirectAlignError for a folder without config.json, or with that of another model."""
     model_type = read_model_type(folder, key, f"transformers {kind.__name__}")
     settings_class = kind.config_class
     assert settings_class is not None, kind
@@ -335,36 +332,29 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
             f"{key}: {folder}: holds a model of type {model_type}; give the folder of a "
             f"transformers {kind.__name__}"
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+
+
+def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
+    """Raise DirectAlignError for missing files, another architecture or truncated weights."""
+    check_type(folder, key, kind)
+    files = set(folder.glob("*.safetensors"))
+    if not files:
         raise DirectAlignError(
             f"{key}: {folder}: model.safetensors is missing; save the model with safetensors"
         )
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                check_kinds(opened, file)
-        except SafetensorError as error:
-            raise DirectAlignError(
-                f"{key}: {file}: not a complete safetensors file ({error}); copy it again"
-            ) from error
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files |= {folder / name for name in common.read_json(index, key)["weight_map"].values()}
+    with named(key):
+        for file in sorted(files):
+            check_safetensors(file)
 
 
 def read_config(kind: type[PreTrainedModel], folder: Path, key: str) -> Any:
-    """The config of a `kind` of model in a folder. Raises DirectAlignError: none, or another's."""
-    try:
-        found: Any = from_pretrained(AutoConfig, folder)
-    except UNREADABLE as error:
-        raise DirectAlignError(
-            f"{key}: {folder}: its config.json cannot be read ({first_line(error)}); copy it again"
-        ) from error
-    settings_class: Any = kind.config_class
-    if not isinstance(found, settings_class):
-        raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {found.model_type}; give the folder of a "
-            f"transformers {kind.__name__}"
-        )
-    return found
+    """The config of a `kind` of model in a folder; raises as `check_type`, or if damaged."""
+    check_type(folder, key, kind)
+    with named(key):
+        return from_pretrained(kind.config_class, folder)
 
 
 def load_model(
@@ -372,24 +362,10 @@ def load_model(
 ) -> Model:
     """Load a model from a checked folder, in `dtype`, on the CPU."""
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     for file in sorted(folder.glob("*.safetensors")):
         read_weights(file, key)
-    try:
-        loaded: Any = from_pretrained(kind, folder, dtype=dtype, **options)
-    except UNREADABLE as error:
-        raise DirectAlignError(
-            f"{key}: {folder}: not a transformers {kind.__name__} ({first_line(error)})"
-        ) from error
-    model, info = loaded
-    check_weights(model.state_dict(), f"{key}: {folder}")
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise DirectAlignError(
-            f"{key}: {folder}: weights lack {missing[0]} and {len(missing) - 1} more; take the "
-            "weights that belong to config.json"
-        )
-    return model
+    with named(key):
+        return load_network(kind, folder, dtype)
 
 
 def check_fits(
@@ -413,11 +389,6 @@ def check_fits(
         )
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return str(error).strip().split("\n")[0]
-
-
 def processor_key(settings: Any, key: str) -> str:
     """The recipe key that sets where tokenizer and image settings come from."""
     inside = settings.processor is None and not common.is_weight_file(settings.path)
@@ -431,13 +402,8 @@ def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
             f"{key}: {folder}: tokenizer.json (or vocab.json and merges.txt, or vocab.txt) is "
             "missing; copy it from the original checkpoint"
         )
-    try:
+    with named(key):
         return from_pretrained(AutoTokenizer, folder)
-    except (OSError, ValueError, LookupError, ImportError) as error:
-        raise DirectAlignError(
-            f"{key}: {folder}: its tokenizer cannot be read ({first_line(error)}); copy it from "
-            "the original checkpoint"
-        ) from error
 
 
 def text_reader(
