@@ -222,10 +222,5 @@ def _image_settings(
     if settings.processor is not None:
         part, reader = "processor", files.locate(settings.processor, f"{key}.processor", SETTINGS)
     preprocessing = Preprocessing.read(reader)
-    rows, columns = preprocessing.crop
-    if (rows, columns) != (side, side):
-        raise DirectAlignError(
-            f"{key}.{part}: {reader}: its images are {rows} x {columns} and the model reads "
-            f"{side} x {side}; name its own processor"
-        )
+    files.check_side(side, preprocessing, f"{key}.{part}: {reader}")
     return replace(preprocessing, rounded_centre=layout is not V2_5)

@@ -245,18 +245,13 @@ FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
 def fetch(
     settings: FolderConfig, key: str
 ) -> tuple[Path, Path, common.Preprocessing, PreTrainedTokenizerBase]:
-    """The weights (folder or file), the folder of the processor, image settings and tokenizer.
-
-    The second is that of `processor`, or where the weights are.
-    """
+    """The weights (folder or file), the folder of the processor, image settings and tokenizer."""
     weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
     if hub.is_hub_file(settings.path):
         hub.download(on_the_hub(settings.path)[0], FOLDER_SETTINGS, f"{key}.path")
-    beside = settings.processor is None and weights.is_file()
-    reader = weights.parent if beside else weights
-    if settings.processor is not None:
-        reader = locate(settings.processor, f"{key}.processor", FOLDER_SETTINGS)
-    return weights, reader, *read_processor(reader, processor_key(settings, key), beside)
+    reader = _reader(settings, weights, key, online=True)
+    assert reader is not None
+    return weights, reader, *_read_processor(reader, settings, key)
 
 
 def check_files(
@@ -265,38 +260,37 @@ def check_files(
     """Check everything but the layout of the weights.
 
     Returns the local weights (file or folder), None if they are on the hub. If `online`, a
-    repository's file list is checked too and its settings are fetched.
+    repository's file list and its settings are checked too.
     """
     check_published(settings.path, f"{key}.path", online)
-    is_file = common.is_weight_file(settings.path)
-    for part, path in (("path", settings.path), ("processor", settings.processor)):
-        if online and path is not None and hub.is_hub_id(path) and not common.is_weight_file(path):
-            hub.download(path, FOLDER_SETTINGS, f"{key}.{part}")
-    on_hub = hub.is_hub_file(settings.path) or (hub.is_hub_id(settings.path) and not is_file)
-    weights = None if on_hub else locate(settings.path, f"{key}.path")
-    if weights is not None and weights.is_dir():
+    weights = None
+    if not hub.is_hub_file(settings.path):
+        weights = locate_offline(settings.path, f"{key}.path", FOLDER_SETTINGS, online)
+    if weights is not None and weights.is_dir() and not hub.is_hub_id(settings.path):
         check_folder(weights, f"{key}.path", kind)
-    reader = settings.processor
-    if reader is None and weights is not None:
-        reader = str(weights if weights.is_dir() else weights.parent)
-    if reader is not None and not hub.is_hub_id(reader):
-        folder = locate(reader, f"{key}.processor")
-        beside = weights is not None and weights.is_file()
-        read_processor(folder, processor_key(settings, key), beside)
+    reader = _reader(settings, weights, key, online)
+    if reader is not None:
+        _read_processor(reader, settings, key)
     return weights
 
 
-def read_processor(
-    folder: Path, key: str, beside: bool = False
-) -> tuple[common.Preprocessing, PreTrainedTokenizerBase]:
-    """Image settings and tokenizer of a folder.
+def _reader(settings: FolderConfig, weights: Path | None, key: str, online: bool) -> Path | None:
+    """The folder of tokenizer and image settings: `processor`, or where the weights are."""
+    if settings.processor is not None:
+        return locate_offline(settings.processor, f"{key}.processor", FOLDER_SETTINGS, online)
+    return weights.parent if weights is not None and weights.is_file() else weights
 
-    `beside`: the folder is that of a bare weight file, so the remedy is to name another folder.
-    """
+
+def _read_processor(
+    folder: Path, settings: FolderConfig, key: str
+) -> tuple[common.Preprocessing, PreTrainedTokenizerBase]:
+    """Image settings and tokenizer of a folder."""
+    key = processor_key(settings, key)
     if not folder.is_dir():
         raise DirectAlignError(
             f"{key}: {folder}: no such folder; give one with tokenizer and image settings"
         )
+    beside = settings.processor is None and common.is_weight_file(settings.path)
     for names, missing in (
         (VOCABULARIES, "tokenizer.json"),
         (common.IMAGE_SETTINGS, "preprocessor_config.json"),
@@ -368,6 +362,16 @@ def load_model(
         return load_network(kind, folder, dtype)
 
 
+def check_side(side: int, preprocessing: common.Preprocessing, key: str) -> None:
+    """Refuse image settings that make other images than the model's, `side` pixels a side."""
+    rows, columns = preprocessing.crop
+    if (rows, columns) != (side, side):
+        raise DirectAlignError(
+            f"{key}: its images are {rows} x {columns} and the model reads {side} x {side}; name "
+            "its own processor"
+        )
+
+
 def check_fits(
     model_config: Any,
     preprocessing: common.Preprocessing,
@@ -375,12 +379,7 @@ def check_fits(
     key: str,
 ) -> None:
     """Refuse image settings or a vocabulary that the model has no positions or embeddings for."""
-    side, (rows, columns) = model_config.vision_config.image_size, preprocessing.crop
-    if (rows, columns) != (side, side):
-        raise DirectAlignError(
-            f"{key}: its images are {rows} x {columns} and the model reads {side} x {side}; name "
-            "its own processor"
-        )
+    check_side(model_config.vision_config.image_size, preprocessing, key)
     known = model_config.text_config.vocab_size
     if len(tokenizer) > known:
         raise DirectAlignError(
