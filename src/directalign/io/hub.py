@@ -134,6 +134,15 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
     """
     if time.monotonic() - _silent.get(constants.ENDPOINT, -ASK_AGAIN_AFTER) < ASK_AGAIN_AFTER:
         raise TimeoutError(f"{constants.ENDPOINT} does not answer")
+    try:
+        return answer_within(ANSWER_WITHIN, question)
+    except TimeoutError:
+        _silent[constants.ENDPOINT] = time.monotonic()
+        raise TimeoutError(f"{constants.ENDPOINT} does not answer") from None
+
+
+def answer_within(seconds: float, question: Callable[[], Answer]) -> Answer:
+    """What `question` returns or raises; TimeoutError if that takes longer, and it is left alone."""
     answer: futures.Future[Answer] = futures.Future()
 
     def ask() -> None:
@@ -144,10 +153,9 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
 
     Thread(target=ask, daemon=True).start()
     try:
-        return answer.result(ANSWER_WITHIN)
-    except futures.TimeoutError:
-        _silent[constants.ENDPOINT] = time.monotonic()
-        raise TimeoutError(f"{constants.ENDPOINT} does not answer") from None
+        return answer.result(seconds)
+    except futures.TimeoutError:  # no TimeoutError before Python 3.11
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 def _reason(error: Any, repo: str, revision: str | None) -> str:
