@@ -142,7 +142,7 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
 
 
 def answer_within(seconds: float, question: Callable[[], Answer]) -> Answer:
-    """What `question` returns or raises; TimeoutError if that takes longer, and it is left alone."""
+    """What `question` returns or raises; TimeoutError if it takes longer, and is left alone."""
     answer: futures.Future[Answer] = futures.Future()
 
     def ask() -> None:
