@@ -33,6 +33,7 @@ import transformers
 from jaxtyping import Bool, Float, Int
 from jinja2 import TemplateError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .. import config
 from ..errors import first_line
@@ -190,12 +191,11 @@ def last_hidden_state(
 
     `positions` (3, b, length); None takes multimodal rotary positions.
     """
-    of_image = chats.of_image
     embedded = backbone.get_input_embeddings()(chats.ids)
-    embedded = embedded.masked_scatter(of_image[..., None], image.tokens.to(embedded.dtype))
+    embedded = embedded.masked_scatter(chats.of_image[..., None], image.tokens.to(embedded.dtype))
     deeper: dict[str, Any] = {}
     if image.deeper:
-        deeper["visual_pos_masks"] = of_image
+        deeper["visual_pos_masks"] = chats.of_image
         deeper["deepstack_visual_embeds"] = [more.flatten(0, 1) for more in image.deeper]
     if positions is None:
         positions = rotary_positions(chats, image.rows, image.columns)
@@ -206,7 +206,7 @@ def last_hidden_state(
         use_cache=False,
         **deeper,
     ).last_hidden_state
-    return hidden[range(len(hidden)), [length - 1 for length in chats.lengths]]
+    return hidden[torch.arange(len(hidden), device=hidden.device), chats.attended.sum(1) - 1]
 
 
 def model_class_of(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
@@ -262,31 +262,12 @@ IMAGE = "<|image_pad|>"
 class ChatBatch:
     """Token ids (b, length) of chats with equally large images.
 
-    `starts`: position of each chat's first image token; `lengths`: its length without padding.
+    `attended` is 0 for padding, else 1.
     """
 
     ids: Int[Tensor, "b length"]
-    starts: tuple[int, ...]
-    image_tokens: int
-    lengths: tuple[int, ...]
-
-    @property
-    def attended(self) -> Int[Tensor, "b length"]:
-        """1 for tokens, 0 for padding."""
-        return (self._positions < self._column(self.lengths)).long()
-
-    @property
-    def of_image(self) -> Bool[Tensor, "b length"]:
-        """True at image tokens."""
-        starts = self._column(self.starts)
-        return (self._positions >= starts) & (self._positions < starts + self.image_tokens)
-
-    @property
-    def _positions(self) -> Tensor:
-        return torch.arange(self.ids.shape[1], device=self.ids.device)
-
-    def _column(self, numbers: tuple[int, ...]) -> Tensor:
-        return torch.tensor(numbers, device=self.ids.device)[:, None]
+    attended: Int[Tensor, "b length"]
+    of_image: Bool[Tensor, "b length"]
 
 
 class Chat:
@@ -306,16 +287,15 @@ class Chat:
 
         Raises DirectAlignError for a text that contains the image token.
         """
-        rows = [self._ids(text) for text in texts]
-        starts = tuple(row.index(self.image_id) for row in rows)
-        filled = [
-            row[:start] + [self.image_id] * image_tokens + row[start + 1 :]
-            for row, start in zip(rows, starts, strict=True)
-        ]
-        lengths = tuple(len(row) for row in filled)
-        pad = self.tokenizer.pad_token_id or 0
-        padded = [row + [pad] * (max(lengths) - len(row)) for row in filled]
-        return ChatBatch(torch.tensor(padded, device=device), starts, image_tokens, lengths)
+        rows = list[Tensor]()
+        for ids in map(self._ids, texts):
+            start = ids.index(self.image_id)
+            ids[start : start + 1] = [self.image_id] * image_tokens
+            rows.append(torch.tensor(ids))
+        pad: Any = self.tokenizer.pad_token_id or 0
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
+        attended = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+        return ChatBatch(ids, attended, ids == self.image_id)
 
     def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
         """`tokenize` for encoded images, one text each."""
@@ -381,14 +361,11 @@ def rotary_positions(chats: ChatBatch, rows: int, columns: int) -> Int[Tensor, "
 
     Those of padding are not used.
     """
-    axes = (torch.zeros(1).long(), torch.arange(rows), torch.arange(columns))
-    image, found = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1), list[Tensor]()
-    for start in chats.starts:
-        length = chats.ids.shape[1] - start - rows * columns
-        before, behind = torch.arange(start), torch.arange(length) + start + max(rows, columns)
-        each = [before.expand(3, -1), image + start, behind.expand(3, -1)]
-        found.append(torch.cat(each, dim=1))
-    return torch.stack(found, dim=1).to(chats.ids.device)
+    start = chats.of_image.int().argmax(1, keepdim=True)
+    place = torch.arange(chats.ids.shape[1], device=chats.ids.device) - start
+    image = torch.stack([torch.zeros_like(place), place // columns, place % columns])
+    behind = place - rows * columns + max(rows, columns)
+    return start + torch.where(chats.of_image, image, torch.where(place < 0, place, behind))
 
 
 Patches = Float[Tensor, "n p"]
