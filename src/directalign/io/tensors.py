@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import first_line
 from ..types import DirectAlignError, NonFiniteError
 
+Shapes = Mapping[str, Sequence[int]]
 COUNTS = ("int64", "int32")
 KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
 """Of weights in safetensors, and of buffers that count something."""
@@ -82,6 +83,36 @@ def check_weights(
                 f"{file}: {name} has values that are not finite (NaN or infinite): copy the file "
                 "again, or restore it from before it was damaged"
             )
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_names(
+    wanted: Shapes, found: Shapes, where: str, remedy: str, optional: tuple[str, ...] = ()
+) -> None:
+    """Check that a file's tensors (`found`) are those that a model needs (`wanted`).
+
+    Names that start with one of `optional` may be missing or unknown.
+
+    Raises DirectAlignError naming the first tensor that is missing, unknown or of another shape.
+    """
+    both = wanted.keys() & found.keys()
+    complaints = {
+        "lacks": wanted.keys() - both,
+        "has the unknown": found.keys() - both,
+        "has in another shape": {n for n in both if tuple(wanted[n]) != tuple(found[n])},
+    }
+    for complaint, each in complaints.items():
+        names = sorted(name for name in each if name in both or not name.startswith(optional))
+        if names:
+            first = names[0]
+            if first in both:
+                first += f", which is {tuple(found[first])} and not {tuple(wanted[first])},"
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise DirectAlignError(f"{where}: {complaint} {first}{more}; {remedy}")
 
 
 def resize(

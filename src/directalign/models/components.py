@@ -5,6 +5,7 @@ Weights are read from safetensors only: nothing is unpickled or downloaded.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -42,16 +43,14 @@ def load_parts(
     """
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
-    if source.build is not None:
-        index_file = source.folder / "model_index.json"
-        index = read_json(index_file)
-        classes = {name: _part_class(index_file, index, name, part) for name, part in parts.items()}
-        given = {name: dtypes.get(name, torch.float32) for name in parts}
-        return {name: source.build(name, part, given[name]) for name, part in classes.items()}
-    classes = check_parts(source, pipeline, parts)
+    index_file = source.folder / "model_index.json"
+    if source.build is None:
+        classes = check_parts(source, pipeline, parts)
+    else:
+        classes = _part_classes(index_file, read_json(index_file), parts)
+    build = source.build or partial(_load_part, source)
     return {
-        name: _load_part(source, name, part, dtypes.get(name, torch.float32))
-        for name, part in classes.items()
+        name: build(name, part, dtypes.get(name, torch.float32)) for name, part in classes.items()
     }
 
 
@@ -74,7 +73,7 @@ def check_parts(
             f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: "
             "give model.components and model.architecture to match"
         )
-    classes = {name: _part_class(index_file, index, name, wanted) for name, wanted in parts.items()}
+    classes = _part_classes(index_file, index, parts)
     for name, part in classes.items():
         if held is not None and name in held.parts:
             single_file.check(held, name, part, source.folder)
@@ -93,23 +92,25 @@ def _held(source: Source) -> single_file.Contents | None:
     return None if source.single_file is None else single_file.contents(source.single_file)
 
 
-def _part_class(
-    index_file: FilePath, index: Mapping[str, Any], name: str, wanted: type | None
-) -> type:
-    entry = index.get(name)
-    library, class_name = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
-    found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
-    if not isinstance(found, type) or not issubclass(found, BASES):
-        raise DirectAlignError(
-            f"{index_file}: {name} is {class_name} of {library}, which is no class of models, "
-            "tokenizers or schedulers there: give a complete folder"
-        )
-    if wanted is not None and not issubclass(found, wanted):
-        raise DirectAlignError(
-            f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: "
-            "give another model.path"
-        )
-    return found
+def _part_classes(index_file: FilePath, index: Mapping[str, Any], parts: Parts) -> dict[str, type]:
+    classes = dict[str, type]()
+    for name, wanted in parts.items():
+        entry = index.get(name)
+        pair = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
+        library, class_name = pair
+        found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
+        if not isinstance(found, type) or not issubclass(found, BASES):
+            raise DirectAlignError(
+                f"{index_file}: {name} is {class_name} of {library}, which is no class of models, "
+                "tokenizers or schedulers there: give a complete folder"
+            )
+        if wanted is not None and not issubclass(found, wanted):
+            raise DirectAlignError(
+                f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: "
+                "give another model.path"
+            )
+        classes[name] = found
+    return classes
 
 
 def _check_part(folder: FilePath, part: Any, variant: str | None, weights: bool) -> None:

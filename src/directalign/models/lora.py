@@ -19,7 +19,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from .. import config
-from ..io.tensors import read_safetensors
+from ..io.tensors import check_names, read_safetensors, shapes_of
 from ..types import DirectAlignError
 from .quantization import quantize
 from .weight_files import weights_files
@@ -179,19 +179,8 @@ def _scale(denoiser: Any, key: str) -> float:
 def _check_fit(
     file: FilePath, own: Mapping[str, Tensor], found: Mapping[str, Tensor], remedy: str
 ) -> None:
-    differing = sorted(own.keys() ^ found.keys())
-    if differing:
-        verb = "lacks" if differing[0] in own else "has"
-        raise DirectAlignError(
-            f"{file}: made for other layers or another architecture: it {verb} {differing[0]} "
-            f"({len(differing)} differ): {remedy}"
-        )
-    for key, tensor in own.items():
-        if tensor.shape != found[key].shape:
-            raise DirectAlignError(
-                f"{file}: {key} is {tuple(found[key].shape)}, this model has "
-                f"{tuple(tensor.shape)}: {remedy}"
-            )
+    where = f"{file}: made for other layers, another rank or another architecture"
+    check_names(shapes_of(own), shapes_of(found), where, remedy)
 
 
 class ReferenceModel:

@@ -176,11 +176,6 @@ def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Any:
 
     Raises DirectAlignError for a missing, unknown or misshapen tensor.
     """
-    if qwen_vl.model_class_of(reader, f"{key}.processor") is not Qwen2VLForConditionalGeneration:
-        raise DirectAlignError(
-            f"{key}.processor: {reader}: holds no Qwen2-VL, from which HPSv3 was made; give "
-            f"{MADE_FROM}"
-        )
     own = {inner(name): shape for name, shape in shapes.items()}
     found: Qwen2VLConfig = files.read_config(
         Qwen2VLForConditionalGeneration, reader, f"{key}.processor"

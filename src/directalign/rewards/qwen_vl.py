@@ -67,10 +67,10 @@ class VlmReward(BaseReward):
     @classmethod
     def _load(cls, settings: config.QwenVLConfig, device: Device, key: str) -> VlmReward:
         folder = files.locate(settings.path, f"{key}.path", (*SETTINGS, *files.FOLDER_WEIGHTS))
-        kind = check_weights(folder, f"{key}.path")
-        reader = folder
-        if settings.processor is not None:
-            reader = files.locate(settings.processor, f"{key}.processor", SETTINGS)
+        kind = files.class_of(folder, f"{key}.path", *KINDS.values())
+        files.check_folder(folder, f"{key}.path", kind)
+        reader = files.reader_folder(settings, folder, key, True, SETTINGS)
+        assert reader is not None
         chat, pixels, answers = _reader(settings, reader, key)
         model: Any = files.load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
         check_fits(model.config, pixels, chat, files.processor_key(settings, key))
@@ -93,11 +93,10 @@ class VlmReward(BaseReward):
     def _check(cls, settings: config.QwenVLConfig, key: str, online: bool) -> None:
         folder = files.locate_offline(settings.path, f"{key}.path", SETTINGS, online)
         if folder is not None:
-            check = model_class_of if hub.is_hub_id(settings.path) else check_weights
-            check(folder, f"{key}.path")
-        reader = folder
-        if settings.processor is not None:
-            reader = files.locate_offline(settings.processor, f"{key}.processor", SETTINGS, online)
+            kind = files.class_of(folder, f"{key}.path", *KINDS.values())
+            if not hub.is_hub_id(settings.path):
+                files.check_folder(folder, f"{key}.path", kind)
+        reader = files.reader_folder(settings, folder, key, online, SETTINGS)
         if reader is not None:
             _reader(settings, reader, key)
 
@@ -147,7 +146,7 @@ def _reader(
     return Chat(tokenizer, template), pixels, (yes, no)
 
 
-KINDS: dict[str, type[transformers.PreTrainedModel]] = {
+KINDS = {
     "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
@@ -209,31 +208,13 @@ def last_hidden_state(
     return hidden[torch.arange(len(hidden), device=hidden.device), chats.attended.sum(1) - 1]
 
 
-def model_class_of(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
-    """The class of a folder's model. Raises DirectAlignError: no folder, or of another kind."""
-    found = files.read_model_type(folder, key, "transformers Qwen VL")
-    if found not in KINDS:
-        raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {found}, known are {', '.join(KINDS)}; give "
-            "the folder of a Qwen VL"
-        )
-    return KINDS[found]
-
-
 def meta_config(path: str, key: str, configs: Any) -> tuple[Any, dict[str, Any]]:
     """Class and config.json of a model by folder or hub id; `configs` as in `BaseReward.meta`."""
     folder = configs.folder(path)
     if folder is not None:
-        return model_class_of(folder, key), read_json(folder / "config.json", key)
+        return files.class_of(folder, key, *KINDS.values()), read_json(folder / "config.json", key)
     found = configs.published(path, key, "vlm")
     return next(kind for kind in KINDS.values() if kind.__name__ == found["_class_name"]), found
-
-
-def check_weights(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
-    """The class of a folder's model, after checking that all weight files are complete."""
-    kind = model_class_of(folder, key)
-    files.check_folder(folder, key, kind)
-    return kind
 
 
 def check_fits(model_config: Any, pixels: VlmPixels, chat: Chat, key: str) -> None:

@@ -26,12 +26,18 @@ from .. import config
 from ..errors import first_line, named
 from ..io import hub
 from ..io.pretrained import UNREADABLE, contents, from_pretrained, load_network
-from ..io.tensors import check_safetensors, check_weights, tensor_shapes
+from ..io.tensors import (
+    Shapes,
+    check_names,
+    check_safetensors,
+    check_weights,
+    shapes_of,
+    tensor_shapes,
+)
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from . import common
 
-Shapes = Mapping[str, Sequence[int]]
 WRAPPERS = ("state_dict", "module", "model")
 """Keys under which checkpoints store their tensors beside the optimiser's."""
 FOLDER_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -147,11 +153,6 @@ def _unpickled(file: Path) -> Any:
         raise DirectAlignError(f"{file}: {complaint}") from error
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, by name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
 def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a file, from its header if the format has one.
 
@@ -166,28 +167,9 @@ def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     wanted: Shapes, found: Shapes, file: Path, key: str, kind: str, optional: Sequence[str] = ()
 ) -> None:
-    """Check that a file's tensors (`found`) are those that a model of `kind` needs (`wanted`).
-
-    Names that start with one of `optional` may be missing or unknown.
-
-    Raises DirectAlignError naming the first tensor that is missing, unknown or of another shape.
-    """
-    free = tuple(optional)
-    lacking = [name for name in wanted if name not in found and not name.startswith(free)]
-    unknown = [name for name in found if name not in wanted and not name.startswith(free)]
-    both = [name for name in wanted if name in found]
-    misshapen = [name for name in both if tuple(wanted[name]) != tuple(found[name])]
-    for complaint, names in (
-        ("lacks", lacking),
-        ("has the unknown", unknown),
-        ("has in another shape", misshapen),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise DirectAlignError(
-                f"{key}: {file}: {complaint} {names[0]}{more}; it must be the checkpoint of a "
-                f"{kind} of this size"
-            )
+    """`check_names` of a file's tensors (`found`) for a model of `kind`."""
+    remedy = f"it must be the checkpoint of a {kind} of this size"
+    check_names(wanted, found, f"{key}: {file}", remedy, tuple(optional))
 
 
 @contextmanager
@@ -249,7 +231,7 @@ def fetch(
     weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
     if hub.is_hub_file(settings.path):
         hub.download(on_the_hub(settings.path)[0], FOLDER_SETTINGS, f"{key}.path")
-    reader = _reader(settings, weights, key, online=True)
+    reader = reader_folder(settings, weights, key, online=True)
     assert reader is not None
     return weights, reader, *_read_processor(reader, settings, key)
 
@@ -268,16 +250,22 @@ def check_files(
         weights = locate_offline(settings.path, f"{key}.path", FOLDER_SETTINGS, online)
     if weights is not None and weights.is_dir() and not hub.is_hub_id(settings.path):
         check_folder(weights, f"{key}.path", kind)
-    reader = _reader(settings, weights, key, online)
+    reader = reader_folder(settings, weights, key, online)
     if reader is not None:
         _read_processor(reader, settings, key)
     return weights
 
 
-def _reader(settings: FolderConfig, weights: Path | None, key: str, online: bool) -> Path | None:
+def reader_folder(
+    settings: Any,
+    weights: Path | None,
+    key: str,
+    online: bool,
+    patterns: Sequence[str] = FOLDER_SETTINGS,
+) -> Path | None:
     """The folder of tokenizer and image settings: `processor`, or where the weights are."""
     if settings.processor is not None:
-        return locate_offline(settings.processor, f"{key}.processor", FOLDER_SETTINGS, online)
+        return locate_offline(settings.processor, f"{key}.processor", patterns, online)
     return weights.parent if weights is not None and weights.is_file() else weights
 
 
@@ -316,21 +304,21 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
     return common.read_json(file, key).get("model_type")
 
 
-def check_type(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
-    """Raise DirectAlignError for a folder without config.json, or with that of another model."""
-    model_type = read_model_type(folder, key, f"transformers {kind.__name__}")
-    settings_class = kind.config_class
-    assert settings_class is not None, kind
-    if model_type != settings_class.model_type:
-        raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {model_type}; give the folder of a "
-            f"transformers {kind.__name__}"
-        )
+def class_of(folder: Path, key: str, *kinds: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The one of `kinds` that a folder holds. Raises DirectAlignError: none of them, no folder."""
+    title = f"transformers {' or '.join(kind.__name__ for kind in kinds)}"
+    found = read_model_type(folder, key, title)
+    for kind in kinds:
+        if kind.config_class is not None and kind.config_class.model_type == found:
+            return kind
+    raise DirectAlignError(
+        f"{key}: {folder}: holds a model of type {found}; give the folder of a {title}"
+    )
 
 
 def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
     """Raise DirectAlignError for missing files, another architecture or truncated weights."""
-    check_type(folder, key, kind)
+    class_of(folder, key, kind)
     files = set(folder.glob("*.safetensors"))
     if not files:
         raise DirectAlignError(
@@ -345,8 +333,8 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
 
 
 def read_config(kind: type[PreTrainedModel], folder: Path, key: str) -> Any:
-    """The config of a `kind` of model in a folder; raises as `check_type`, or if damaged."""
-    check_type(folder, key, kind)
+    """The config of a `kind` of model in a folder; raises as `class_of`, or if damaged."""
+    class_of(folder, key, kind)
     with named(key):
         return from_pretrained(kind.config_class, folder)
 
