@@ -56,15 +56,23 @@ def is_hub_file(path: str) -> bool:
     )
 
 
-def download_file(path: str, key: str) -> Path:
-    """The local copy of owner/name/file. Raises as `download`, and if the repository lacks it."""
+def on_the_hub(path: str) -> tuple[str, str]:
+    """Repository and file of owner/name/file."""
     match = HUB_FILE.fullmatch(path)
     assert match is not None, path
-    file = download(match[1], [match[2]], key) / match[2]
+    return match[1], match[2]
+
+
+def download_file(path: str, key: str, beside: Sequence[str] = ()) -> Path:
+    """The local copy of owner/name/file; files that match the patterns `beside` come with it.
+
+    Raises as `download`, and if the repository lacks the file.
+    """
+    repo, name = on_the_hub(path)
+    file = download(repo, [name, *beside], key) / name
     if not file.exists():
         raise DirectAlignError(
-            f"{key}: {path}: {match[1]} has no file {match[2]}; see "
-            f"{constants.ENDPOINT}/{match[1]}/tree/main"
+            f"{key}: {path}: {repo} has no file {name}; see {constants.ENDPOINT}/{repo}/tree/main"
         )
     return file
 

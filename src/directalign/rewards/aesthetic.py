@@ -69,13 +69,13 @@ class AestheticReward(BaseReward):
     def _load(cls, settings: config.AestheticConfig, device: Device, key: str) -> AestheticReward:
         file = files.locate(settings.path, f"{key}.path")
         weights = files.read_weights(file, f"{key}.path")
-        layout = recognise(files.shapes_of(weights), file, f"{key}.path")
+        shapes = files.shapes_of(weights)
+        layout = recognise(shapes, file, f"{key}.path")
         folder = files.locate(
             settings.backbone, f"{key}.backbone", (*SETTINGS, *files.FOLDER_WEIGHTS)
         )
         files.check_folder(folder, f"{key}.backbone", layout.backbone)
-        head, side = _checked_head(layout, files.shapes_of(weights), folder, file, settings, key)
-        preprocessing = _image_settings(layout, side, folder, settings, key)
+        head, preprocessing = _described(layout, shapes, folder, file, settings, key)
         head.load_state_dict(weights)
         backbone: Any = files.load_model(layout.backbone, folder, f"{key}.backbone")
         model = Predictor(backbone.vision_model, layout.projection(backbone), head)
@@ -119,9 +119,7 @@ class AestheticReward(BaseReward):
             return
         if local:
             files.check_folder(folder, f"{key}.backbone", layout.backbone)
-        _, side = _checked_head(layout, shapes, folder, file, settings, key)
-        if online or settings.processor is None or not hub.is_hub_id(settings.processor):
-            _image_settings(layout, side, folder, settings, key)
+        _described(layout, shapes, folder, file, settings, key, online)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -188,15 +186,20 @@ def recognise(shapes: files.Shapes, file: Path, key: str) -> HeadLayout:
     )
 
 
-def _checked_head(
+def _described(
     layout: HeadLayout,
     shapes: files.Shapes,
     folder: Path,
     file: Path,
     settings: config.AestheticConfig,
     key: str,
-) -> tuple[nn.Module, int]:
-    """The head without weights, checked against its file and the backbone's config; image side."""
+    online: bool = True,
+) -> tuple[nn.Module, Any]:
+    """The head without weights, and the image settings, checked with the backbone's config.
+
+    LAION's heads were trained with torchvision's centre crop. No image settings if `processor` is
+    on the hub and not `online`.
+    """
     found = files.read_config(layout.backbone, folder, f"{key}.backbone")
     width = layout.features(found)
     first = f"{layout.prefix}.{layout.numbers[0]}.weight" if layout.numbers else "weight"
@@ -208,19 +211,12 @@ def _checked_head(
             f"{layout.made_for}"
         )
     head = layout.build(width, shapes)
-    files.check_tensors(
-        files.shapes_of(head.state_dict()), shapes, file, f"{key}.path", layout.title
-    )
-    return head, found.vision_config.image_size
-
-
-def _image_settings(
-    layout: HeadLayout, side: int, folder: Path, settings: config.AestheticConfig, key: str
-) -> Preprocessing:
-    """Image settings; LAION's heads were trained with torchvision's centre crop."""
-    part, reader = "backbone", folder
-    if settings.processor is not None:
-        part, reader = "processor", files.locate(settings.processor, f"{key}.processor", SETTINGS)
+    wanted = files.shapes_of(head.state_dict())
+    files.check_tensors(wanted, shapes, file, f"{key}.path", layout.title)
+    reader = files.reader_folder(settings, folder, key, online, SETTINGS)
+    if reader is None:
+        return head, None
     preprocessing = Preprocessing.read(reader)
-    files.check_side(side, preprocessing, f"{key}.{part}: {reader}")
-    return replace(preprocessing, rounded_centre=layout is not V2_5)
+    part = "backbone" if settings.processor is None else "processor"
+    files.check_side(found.vision_config.image_size, preprocessing, f"{key}.{part}: {reader}")
+    return head, replace(preprocessing, rounded_centre=layout is not V2_5)

@@ -28,7 +28,7 @@ import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 from .. import config
@@ -113,8 +113,9 @@ class _DualEncoder(common.BaseReward):
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
         pixels = self.preprocessing(images.to(self.model.dtype))
-        features = self._project(self.model.vision_model(pixel_values=pixels).pooler_output)
-        return project_out(features, self.directions)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        project = getattr(self.model, "visual_projection", nn.Identity())  # a SigLIP has none
+        return project_out(project(pooled), self.directions)
 
     def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
         """scale · cos, one prompt per image; prompts too long for the text tower are truncated."""
@@ -130,9 +131,6 @@ class _DualEncoder(common.BaseReward):
     def _cleaning(cls, settings: Any) -> Callable[[str], str]:
         del settings
         return cls.usual_cleaning
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        return pooled
 
     @torch.no_grad()
     def _encode_for_score(self, prompts: list[str]) -> Tensor:
@@ -207,9 +205,6 @@ class ClipReward(_DualEncoder):
                 f"{key}.activation: {settings.activation}, but the config.json of {settings.path} "
                 "sets it: remove activation"
             )
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        return self.model.visual_projection(pooled)
 
 
 class SiglipReward(_DualEncoder):

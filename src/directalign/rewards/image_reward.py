@@ -71,9 +71,7 @@ class ImageReward(common.BaseReward):
     def _load(
         cls, settings: config.ImageRewardConfig, device: common.Device, key: str
     ) -> ImageReward:
-        file = files.locate(settings.path, f"{key}.path")
-        if hub.is_hub_file(settings.path):
-            hub.download(files.on_the_hub(settings.path)[0], (MED_CONFIG,), f"{key}.path")
+        file = files.locate(settings.path, f"{key}.path", (MED_CONFIG,))
         tokenizer = _read_tokenizer(settings, key)
         model = load_blip(file, key)
         _check_vocabulary(tokenizer, model, settings, key)

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from .. import config
 from ..errors import first_line, named
 from ..io import hub
+from ..io.hub import on_the_hub
 from ..io.pretrained import UNREADABLE, contents, from_pretrained, load_network
 from ..io.tensors import (
     Shapes,
@@ -49,22 +50,15 @@ CUT_SHORT = "not a complete file of weights (cut short, or of another kind): fet
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def on_the_hub(path: str) -> tuple[str, str]:
-    """Repository and file of owner/name/file."""
-    match = hub.HUB_FILE.fullmatch(path)
-    assert match is not None, path
-    return match[1], match[2]
-
-
 def locate(path: str, key: str, patterns: Sequence[str] = ()) -> Path:
     """The local file or folder of `path`: a local path, `world:...`, a hub id or a file on the hub.
 
-    Of a hub repository only files that match `patterns` are fetched.
+    Of a hub repository only files that match `patterns` are fetched, with the file if one is named.
 
     Raises DirectAlignError naming `key`: nothing there, no access, no network.
     """
     if hub.is_hub_file(path):
-        return hub.download_file(path, key)
+        return hub.download_file(path, key, patterns)
     if hub.is_hub_id(path) and not common.is_weight_file(path):
         return hub.download(path, patterns, key)
     found = resolve(path).expanduser()
@@ -228,9 +222,8 @@ def fetch(
     settings: FolderConfig, key: str
 ) -> tuple[Path, Path, common.Preprocessing, PreTrainedTokenizerBase]:
     """The weights (folder or file), the folder of the processor, image settings and tokenizer."""
-    weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
-    if hub.is_hub_file(settings.path):
-        hub.download(on_the_hub(settings.path)[0], FOLDER_SETTINGS, f"{key}.path")
+    patterns = () if common.is_weight_file(settings.path) else FOLDER_WEIGHTS
+    weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *patterns))
     reader = reader_folder(settings, weights, key, online=True)
     assert reader is not None
     return weights, reader, *_read_processor(reader, settings, key)
