@@ -107,12 +107,11 @@ class AestheticReward(BaseReward):
 
     @classmethod
     def _check(cls, settings: config.AestheticConfig, key: str, online: bool) -> None:
-        files.check_published(settings.path, f"{key}.path", online)
+        file = files.check_published(settings.path, f"{key}.path", online)
         local = not hub.is_hub_id(settings.backbone)
         folder = files.locate_offline(settings.backbone, f"{key}.backbone", SETTINGS, online)
-        if hub.is_hub_file(settings.path):
+        if file is None:
             return
-        file = files.locate(settings.path, f"{key}.path")
         shapes = files.read_shapes(file, f"{key}.path")
         layout = recognise(shapes, file, f"{key}.path")
         if folder is None:

@@ -98,13 +98,12 @@ class Hpsv3Reward(BaseReward):
 
     @classmethod
     def _check(cls, settings: config.Hpsv3Config, key: str, online: bool) -> None:
-        files.check_published(settings.path, f"{key}.path", online)
+        file = files.check_published(settings.path, f"{key}.path", online)
         reader = _reader_folder(settings, key, online)
         if reader is None:
             return
         chat, pixels = _reader(reader, key)
-        if not hub.is_hub_file(settings.path):
-            file = files.locate(settings.path, f"{key}.path")
+        if file is not None:
             parts = described(files.read_shapes(file, f"{key}.path"), reader, file, key)
             qwen_vl.check_fits(parts["model"].config, pixels, chat, f"{key}.processor")
 

@@ -72,9 +72,8 @@ class ImageReward(common.BaseReward):
         cls, settings: config.ImageRewardConfig, device: common.Device, key: str
     ) -> ImageReward:
         file = files.locate(settings.path, f"{key}.path", (MED_CONFIG,))
-        tokenizer = _read_tokenizer(settings, key)
         model = load_blip(file, key)
-        _check_vocabulary(tokenizer, model, settings, key)
+        tokenizer = _read_tokenizer(settings, key, model)
         common.recompute(model, settings.gradient_checkpointing)
         return cls(model.to(device), tokenizer, settings.scale)
 
@@ -92,15 +91,11 @@ class ImageReward(common.BaseReward):
 
     @classmethod
     def _check(cls, settings: config.ImageRewardConfig, key: str, online: bool) -> None:
-        files.check_published(settings.path, f"{key}.path", online)
-        model = None
-        if not hub.is_hub_file(settings.path):
-            file = files.locate(settings.path, f"{key}.path")
+        model, file = None, files.check_published(settings.path, f"{key}.path", online)
+        if file is not None:
             model = describe_blip(files.read_shapes(file, f"{key}.path"), file, key)
         if online or not hub.is_hub_id(settings.processor):
-            tokenizer = _read_tokenizer(settings, key)
-            if model is not None:
-                _check_vocabulary(tokenizer, model, settings, key)
+            _read_tokenizer(settings, key, model)
 
     @classmethod
     def read_text(
@@ -129,8 +124,10 @@ class ImageReward(common.BaseReward):
         return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
 
 
-def _read_tokenizer(settings: config.ImageRewardConfig, key: str) -> PreTrainedTokenizerBase:
-    """BERT's tokenizer with the two tokens that BLIP adds to it."""
+def _read_tokenizer(
+    settings: config.ImageRewardConfig, key: str, model: Blip | None = None
+) -> PreTrainedTokenizerBase:
+    """BERT's tokenizer with the two tokens that BLIP adds to it; the `model` must know them all."""
     folder = files.locate(settings.processor, f"{key}.processor", TOKENIZER)
     tokenizer = files.read_tokenizer(folder, f"{key}.processor")
     if tokenizer.cls_token is None or tokenizer.pad_token is None:
@@ -140,18 +137,13 @@ def _read_tokenizer(settings: config.ImageRewardConfig, key: str) -> PreTrainedT
         )
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
-    return tokenizer
-
-
-def _check_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, model: Blip, settings: config.ImageRewardConfig, key: str
-) -> None:
-    known = model.text.config.vocab_size
+    known = len(tokenizer) if model is None else model.text.config.vocab_size
     if len(tokenizer) > known:
         raise DirectAlignError(
             f"{key}.processor: {settings.processor}: has {len(tokenizer)} tokens, two of them "
             f"BLIP's, and the model knows {known}; give the tokenizer it was trained with"
         )
+    return tokenizer
 
 
 KIND = "BLIP of ImageReward"

@@ -80,8 +80,8 @@ def locate_offline(path: str, key: str, patterns: Sequence[str], online: bool) -
     return locate(path, key, patterns) if online or not hub.is_hub_id(path) else None
 
 
-def check_published(path: str, key: str, online: bool = False) -> None:
-    """Check that `locate` would find `path`; on the hub, only if `online`, by the file list."""
+def check_published(path: str, key: str, online: bool = False) -> Path | None:
+    """The local file or folder of `path`; None for the hub, whose file list is read if `online`."""
     if hub.is_hub_file(path):
         repo, name = on_the_hub(path)
         listed = hub.listing(repo, key) if online else None
@@ -90,7 +90,8 @@ def check_published(path: str, key: str, online: bool = False) -> None:
                 f"{key}: {path}: {repo} has no file {name}; give the name of its file of weights"
             )
     elif common.is_weight_file(path) or not hub.is_hub_id(path):
-        locate(path, key)
+        return locate(path, key)
+    return None
 
 
 def read_weights(file: Path, key: str) -> dict[str, Tensor]:
@@ -237,12 +238,11 @@ def check_files(
     Returns the local weights (file or folder), None if they are on the hub. If `online`, a
     repository's file list and its settings are checked too.
     """
-    check_published(settings.path, f"{key}.path", online)
-    weights = None
-    if not hub.is_hub_file(settings.path):
-        weights = locate_offline(settings.path, f"{key}.path", FOLDER_SETTINGS, online)
-    if weights is not None and weights.is_dir() and not hub.is_hub_id(settings.path):
+    weights = check_published(settings.path, f"{key}.path", online)
+    if weights is not None and weights.is_dir():
         check_folder(weights, f"{key}.path", kind)
+    elif online and not common.is_weight_file(settings.path):
+        weights = locate(settings.path, f"{key}.path", FOLDER_SETTINGS)
     reader = reader_folder(settings, weights, key, online)
     if reader is not None:
         _read_processor(reader, settings, key)
