@@ -100,6 +100,14 @@ class _DualEncoder(common.BaseReward):
         return reward
 
     @classmethod
+    def _check(cls, settings: Any, key: str, online: bool) -> None:
+        cls._check_kind(settings, key)
+        check_project(settings.project_out, key)
+        weights = files.check_files(settings, key, online, cls.model_class)
+        if weights is not None and weights.is_file():
+            open_clip.describe(weights, key, settings.activation)
+
+    @classmethod
     def _meta(cls, found: Any, settings: Any, configs: Any, beside: Path | None) -> Any:
         """Without weights; image settings are from `processor`, else from the folder `beside`."""
         model = cls.model_class(found)
@@ -179,14 +187,6 @@ class ClipReward(_DualEncoder):
         beside = configs.folder(settings.path) if file is None else file.parent
         return cls._meta(found, settings, configs, beside)
 
-    @classmethod
-    def _check(cls, settings: config.ClipConfig, key: str, online: bool) -> None:
-        check_project(settings.project_out, key)
-        weights = files.check_files(settings, key, online, CLIPModel)
-        if weights is not None and weights.is_file():
-            open_clip.describe(weights, key, settings.activation)
-        cls._check_kind(settings, key)
-
     def _pooled_text(self, tokens: Any) -> Tensor:
         mask = tokens["attention_mask"]
         pooled = self.model.text_model(tokens["input_ids"], attention_mask=mask).pooler_output
@@ -219,12 +219,6 @@ class SiglipReward(_DualEncoder):
         found = SiglipConfig.from_dict(configs.read(settings.path, f"{key}.path", "siglip"))
         beside = configs.folder(settings.path, "preprocessor_config.json")
         return cls._meta(found, settings, configs, beside)
-
-    @classmethod
-    def _check(cls, settings: config.SiglipConfig, key: str, online: bool) -> None:
-        cls._check_kind(settings, key)
-        check_project(settings.project_out, key)
-        files.check_files(settings, key, online, SiglipModel)
 
     @classmethod
     def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:
