@@ -261,28 +261,23 @@ class Chat:
         image_id: Any = tokenizer.convert_tokens_to_ids(IMAGE)
         self.image_id = int(image_id)
 
-    def tokenize(
-        self, texts: Sequence[str], image_tokens: int, device: torch.device | str = "cpu"
-    ) -> ChatBatch:
-        """One chat per text, each with an image of `image_tokens` tokens.
+    def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
+        """One chat per text, each with one of the encoded images.
 
         Raises DirectAlignError for a text that contains the image token.
         """
-        rows = list[Tensor]()
-        for ids in map(self._ids, texts):
-            start = ids.index(self.image_id)
-            ids[start : start + 1] = [self.image_id] * image_tokens
-            rows.append(torch.tensor(ids))
-        pad: Any = self.tokenizer.pad_token_id or 0
-        ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
-        attended = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-        return ChatBatch(ids, attended, ids == self.image_id)
-
-    def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
-        """`tokenize` for encoded images, one text each."""
-        count = len(image.tokens)
+        count, image_tokens = image.tokens.shape[:2]
         assert len(texts) == count, f"{len(texts)} prompts for {count} images"
-        return self.tokenize(texts, image.tokens.shape[1], image.tokens.device)
+        rows = list[Tensor]()
+        for row in map(self._ids, texts):
+            start = row.index(self.image_id)
+            row[start : start + 1] = [self.image_id] * image_tokens
+            rows.append(torch.tensor(row))
+        pad: Any = self.tokenizer.pad_token_id or 0
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        attended = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        device = image.tokens.device
+        return ChatBatch(ids.to(device), attended.to(device), (ids == self.image_id).to(device))
 
     def render(self, text: str) -> str:
         """The chat as text, with one token for the image."""
