@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from ..errors import first_line
 from ..types import DirectAlignError
@@ -19,8 +20,6 @@ NEVER_RUN = (
 )
 KERNELS = ("attn_implementation", "experts_implementation")
 """Settings that may name a repository of kernels, which the library would download and run."""
-
-
 UNREADABLE = (
     *(SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
     *(AttributeError, AssertionError, ImportError),
@@ -64,7 +63,7 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) ->
 
     Raises as `from_pretrained`, and for weights that are lacking or not finite.
     """
-    name = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+    name = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     options |= {name: dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = from_pretrained(kind, folder, **options)
     lacking = sorted(str(key) for key in info["missing_keys"])
