@@ -127,19 +127,14 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
 
     None if it is on the hub and not `online`.
     """
-    if settings.processor is not None:
-        return files.locate_offline(
-            settings.processor, f"{key}.processor", qwen_vl.SETTINGS, online
+    file = files.check_published(settings.path, f"{key}.path")
+    if settings.processor is None and (file is None or not (file.parent / "config.json").exists()):
+        where = hub.on_the_hub(settings.path)[0] if file is None else file.parent
+        raise DirectAlignError(
+            f"{key}.processor: missing, and {where} has no settings of a Qwen2-VL: set processor: "
+            f"{MADE_FROM}, whose weights are not read"
         )
-    where: str | Path = files.on_the_hub(settings.path)[0] if hub.is_hub_file(settings.path) else ""
-    if not where:
-        where = files.locate(settings.path, f"{key}.path").parent
-        if (where / "config.json").exists():
-            return where
-    raise DirectAlignError(
-        f"{key}.processor: missing, and {where} has no settings of a Qwen2-VL: set processor: "
-        f"{MADE_FROM}, whose weights are not read"
-    )
+    return files.reader_folder(settings, file, key, online, qwen_vl.SETTINGS)
 
 
 def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
