@@ -30,7 +30,7 @@ from directalign.config.presets import PRESETS, merged
 from directalign.diffusion.noise_levels import GridSampler
 from directalign.interfaces import Model, Reward
 from directalign.methods.srpo import SRPO
-from directalign.models.common import image_ids, pack, text_ids, unpack
+from directalign.models.common import image_places, pack, text_places, unpack
 from directalign.types import Batch, Conditioning, DirectAlignError, Images, Latents, PerSample
 
 BOUNDS = {"image": 1e-5, "loss": 1e-6, "gradient": 1e-5, "norm": 1e-5}
@@ -69,6 +69,7 @@ class Case(Model):
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """The network's velocity; the sigma that it gets is its timestep."""
         self.timesteps.append(sigma.item())
+        h, w = self.latent_size
         prompt_embeds = self.tensors["prompt_embeds"]
         has_guidance = self.denoiser.config["guidance_embeds"]
         tokens = self.denoiser(
@@ -76,8 +77,8 @@ class Case(Model):
             encoder_hidden_states=prompt_embeds,
             pooled_projections=self.tensors["pooled_prompt_embeds"],
             timestep=sigma.float(),
-            img_ids=image_ids(*self.latent_size, x_t.device),
-            txt_ids=text_ids(prompt_embeds.shape[1], x_t.device),
+            img_ids=image_places(h // 2, w // 2, x_t.device)[:, :3].float(),
+            txt_ids=text_places(prompt_embeds.shape[1], x_t.device)[:, :3].float(),
             guidance=torch.tensor([cond.embedded_guidance]) if has_guidance else None,
             return_dict=False,
         )[0]

@@ -1,5 +1,8 @@
 """The errors of the package; without torch, which the report and the arena do not need."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DirectAlignError(ValueError):
     """A mistake that the user can correct: one line with the file or key, its value, and the
@@ -13,3 +16,17 @@ class NonFiniteError(DirectAlignError):
 
 SAVED = "saved_as"
 """Attribute of an exception of any class: where the run that it ended can be continued."""
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """A DirectAlignError raised inside starts with `key`, where the recipe names what is wrong."""
+    try:
+        yield
+    except DirectAlignError as error:
+        raise DirectAlignError(f"{key}: {error}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

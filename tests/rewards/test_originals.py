@@ -106,7 +106,7 @@ def test_mps_scores(sections):
     weights, kept = load_file(file), load_file(folder / "answers.safetensors")
     described = mps._described(mps.files.shapes_of(weights), file, folder, "reward")
     reward: Any = MpsReward(
-        mps._filled(*described, weights),
+        mps.files.filled(described, weights),
         load_reward(sections("mps")).tokenizer,  # pyright: ignore[reportAttributeAccessIssue]
         Preprocessing(size=12, crop=(12, 12), mean=(0.0,) * 3, std=(1.0,) * 3),
         condition=spelled(kept["condition"]),

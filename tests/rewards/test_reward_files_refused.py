@@ -190,14 +190,18 @@ MPS: Rows = [
     ("mps", setting(path="{folder}/clip"), "MPS is a single file of weights"),
     ("mps", setting(processor=None), f"{BESIDE}{{folder}} beside the weights has no tokenizer"),
     ("mps", remove("clip/config.json"), "config.json is missing; name the CLIP that MPS was made"),
-    ("mps", edit("mps.safetensors", {TO_Q: None}), "not the weights of an MPS"),
+    ("mps", edit("mps.safetensors", {TO_Q: None}), f"lacks {TO_Q}"),
 ]
 
 QWEN_VL: Rows = [
     ("qwen2_5_vl", setting(yes="Certainly"), "held.yes: 'Certainly' is "),
     ("qwen2_5_vl", setting(no=""), "held.no: '' is 0 tokens"),
     ("qwen2_5_vl", setting(no="Yes"), "held.no: 'Yes' is the same token as held.yes"),
-    ("qwen2_5_vl", configure("config.json", model_type="clip"), "a model of type clip, known"),
+    (
+        "qwen2_5_vl",
+        configure("config.json", model_type="clip"),
+        "a model of type clip; give the folder",
+    ),
     ("qwen2_5_vl", cut("model.safetensors", -100), WHOLE),
     ("qwen2_5_vl", missing_shard, "model-00002-of-00002.safetensors"),
     ("qwen2_5_vl", write(HEADER, "{"), f"held.path: {{folder}}/{HEADER}: not readable as JSON"),
@@ -228,7 +232,7 @@ HPSV3_ROWS: Rows = [
     (
         "hpsv3",
         configure("processor/config.json", model_type="qwen2_5_vl"),
-        "held.processor: {folder}/processor: holds no Qwen2-VL",
+        "held.processor: {folder}/processor: holds a model of type qwen2_5_vl",
     ),
     ("hpsv3", setting(path="{folder}/processor"), "name the file of weights"),
     ("hpsv3", setting(path="{folder}/none.safetensors"), "none.safetensors: no such file"),
@@ -250,7 +254,7 @@ LOAD_ONLY: Rows = [
             (torch.ones(2, dtype=torch.complex64), "is of type C64"),
         )
     ),
-    ("clip", configure("config.json", projection_dim=12), "not a transformers CLIPModel"),
+    ("clip", configure("config.json", projection_dim=12), "not readable as a CLIPModel"),
     (
         "open_clip",
         configure(CLIP_CROP, crop_size=24),

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import __version__
-from ..io.tensors import check_weights
-from ..models.weight_files import check_safetensors
+from ..io.tensors import read_safetensors
 from ..types import DirectAlignError
 from .finished_run import PUBLISHED, BaseModelInfo, FinishedRun
 
@@ -50,8 +48,7 @@ def read_updates(file: Path, part: str) -> dict[str, LowRank]:
 
     Raises: DirectAlignError for a missing or damaged file, or tensors that are not factor pairs.
     """
-    check_safetensors(file)
-    tensors = load_file(file)
+    tensors = read_safetensors(file)
     layers = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
     pairs = {key for layer in layers for key in (layer + DOWN, layer + UP)}
     wrong = sorted(pairs ^ tensors.keys())
@@ -61,7 +58,6 @@ def read_updates(file: Path, part: str) -> dict[str, LowRank]:
             f"{file}: not a LoRA of a {part}: {wrong[0] if wrong else 'it is empty'}; give a run "
             "that directalign train finished"
         )
-    check_weights(tensors, file)
     for layer in layers:
         down, up = tensors[layer + DOWN], tensors[layer + UP]
         if down.ndim != up.ndim or down.ndim not in (2, 4) or len(down) != up.shape[1]:

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..errors import first_line
 from ..types import DirectAlignError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -55,15 +56,23 @@ def is_hub_file(path: str) -> bool:
     )
 
 
-def download_file(path: str, key: str) -> Path:
-    """The local copy of owner/name/file. Raises as `download`, and if the repository lacks it."""
+def on_the_hub(path: str) -> tuple[str, str]:
+    """Repository and file of owner/name/file."""
     match = HUB_FILE.fullmatch(path)
     assert match is not None, path
-    file = download(match[1], [match[2]], key) / match[2]
+    return match[1], match[2]
+
+
+def download_file(path: str, key: str, beside: Sequence[str] = ()) -> Path:
+    """The local copy of owner/name/file; files that match the patterns `beside` come with it.
+
+    Raises as `download`, and if the repository lacks the file.
+    """
+    repo, name = on_the_hub(path)
+    file = download(repo, [name, *beside], key) / name
     if not file.exists():
         raise DirectAlignError(
-            f"{key}: {path}: {match[1]} has no file {match[2]}; see "
-            f"{constants.ENDPOINT}/{match[1]}/tree/main"
+            f"{key}: {path}: {repo} has no file {name}; see {constants.ENDPOINT}/{repo}/tree/main"
         )
     return file
 
@@ -133,6 +142,15 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
     """
     if time.monotonic() - _silent.get(constants.ENDPOINT, -ASK_AGAIN_AFTER) < ASK_AGAIN_AFTER:
         raise TimeoutError(f"{constants.ENDPOINT} does not answer")
+    try:
+        return answer_within(ANSWER_WITHIN, question)
+    except TimeoutError:
+        _silent[constants.ENDPOINT] = time.monotonic()
+        raise TimeoutError(f"{constants.ENDPOINT} does not answer") from None
+
+
+def answer_within(seconds: float, question: Callable[[], Answer]) -> Answer:
+    """What `question` returns or raises; TimeoutError if it takes longer, and is left alone."""
     answer: futures.Future[Answer] = futures.Future()
 
     def ask() -> None:
@@ -143,10 +161,9 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
 
     Thread(target=ask, daemon=True).start()
     try:
-        return answer.result(ANSWER_WITHIN)
-    except futures.TimeoutError:
-        _silent[constants.ENDPOINT] = time.monotonic()
-        raise TimeoutError(f"{constants.ENDPOINT} does not answer") from None
+        return answer.result(seconds)
+    except futures.TimeoutError:  # no TimeoutError before Python 3.11
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 def _reason(error: Any, repo: str, revision: str | None) -> str:
@@ -185,8 +202,7 @@ def _reason(error: Any, repo: str, revision: str | None) -> str:
             f"no such folder here, incomplete in the cache {cache}, and {constants.ENDPOINT} "
             "cannot be reached: check the network, or give a local folder"
         )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"download failed ({first_line[:200]}): run it again, it continues where it stopped"
+    return f"download failed ({first_line(error)}): run it again, it continues where it stopped"
 
 
 def check_upload(repo: str) -> None:
@@ -241,6 +257,5 @@ def _upload_error(error: Exception, api: HfApi) -> str:
         return "this token has no write access there; take your own repository or another token"
     if isinstance(error, ValueError):
         return " ".join(str(error).split())
-    brief = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     what = f"answered {status}" if status else "cannot be reached"
-    return f"{api.endpoint} {what} ({brief})"
+    return f"{api.endpoint} {what} ({first_line(error)})"

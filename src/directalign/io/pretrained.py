@@ -1,10 +1,18 @@
 """Read networks, configs and tokenizers of a folder without running Python that lies in it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from ..errors import first_line
 from ..types import DirectAlignError
+from .tensors import check_weights
 
 NEVER_RUN = (
     "asks for Python that is not part of the library, which is never run: give the model as the "
@@ -12,25 +20,61 @@ NEVER_RUN = (
 )
 KERNELS = ("attn_implementation", "experts_implementation")
 """Settings that may name a repository of kernels, which the library would download and run."""
+UNREADABLE = (
+    *(SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
+    *(AttributeError, AssertionError, ImportError),
+)
+"""What the libraries raise for damaged files."""
+
+
+@contextmanager
+def readable(where: Path, kind: Any) -> Iterator[None]:
+    """What the libraries raise inside, while they read a `kind` from files, is one line."""
+    try:
+        yield
+    except DirectAlignError:
+        raise
+    except UNREADABLE as error:
+        why = (
+            f"not readable as a {kind.__name__} ({first_line(error)}): files of one checkpoint "
+            "are needed, copy them again"
+        )
+        why = NEVER_RUN if "trust_remote_code" in str(error) else why
+        raise DirectAlignError(f"{where}: {why}") from error
 
 
 def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     """`kind.from_pretrained` on the files of a folder; nothing is downloaded, unpickled or asked.
 
-    Raises DirectAlignError for a folder that names code of its own (auto_map, kernels) without
-    which it cannot be read; else what the library raises.
+    Raises DirectAlignError for damaged files, and for a folder that names code of its own
+    (auto_map, kernels) without which it cannot be read.
     """
     settings = _settings(folder)
     if any("/" in str(settings.get(key)) for key in KERNELS):
         raise DirectAlignError(f"{folder / 'config.json'}: {NEVER_RUN}")
     if kind.__module__.startswith("transformers."):  # diffusers runs none for a class
         options["trust_remote_code"] = False
-    try:
+    with readable(folder, kind):
         return kind.from_pretrained(folder, local_files_only=True, **options)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise DirectAlignError(f"{folder}: {NEVER_RUN}") from error
+
+
+def load_network(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """A network of diffusers or transformers in `dtype`, frozen, from safetensors, on the CPU.
+
+    Raises as `from_pretrained`, and for weights that are lacking or not finite.
+    """
+    name = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
+    options |= {name: dtype, "use_safetensors": True, "output_loading_info": True}
+    model, info = from_pretrained(kind, folder, **options)
+    lacking = sorted(str(key) for key in info["missing_keys"])
+    if lacking:
+        raise DirectAlignError(
+            f"{folder}: the weights lack {lacking[0]}, in all {len(lacking)} tensors of a "
+            f"{kind.__name__}: take the weights that belong to config.json, or copy the folder "
+            "again"
+        )
+    check_weights(model.state_dict(), folder)
+    return model.requires_grad_(False).eval()
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Checks of weights that were read; images: resized, and turned into 8-bit pixels."""
+"""Files of weights, read and checked; images: resized, and turned into 8-bit pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..errors import first_line
 from ..types import DirectAlignError, NonFiniteError
 
+Shapes = Mapping[str, Sequence[int]]
 COUNTS = ("int64", "int32")
 KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
 """Of weights in safetensors, and of buffers that count something."""
@@ -21,12 +26,42 @@ NO_WEIGHTS = (
 )
 
 
-def check_kinds(opened: Any, file: Path) -> None:
-    """`check_weights` for an opened safetensors file, of the types in its header only."""
-    for name in opened.keys():  # noqa: SIM118 (no mapping)
-        kind = opened.get_slice(name).get_dtype()
-        if kind not in KINDS:
-            raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
+@contextmanager
+def opened(file: Path, remedy: str = "copy it again") -> Iterator[Any]:
+    """A safetensors file, opened. Raises DirectAlignError: missing, truncated, another format."""
+    if not file.is_file():
+        raise DirectAlignError(f"{file}: no such file; {remedy}")
+    try:
+        with safe_open(file, framework="pt") as content:
+            yield content
+    except (OSError, SafetensorError) as error:
+        raise DirectAlignError(
+            f"{file}: not a complete safetensors file, truncated or of another format "
+            f"({first_line(error)}); {remedy}"
+        ) from error
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a safetensors file, from its header; raises as `opened`."""
+    with opened(file) as content:
+        return {name: tuple(content.get_slice(name).get_shape()) for name in list(content.keys())}
+
+
+def check_safetensors(file: Path) -> None:
+    """Raise as `opened`, and for tensors whose type in the header is not that of weights."""
+    with opened(file) as content:
+        for name in list(content.keys()):
+            kind = content.get_slice(name).get_dtype()
+            if kind not in KINDS:
+                raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU; raises as `check_safetensors` and `check_weights`."""
+    check_safetensors(file)
+    tensors = load_file(file)
+    check_weights(tensors, file)
+    return tensors
 
 
 def check_weights(
@@ -48,6 +83,36 @@ def check_weights(
                 f"{file}: {name} has values that are not finite (NaN or infinite): copy the file "
                 "again, or restore it from before it was damaged"
             )
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_names(
+    wanted: Shapes, found: Shapes, where: str, remedy: str, optional: tuple[str, ...] = ()
+) -> None:
+    """Check that a file's tensors (`found`) are those that a model needs (`wanted`).
+
+    Names that start with one of `optional` may be missing or unknown.
+
+    Raises DirectAlignError naming the first tensor that is missing, unknown or of another shape.
+    """
+    both = wanted.keys() & found.keys()
+    complaints = {
+        "lacks": wanted.keys() - both,
+        "has the unknown": found.keys() - both,
+        "has in another shape": {n for n in both if tuple(wanted[n]) != tuple(found[n])},
+    }
+    for complaint, each in complaints.items():
+        names = sorted(name for name in each if name in both or not name.startswith(optional))
+        if names:
+            first = names[0]
+            if first in both:
+                first += f", which is {tuple(found[first])} and not {tuple(wanted[first])},"
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise DirectAlignError(f"{where}: {complaint} {first}{more}; {remedy}")
 
 
 def resize(

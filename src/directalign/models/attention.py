@@ -11,6 +11,7 @@ import torch._dynamo
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from .. import config
+from ..errors import first_line
 from ..types import DirectAlignError
 
 WITHOUT_BACKWARD = "sage"
@@ -81,8 +82,7 @@ def set_attention(denoiser: Any, name: str) -> None:
         with attention_backend(name):  # restores the default, which the next call changes globally
             denoiser.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise DirectAlignError(
-            f"model.attention: {name} cannot be used here ({reason}): install what it needs, "
-            "or leave the key out"
+            f"model.attention: {name} cannot be used here ({first_line(error)}): install what it "
+            "needs, or leave the key out"
         ) from error

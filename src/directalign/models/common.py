@@ -9,6 +9,7 @@ import diffusers
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from .. import config
 from ..diffusion.path import DDPMTable, classifier_free_guidance
@@ -288,34 +289,20 @@ Tokens = Float[Tensor, "b tokens features"]
 
 def pack(latents: Latents) -> Tokens:
     """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features are (c, row, column); h, w even."""
-    b, c, h, w = latents.shape
-    blocks = latents.reshape(b, c, h // 2, 2, w // 2, 2)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpack(tokens: Tokens, h: int, w: int) -> Latents:
     """The inverse of `pack` for latents of height h and width w."""
-    b, _, features = tokens.shape
-    blocks = tokens.reshape(b, h // 2, w // 2, features // 4, 2, 2)
-    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(b, features // 4, h, w)
-
-
-def image_ids(h: int, w: int, device: torch.device) -> Float[Tensor, "tokens 3"]:
-    """(0, row, column) of every packed token of latents (h, w), for the rotary embedding."""
-    return image_places(h // 2, w // 2, device)[:, :3].float()
-
-
-def text_ids(num_tokens: int, device: torch.device) -> Float[Tensor, "tokens 3"]:
-    """Text tokens have no position: all zeros."""
-    return torch.zeros(num_tokens, 3, device=device)
+    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h // 2, w // 2)), 2)
 
 
 def image_places(h: int, w: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
     """(0, row, column, 0) of every token of latents (h, w), one token per place."""
     rows, columns = torch.arange(h, device=device), torch.arange(w, device=device)
-    return torch.nn.functional.pad(torch.cartesian_prod(rows, columns), (1, 1))
+    return pad(torch.cartesian_prod(rows, columns), (1, 1))
 
 
 def text_places(num_tokens: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
     """(0, 0, 0, place in the text) of every text token."""
-    return torch.nn.functional.pad(torch.arange(num_tokens, device=device)[:, None], (3, 0))
+    return pad(torch.arange(num_tokens, device=device)[:, None], (3, 0))

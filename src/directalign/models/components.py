@@ -5,21 +5,20 @@ Weights are read from safetensors only: nothing is unpickled or downloaded.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
-from ..io.pretrained import from_pretrained
-from ..io.tensors import check_weights
+from ..io.pretrained import from_pretrained, load_network
 from ..types import DirectAlignError
 from . import single_file
 from .checkpoint_source import Source
-from .weight_files import brief, read_json, variant_of_part, weights_files
+from .weight_files import read_json, variant_of_part, weights_files
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 BASES = (
@@ -31,7 +30,6 @@ BASES = (
 """Classes of these may be parts: no Auto* class, which would follow what other files say."""
 Parts = Mapping[str, type | None]
 """Class of each part by name, None for any."""
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
 def load_parts(
@@ -45,16 +43,14 @@ def load_parts(
     """
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
-    if source.build is not None:
-        index_file = source.folder / "model_index.json"
-        index = read_json(index_file)
-        classes = {name: _part_class(index_file, index, name, part) for name, part in parts.items()}
-        given = {name: dtypes.get(name, torch.float32) for name in parts}
-        return {name: source.build(name, part, given[name]) for name, part in classes.items()}
-    classes = check_parts(source, pipeline, parts)
+    index_file = source.folder / "model_index.json"
+    if source.build is None:
+        classes = check_parts(source, pipeline, parts)
+    else:
+        classes = _part_classes(index_file, read_json(index_file), parts)
+    build = source.build or partial(_load_part, source)
     return {
-        name: _load_part(source, name, part, dtypes.get(name, torch.float32))
-        for name, part in classes.items()
+        name: build(name, part, dtypes.get(name, torch.float32)) for name, part in classes.items()
     }
 
 
@@ -77,7 +73,7 @@ def check_parts(
             f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: "
             "give model.components and model.architecture to match"
         )
-    classes = {name: _part_class(index_file, index, name, wanted) for name, wanted in parts.items()}
+    classes = _part_classes(index_file, index, parts)
     for name, part in classes.items():
         if held is not None and name in held.parts:
             single_file.check(held, name, part, source.folder)
@@ -96,23 +92,25 @@ def _held(source: Source) -> single_file.Contents | None:
     return None if source.single_file is None else single_file.contents(source.single_file)
 
 
-def _part_class(
-    index_file: FilePath, index: Mapping[str, Any], name: str, wanted: type | None
-) -> type:
-    entry = index.get(name)
-    library, class_name = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
-    found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
-    if not isinstance(found, type) or not issubclass(found, BASES):
-        raise DirectAlignError(
-            f"{index_file}: {name} is {class_name} of {library}, which is no class of models, "
-            "tokenizers or schedulers there: give a complete folder"
-        )
-    if wanted is not None and not issubclass(found, wanted):
-        raise DirectAlignError(
-            f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: "
-            "give another model.path"
-        )
-    return found
+def _part_classes(index_file: FilePath, index: Mapping[str, Any], parts: Parts) -> dict[str, type]:
+    classes = dict[str, type]()
+    for name, wanted in parts.items():
+        entry = index.get(name)
+        pair = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
+        library, class_name = pair
+        found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
+        if not isinstance(found, type) or not issubclass(found, BASES):
+            raise DirectAlignError(
+                f"{index_file}: {name} is {class_name} of {library}, which is no class of models, "
+                "tokenizers or schedulers there: give a complete folder"
+            )
+        if wanted is not None and not issubclass(found, wanted):
+            raise DirectAlignError(
+                f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: "
+                "give another model.path"
+            )
+        classes[name] = found
+    return classes
 
 
 def _check_part(folder: FilePath, part: Any, variant: str | None, weights: bool) -> None:
@@ -143,33 +141,8 @@ def _check_vocabulary(folder: FilePath, part: Any) -> None:
 
 def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
     folder, held = source.folder / name, _held(source)
-    from_file = held is not None and name in held.parts
-    try:
-        if held is not None and from_file:
-            model = single_file.load(held, name, part, source.folder, dtype)
-            return model.requires_grad_(False).eval()
-        if issubclass(part, nn.Module):
-            return _load_model(folder, part, dtype, _variant(source, name))
-        return from_pretrained(part, folder)
-    except DirectAlignError:
-        raise
-    except UNREADABLE as error:
-        where = source.single_file if from_file else folder
-        raise DirectAlignError(
-            f"{where}: not readable as a {part.__name__} ({brief(error)}): "
-            "files of one checkpoint are needed, copy them again"
-        ) from error
-
-
-def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
-    name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    options: dict[str, Any] = {name: dtype, "variant": variant, "output_loading_info": True}
-    model, info = from_pretrained(part, folder, use_safetensors=True, **options)
-    lacking = sorted(str(key) for key in info["missing_keys"])
-    if lacking:
-        raise DirectAlignError(
-            f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} "
-            f"({lacking[0]}, ...): copy the folder again"
-        )
-    check_weights(model.state_dict(), folder)
-    return model.requires_grad_(False).eval()
+    if held is not None and name in held.parts:
+        return single_file.load(held, name, part, source.folder, dtype)
+    if issubclass(part, nn.Module):
+        return load_network(part, folder, dtype, variant=_variant(source, name))
+    return from_pretrained(part, folder)

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
-from .common import JOINT_ATTENTION, DiffusersModel, image_ids, pack, parts_of, text_ids, unpack
+from .common import (
+    JOINT_ATTENTION,
+    DiffusersModel,
+    image_places,
+    pack,
+    parts_of,
+    text_places,
+    unpack,
+)
 from .weight_files import read_json
 
 
@@ -63,8 +71,8 @@ class Flux(DiffusersModel):
             guidance=guidance,
             pooled_projections=cond.tensors["pooled"],
             encoder_hidden_states=sequence,
-            txt_ids=text_ids(sequence.shape[1], self.device),
-            img_ids=image_ids(h, w, self.device),
+            txt_ids=text_places(sequence.shape[1], self.device)[:, :3].float(),  # all 0
+            img_ids=image_places(h // 2, w // 2, self.device)[:, :3].float(),
         )
         return unpack(tokens, h, w)
 

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import config
-from ..io.tensors import check_weights
+from ..io.tensors import check_names, read_safetensors, shapes_of
 from ..types import DirectAlignError
 from .quantization import quantize
-from .weight_files import check_safetensors, weights_files
+from .weight_files import weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
@@ -146,10 +145,8 @@ def load(denoiser: Any, folder: FilePath, part: str) -> None:
         _load_full(denoiser, folder / part)
         return
     file, own = folder / LORA_FILE, _adapters(denoiser)
-    check_safetensors(file)
-    found = {key.removeprefix(f"{part}."): tensor for key, tensor in load_file(file).items()}
+    found = {key.removeprefix(f"{part}."): each for key, each in read_safetensors(file).items()}
     keys = "model.path, model.lora.rank and model.lora.targets"
-    check_weights(found, file)
     _check_fit(file, own, found, f"use the {keys} it was trained with")
     with torch.no_grad():
         for key, parameter in own.items():
@@ -162,10 +159,9 @@ def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
             f"{folder}: no such folder: give a run that was trained with model.tune: full, or "
             "set tune: lora"
         )
-    found = {
-        key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()
-    }
-    check_weights(found, folder)
+    found = dict[str, Tensor]()
+    for file in weights_files(folder):
+        found |= read_safetensors(file)
     _check_fit(folder, denoiser.state_dict(), found, "use the model.path it was trained from")
     denoiser.load_state_dict(found)
 
@@ -183,19 +179,8 @@ def _scale(denoiser: Any, key: str) -> float:
 def _check_fit(
     file: FilePath, own: Mapping[str, Tensor], found: Mapping[str, Tensor], remedy: str
 ) -> None:
-    differing = sorted(own.keys() ^ found.keys())
-    if differing:
-        verb = "lacks" if differing[0] in own else "has"
-        raise DirectAlignError(
-            f"{file}: made for other layers or another architecture: it {verb} {differing[0]} "
-            f"({len(differing)} differ): {remedy}"
-        )
-    for key, tensor in own.items():
-        if tensor.shape != found[key].shape:
-            raise DirectAlignError(
-                f"{file}: {key} is {tuple(found[key].shape)}, this model has "
-                f"{tuple(tensor.shape)}: {remedy}"
-            )
+    where = f"{file}: made for other layers, another rank or another architecture"
+    check_names(shapes_of(own), shapes_of(found), where, remedy)
 
 
 class ReferenceModel:

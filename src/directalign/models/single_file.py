@@ -10,18 +10,19 @@ inside SD3 and FLUX files. The conversion is that of diffusers.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..io.tensors import check_weights
+from ..io.pretrained import readable
+from ..io.tensors import check_weights, opened, tensor_shapes
 from ..types import DirectAlignError
-from .weight_files import read_json, tensor_shapes
+from .weight_files import read_json
 
 PREFIX = "model.diffusion_model."
 """Prefix of the denoiser's tensors in LDM's and ComfyUI's files."""
@@ -112,7 +113,7 @@ class Contents:
 
     file: FilePath
     layout: Layout
-    parts: Mapping[str, Mapping[str, list[int]]]
+    parts: Mapping[str, Mapping[str, tuple[int, ...]]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the scheduler that marks in the file call for."""
 
@@ -146,8 +147,8 @@ def contents(file: FilePath) -> Contents:
 
 
 def _marked(marks: set[str], file: FilePath) -> dict[str, Any]:
-    with safe_open(file, framework="pt") as opened:
-        named = (opened.metadata() or {}).get("modelspec.prediction_type", "").lower()
+    with opened(file) as content:
+        named = (content.metadata() or {}).get("modelspec.prediction_type", "").lower()
     named = (
         "v" if V_PREDICTION in marks or named in ("v", "v_prediction", "v-prediction") else named
     )
@@ -201,22 +202,21 @@ def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
 def load(
     held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype
 ) -> nn.Module:
-    """A part from the file with the config in `folder`. Errors of the libraries are not wrapped."""
-    tensors = _tensors(held, part, dtype)
-    given = {"config": str(folder), "subfolder": part, "torch_dtype": dtype}
+    """A part from the file with the config in `folder`, frozen."""
+    given: dict[str, Any] = {"config": str(folder), "subfolder": part, "torch_dtype": dtype}
     if part in ("text_encoder", "text_encoder_2"):
-        model = create_diffusers_clip_model_from_ldm(
-            part_class, tensors, **given, local_files_only=True
-        )
+        make = partial(create_diffusers_clip_model_from_ldm, part_class)
     else:
-        model = part_class.from_single_file(tensors, **given, local_files_only=True)
+        make = part_class.from_single_file
+    with readable(held.file, part_class):
+        model = make(_tensors(held, part, dtype), **given, local_files_only=True)
     lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if lacking:
         raise DirectAlignError(
             f"{held.file}: lacks {len(lacking)} tensors of the {part} in {folder} ({lacking[0]}, "
             "...): give the model.components it belongs to"
         )
-    return model
+    return model.requires_grad_(False).eval()
 
 
 def _layout(file: FilePath, names: Iterable[str]) -> Layout:
@@ -239,8 +239,8 @@ def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]
 
     It expects the prefix for UNets in LDM layout, and no prefix for the other denoisers.
     """
-    with safe_open(held.file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in held.parts[part]}
+    with opened(held.file) as content:
+        tensors = {name: content.get_tensor(name) for name in held.parts[part]}
     check_weights(tensors, held.file)
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor

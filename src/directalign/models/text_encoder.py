@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..errors import first_line
 from ..io.atomic import new_file
 from ..toyworld.assets import cache_root
 from ..types import Conditioning, DirectAlignError
@@ -71,8 +72,7 @@ class EmbeddingCache:
             with safe_open(path, framework="pt") as opened:
                 found = opened.metadata() or {}
         except (OSError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            return f"{path}: truncated or not a safetensors file ({reason})"
+            return f"{path}: truncated or not a safetensors file ({first_line(error)})"
         is_whole = "digest" in found and expected.items() <= found.items()
         return None if is_whole else f"{path}: not the embedding of this prompt"
 

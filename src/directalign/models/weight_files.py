@@ -11,10 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
 
 from ..io import text
-from ..io.tensors import check_kinds
+from ..io.tensors import check_safetensors
 from ..types import DirectAlignError
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
@@ -101,32 +100,3 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
             f"{folder}: holds shards without their .safetensors.index.json: copy the folder again"
         )
     return files
-
-
-def check_safetensors(file: Path) -> None:
-    """Raise DirectAlignError for a missing or truncated file, or another format."""
-    tensor_shapes(file)
-    with safe_open(file, framework="pt") as opened:
-        check_kinds(opened, file)
-
-
-def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor of a safetensors file, from its header.
-
-    Raises DirectAlignError for a missing or truncated file.
-    """
-    if not file.is_file():
-        raise DirectAlignError(f"{file}: no such file: copy it again")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            return {name: opened.get_slice(name).get_shape() for name in names}
-    except (OSError, SafetensorError) as error:
-        raise DirectAlignError(
-            f"{file}: truncated or not a safetensors file ({brief(error)}): copy it again"
-        ) from None
-
-
-def brief(error: Exception) -> str:
-    """First sentence of a library's error message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]

@@ -22,11 +22,10 @@ from typing import Any
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
+from transformers import CLIPModel, PreTrainedModel, SiglipModel
 
 from .. import config
 from ..io import hub
-from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
 from .common import BaseReward, Device, Preprocessing, recompute
@@ -70,13 +69,13 @@ class AestheticReward(BaseReward):
     def _load(cls, settings: config.AestheticConfig, device: Device, key: str) -> AestheticReward:
         file = files.locate(settings.path, f"{key}.path")
         weights = files.read_weights(file, f"{key}.path")
-        layout = recognise(files.shapes_of(weights), file, f"{key}.path")
+        shapes = files.shapes_of(weights)
+        layout = recognise(shapes, file, f"{key}.path")
         folder = files.locate(
             settings.backbone, f"{key}.backbone", (*SETTINGS, *files.FOLDER_WEIGHTS)
         )
         files.check_folder(folder, f"{key}.backbone", layout.backbone)
-        head, side = _checked_head(layout, files.shapes_of(weights), folder, file, settings, key)
-        preprocessing = _image_settings(layout, side, folder, settings, key)
+        head, preprocessing = _described(layout, shapes, folder, file, settings, key)
         head.load_state_dict(weights)
         backbone: Any = files.load_model(layout.backbone, folder, f"{key}.backbone")
         model = Predictor(backbone.vision_model, layout.projection(backbone), head)
@@ -108,21 +107,18 @@ class AestheticReward(BaseReward):
 
     @classmethod
     def _check(cls, settings: config.AestheticConfig, key: str, online: bool) -> None:
-        files.check_published(settings.path, f"{key}.path", online)
+        file = files.check_published(settings.path, f"{key}.path", online)
         local = not hub.is_hub_id(settings.backbone)
         folder = files.locate_offline(settings.backbone, f"{key}.backbone", SETTINGS, online)
-        if hub.is_hub_file(settings.path):
+        if file is None:
             return
-        file = files.locate(settings.path, f"{key}.path")
         shapes = files.read_shapes(file, f"{key}.path")
         layout = recognise(shapes, file, f"{key}.path")
         if folder is None:
             return
         if local:
             files.check_folder(folder, f"{key}.backbone", layout.backbone)
-        _, side = _checked_head(layout, shapes, folder, file, settings, key)
-        if online or settings.processor is None or not hub.is_hub_id(settings.processor):
-            _image_settings(layout, side, folder, settings, key)
+        _described(layout, shapes, folder, file, settings, key, online)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -189,28 +185,21 @@ def recognise(shapes: files.Shapes, file: Path, key: str) -> HeadLayout:
     )
 
 
-def _checked_head(
+def _described(
     layout: HeadLayout,
     shapes: files.Shapes,
     folder: Path,
     file: Path,
     settings: config.AestheticConfig,
     key: str,
-) -> tuple[nn.Module, int]:
-    """The head without weights, checked against its file and the backbone's config; image side."""
-    try:
-        found: Any = from_pretrained(AutoConfig, folder)
-    except files.UNREADABLE as error:
-        raise DirectAlignError(
-            f"{key}.backbone: {folder}: its config.json cannot be read "
-            f"({files.first_line(error)}); copy it again"
-        ) from error
-    wanted: Any = layout.backbone.config_class
-    if not isinstance(found, wanted):
-        raise DirectAlignError(
-            f"{key}.backbone: {folder}: holds a model of type {found.model_type}; give the folder "
-            f"of a transformers {layout.backbone.__name__}"
-        )
+    online: bool = True,
+) -> tuple[nn.Module, Any]:
+    """The head without weights, and the image settings, checked with the backbone's config.
+
+    LAION's heads were trained with torchvision's centre crop. No image settings if `processor` is
+    on the hub and not `online`.
+    """
+    found = files.read_config(layout.backbone, folder, f"{key}.backbone")
     width = layout.features(found)
     first = f"{layout.prefix}.{layout.numbers[0]}.weight" if layout.numbers else "weight"
     shape = shapes.get(first, (width,))
@@ -221,24 +210,12 @@ def _checked_head(
             f"{layout.made_for}"
         )
     head = layout.build(width, shapes)
-    files.check_tensors(
-        files.shapes_of(head.state_dict()), shapes, file, f"{key}.path", layout.title
-    )
-    return head, found.vision_config.image_size
-
-
-def _image_settings(
-    layout: HeadLayout, side: int, folder: Path, settings: config.AestheticConfig, key: str
-) -> Preprocessing:
-    """Image settings; LAION's heads were trained with torchvision's centre crop."""
-    part, reader = "backbone", folder
-    if settings.processor is not None:
-        part, reader = "processor", files.locate(settings.processor, f"{key}.processor", SETTINGS)
+    wanted = files.shapes_of(head.state_dict())
+    files.check_tensors(wanted, shapes, file, f"{key}.path", layout.title)
+    reader = files.reader_folder(settings, folder, key, online, SETTINGS)
+    if reader is None:
+        return head, None
     preprocessing = Preprocessing.read(reader)
-    rows, columns = preprocessing.crop
-    if (rows, columns) != (side, side):
-        raise DirectAlignError(
-            f"{key}.{part}: {reader}: its images are {rows} x {columns} and the model reads "
-            f"{side} x {side}; name its own processor"
-        )
-    return replace(preprocessing, rounded_centre=layout is not V2_5)
+    part = "backbone" if settings.processor is None else "processor"
+    files.check_side(found.vision_config.image_size, preprocessing, f"{key}.{part}: {reader}")
+    return head, replace(preprocessing, rounded_centre=layout is not V2_5)

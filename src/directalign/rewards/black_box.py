@@ -47,7 +47,6 @@ import io
 import json
 import logging
 import numbers
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,6 +68,7 @@ from torch.utils._pytree import tree_map_only
 
 from .. import config
 from ..interfaces import ProcessGroup, Reward
+from ..io import hub
 from ..io.tensors import to_pixels
 from ..io.user_code import load_object
 from ..types import DirectAlignError, Images, PerSample
@@ -342,32 +342,22 @@ class HttpReward(BaseReward):
 
     def _post(self, body: bytes, limit: int) -> bytes:
         """The body of the response, at most `limit` bytes; `timeout` is for all of it."""
-        answers: list[tuple[HTTPResponse, bytes | HTTPException] | Exception] = []
         headers = {"Content-Type": "application/json"}
         request = Request(self.settings.url, body, headers, method="POST")
 
-        def ask() -> None:
+        def ask() -> tuple[HTTPResponse, bytes | HTTPException]:
             response: HTTPResponse
-            try:
-                with build_opener(_AsSent).open(request, timeout=self.settings.timeout) as response:
-                    whole = response.length is not None and response.length <= limit
-                    try:
-                        content = response.read() if whole else response.read(limit + 1)
-                    except HTTPException as incomplete:
-                        content = incomplete
-                    answers.append((response, content))
-            except Exception as error:
-                answers.append(error)
+            with build_opener(_AsSent).open(request, timeout=self.settings.timeout) as response:
+                whole = response.length is not None and response.length <= limit
+                try:
+                    return response, response.read() if whole else response.read(limit + 1)
+                except HTTPException as incomplete:
+                    return response, incomplete
 
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(self.settings.timeout)
-        answer = answers[0] if answers else TimeoutError()
-        if isinstance(answer, (OSError, HTTPException)):  # URLError and timeouts are OSErrors
-            raise _Temporary(self._reason(answer)) from answer
-        if isinstance(answer, Exception):
-            raise answer
-        response, content = answer
+        try:
+            response, content = hub.answer_within(self.settings.timeout, ask)
+        except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+            raise _Temporary(self._reason(error)) from error
         status, check = response.status, "check that a reward server answers at this address"
         if 300 <= status < 400:
             raise DirectAlignError(

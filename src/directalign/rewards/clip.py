@@ -28,7 +28,7 @@ import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 from .. import config
@@ -100,6 +100,14 @@ class _DualEncoder(common.BaseReward):
         return reward
 
     @classmethod
+    def _check(cls, settings: Any, key: str, online: bool) -> None:
+        cls._check_kind(settings, key)
+        check_project(settings.project_out, key)
+        weights = files.check_files(settings, key, online, cls.model_class)
+        if weights is not None and weights.is_file():
+            open_clip.describe(weights, key, settings.activation)
+
+    @classmethod
     def _meta(cls, found: Any, settings: Any, configs: Any, beside: Path | None) -> Any:
         """Without weights; image settings are from `processor`, else from the folder `beside`."""
         model = cls.model_class(found)
@@ -113,8 +121,9 @@ class _DualEncoder(common.BaseReward):
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
         pixels = self.preprocessing(images.to(self.model.dtype))
-        features = self._project(self.model.vision_model(pixel_values=pixels).pooler_output)
-        return project_out(features, self.directions)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        project = getattr(self.model, "visual_projection", nn.Identity())  # a SigLIP has none
+        return project_out(project(pooled), self.directions)
 
     def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
         """scale · cos, one prompt per image; prompts too long for the text tower are truncated."""
@@ -130,9 +139,6 @@ class _DualEncoder(common.BaseReward):
     def _cleaning(cls, settings: Any) -> Callable[[str], str]:
         del settings
         return cls.usual_cleaning
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        return pooled
 
     @torch.no_grad()
     def _encode_for_score(self, prompts: list[str]) -> Tensor:
@@ -181,14 +187,6 @@ class ClipReward(_DualEncoder):
         beside = configs.folder(settings.path) if file is None else file.parent
         return cls._meta(found, settings, configs, beside)
 
-    @classmethod
-    def _check(cls, settings: config.ClipConfig, key: str, online: bool) -> None:
-        check_project(settings.project_out, key)
-        weights = files.check_files(settings, key, online, CLIPModel)
-        if weights is not None and weights.is_file():
-            open_clip.describe(weights, key, settings.activation)
-        cls._check_kind(settings, key)
-
     def _pooled_text(self, tokens: Any) -> Tensor:
         mask = tokens["attention_mask"]
         pooled = self.model.text_model(tokens["input_ids"], attention_mask=mask).pooler_output
@@ -208,9 +206,6 @@ class ClipReward(_DualEncoder):
                 "sets it: remove activation"
             )
 
-    def _project(self, pooled: Tensor) -> Tensor:
-        return self.model.visual_projection(pooled)
-
 
 class SiglipReward(_DualEncoder):
     """A frozen SigLIP (`interfaces.Reward`)."""
@@ -224,12 +219,6 @@ class SiglipReward(_DualEncoder):
         found = SiglipConfig.from_dict(configs.read(settings.path, f"{key}.path", "siglip"))
         beside = configs.folder(settings.path, "preprocessor_config.json")
         return cls._meta(found, settings, configs, beside)
-
-    @classmethod
-    def _check(cls, settings: config.SiglipConfig, key: str, online: bool) -> None:
-        cls._check_kind(settings, key)
-        check_project(settings.project_out, key)
-        files.check_files(settings, key, online, SiglipModel)
 
     @classmethod
     def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:

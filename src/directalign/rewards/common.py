@@ -8,6 +8,7 @@ like the official trainers, it keeps values that bicubic resizing carries past [
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..errors import named
 from ..interfaces import Reward
 from ..io import text
-from ..io.tensors import check_weights, resize
+from ..io.tensors import check_weights, opened, resize
 from ..types import DirectAlignError, Images
 
 Device: TypeAlias = "torch.device | str"
@@ -167,10 +168,8 @@ def score_all(
 
 def read_json(file: Path, key: str = "") -> dict[str, Any]:
     """The object in a checkpoint's JSON file. Raises DirectAlignError if it holds none."""
-    try:
+    with named(key) if key else nullcontext():
         return text.read_json(file, "copy it again from the original checkpoint")
-    except DirectAlignError as error:
-        raise DirectAlignError(f"{key}: {error}" if key else str(error)) from error
 
 
 def read_annotated(
@@ -182,19 +181,13 @@ def read_annotated(
     Raises DirectAlignError: no such file, not a complete safetensors file, or values that are no
     finite real numbers.
     """
-    if not file.is_file():
-        raise DirectAlignError(f"{key}: {file}: no such file; {remedy}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensor = opened.get_tensor(name) if name in set(opened.keys()) else None
-            facts = dict(opened.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise DirectAlignError(
-            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {remedy}"
-        ) from error
-    if tensor is not None:
-        check_weights({name: tensor}, f"{key}: {file}", counts=())
-    return tensor, facts
+    with named(key):
+        with opened(file, remedy) as content:
+            tensor = content.get_tensor(name) if name in set(content.keys()) else None
+            facts = dict(content.metadata() or {})
+        if tensor is not None:
+            check_weights({name: tensor}, file, counts=())
+        return tensor, facts
 
 
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")

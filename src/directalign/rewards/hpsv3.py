@@ -16,13 +16,13 @@ to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     PreTrainedModel,
     Qwen2VLConfig,
@@ -32,7 +32,6 @@ from transformers import (
 
 from .. import config
 from ..io import hub
-from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import qwen_vl
 from . import weights as files
@@ -70,14 +69,13 @@ class Hpsv3Reward(BaseReward):
         reader = _reader_folder(settings, key, online=True)
         assert reader is not None
         chat, pixels = _reader(reader, key)
-        read = files.read_weights(file, f"{key}.path")
-        weights = {inner(name): tensor for name, tensor in read.items()}
-        of = described(files.shapes_of(weights), reader, file, key)
-        qwen_vl.check_fits(of, pixels, chat, f"{key}.processor")
-        model, head = filled(of, weights, getattr(torch, settings.dtype))
+        weights = files.read_weights(file, f"{key}.path")
+        parts = described(files.shapes_of(weights), reader, file, key)
+        qwen_vl.check_fits(parts["model"].config, pixels, chat, f"{key}.processor")
+        own = {inner(name): tensor for name, tensor in weights.items()}
+        model, head = files.filled(parts, own, getattr(torch, settings.dtype)).values()
         recompute(model, settings.gradient_checkpointing)
-        torch.nn.Module.to(model, device)
-        return cls(model, head.to(device), chat, pixels, settings.scale)
+        return cls(model.to(device), head.to(device), chat, pixels, settings.scale)
 
     @classmethod
     def meta(cls, settings: config.Hpsv3Config, key: str, configs: Any) -> Hpsv3Reward:
@@ -85,11 +83,12 @@ class Hpsv3Reward(BaseReward):
         name = settings.processor or (MADE_FROM if file is None else str(file.parent))
         folder = configs.folder(name)
         _, found = qwen_vl.meta_config(name, f"{key}.processor", configs)
-        of = Qwen2VLConfig.from_dict(found)
         if file is not None and folder is not None:
-            shapes = files.read_shapes(file, f"{key}.path").items()
-            of = described({inner(name): shape for name, shape in shapes}, folder, file, key)
-        model, head = Qwen2VLModel(of).to(getattr(torch, settings.dtype)), head_of(of)
+            parts = described(files.read_shapes(file, f"{key}.path"), folder, file, key)
+        else:
+            parts = parts_of(Qwen2VLConfig.from_dict(found))
+        model, head = parts.values()
+        model = model.to(getattr(torch, settings.dtype))
         recompute(model, settings.gradient_checkpointing)
         pixels = qwen_vl.VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
         pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
@@ -99,18 +98,14 @@ class Hpsv3Reward(BaseReward):
 
     @classmethod
     def _check(cls, settings: config.Hpsv3Config, key: str, online: bool) -> None:
-        files.check_published(settings.path, f"{key}.path", online)
+        file = files.check_published(settings.path, f"{key}.path", online)
         reader = _reader_folder(settings, key, online)
         if reader is None:
             return
         chat, pixels = _reader(reader, key)
-        if not hub.is_hub_file(settings.path):
-            file = files.locate(settings.path, f"{key}.path")
-            shapes = files.read_shapes(file, f"{key}.path").items()
-            shapes = {inner(name): shape for name, shape in shapes}
-            qwen_vl.check_fits(
-                described(shapes, reader, file, key), pixels, chat, f"{key}.processor"
-            )
+        if file is not None:
+            parts = described(files.read_shapes(file, f"{key}.path"), reader, file, key)
+            qwen_vl.check_fits(parts["model"].config, pixels, chat, f"{key}.processor")
 
     def encode(self, images: Images) -> qwen_vl.ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, through the vision tower."""
@@ -132,19 +127,14 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
 
     None if it is on the hub and not `online`.
     """
-    if settings.processor is not None:
-        return files.locate_offline(
-            settings.processor, f"{key}.processor", qwen_vl.SETTINGS, online
+    file = files.check_published(settings.path, f"{key}.path")
+    if settings.processor is None and (file is None or not (file.parent / "config.json").exists()):
+        where = hub.on_the_hub(settings.path)[0] if file is None else file.parent
+        raise DirectAlignError(
+            f"{key}.processor: missing, and {where} has no settings of a Qwen2-VL: set processor: "
+            f"{MADE_FROM}, whose weights are not read"
         )
-    where: str | Path = files.on_the_hub(settings.path)[0] if hub.is_hub_file(settings.path) else ""
-    if not where:
-        where = files.locate(settings.path, f"{key}.path").parent
-        if (where / "config.json").exists():
-            return where
-    raise DirectAlignError(
-        f"{key}.processor: missing, and {where} has no settings of a Qwen2-VL: set processor: "
-        f"{MADE_FROM}, whose weights are not read"
-    )
+    return files.reader_folder(settings, file, key, online, qwen_vl.SETTINGS)
 
 
 def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
@@ -160,57 +150,46 @@ def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
     return qwen_vl.Chat(tokenizer, template, end=REWARD), pixels
 
 
-EMBEDDING = "language_model.embed_tokens.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
 UNUSED = ("lm_head.",)
 """The vocabulary head, which the file contains and the score does not need."""
-HEAD = "rm_head."
 
 
 def inner(name: str) -> str:
-    """The name in a Qwen2VLModel of a published tensor, of either layout."""
+    """The name in `parts_of` of a published tensor, of either layout."""
     own = name.removeprefix("model.")
-    known = own.startswith(("visual.", "language_model.", HEAD, *UNUSED))
-    return own if known else f"language_model.{own}"
+    if own.startswith(("rm_head.", *UNUSED)):
+        return own
+    known = own.startswith(("visual.", "language_model."))
+    return f"model.{own}" if known else f"model.language_model.{own}"
 
 
-def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Qwen2VLConfig:
-    """The config of a file's model: its processor's, with as many tokens as the file embeds.
+def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Any:
+    """The parts of a file's model on the meta device: of the processor's config, with as many
+    tokens as the file embeds.
 
-    `shapes` are by inner names. Raises DirectAlignError for a missing, unknown or misshapen tensor.
+    Raises DirectAlignError for a missing, unknown or misshapen tensor.
     """
-    if qwen_vl.model_class_of(reader, f"{key}.processor") is not Qwen2VLForConditionalGeneration:
-        raise DirectAlignError(
-            f"{key}.processor: {reader}: holds no Qwen2-VL, from which HPSv3 was made; give "
-            f"{MADE_FROM}"
-        )
-    found: Qwen2VLConfig = from_pretrained(Qwen2VLConfig, reader)
+    own = {inner(name): shape for name, shape in shapes.items()}
+    found: Qwen2VLConfig = files.read_config(
+        Qwen2VLForConditionalGeneration, reader, f"{key}.processor"
+    )
     text = found.get_text_config()
-    text.vocab_size = int(shapes.get(EMBEDDING, [text.vocab_size])[0])
+    text.vocab_size = int(own.get(EMBEDDING, [text.vocab_size])[0])
     with torch.device("meta"):
-        model, head = Qwen2VLModel(found), head_of(found)
-    wanted = files.shapes_of(model.state_dict())
-    wanted |= {HEAD + name: shape for name, shape in files.shapes_of(head.state_dict()).items()}
-    files.check_tensors(wanted, shapes, file, f"{key}.path", "HPSv3", UNUSED)
-    return found
+        parts = parts_of(found)
+    wanted = files.shapes_of(parts.state_dict())
+    files.check_tensors(wanted, own, file, f"{key}.path", "HPSv3", UNUSED)
+    return parts
 
 
-def head_of(found: Qwen2VLConfig) -> nn.Sequential:
-    """From a hidden state to mu and sigma; Identity takes the place of training's dropout."""
+def parts_of(found: Qwen2VLConfig) -> Any:
+    """The model, and the head from a hidden state to mu and sigma; Identity takes the place of
+    training's dropout."""
     width = found.get_text_config().hidden_size
     layers = [nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(16, 2))
-
-
-def filled(
-    found: Qwen2VLConfig, weights: Mapping[str, Tensor], dtype: torch.dtype
-) -> tuple[Qwen2VLModel, nn.Sequential]:
-    """Model in `dtype` and head in float32 with the weights of a checked file, by inner names."""
-    own = {name: w for name, w in weights.items() if not name.startswith((HEAD, *UNUSED))}
-    head = head_of(found)
-    head.load_state_dict(
-        {name.removeprefix(HEAD): w for name, w in weights.items() if name.startswith(HEAD)}
-    )
-    return files.build(Qwen2VLModel, found, own, dtype), head
+    head = nn.Sequential(*layers, nn.Linear(16, 2))
+    return nn.ModuleDict({"model": Qwen2VLModel(found), "rm_head": head})
 
 
 REWARD = "<|Reward|>"

@@ -14,9 +14,7 @@ Projections, queues and momentum copies are ignored.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +71,9 @@ class ImageReward(common.BaseReward):
     def _load(
         cls, settings: config.ImageRewardConfig, device: common.Device, key: str
     ) -> ImageReward:
-        file = files.locate(settings.path, f"{key}.path")
-        if hub.is_hub_file(settings.path):
-            hub.download(files.on_the_hub(settings.path)[0], (MED_CONFIG,), f"{key}.path")
-        tokenizer = _read_tokenizer(settings, key)
+        file = files.locate(settings.path, f"{key}.path", (MED_CONFIG,))
         model = load_blip(file, key)
-        _check_vocabulary(tokenizer, model.text.config.vocab_size, settings, key)
+        tokenizer = _read_tokenizer(settings, key, model)
         common.recompute(model, settings.gradient_checkpointing)
         return cls(model.to(device), tokenizer, settings.scale)
 
@@ -86,26 +81,21 @@ class ImageReward(common.BaseReward):
     def meta(cls, settings: config.ImageRewardConfig, key: str, configs: Any) -> ImageReward:
         file = configs.file(settings.path, f"{key}.path")
         if file is not None:
-            found = describe_blip(file, key)
-            vision, text, head = found.vision, found.text, found.head
+            model = describe_blip(files.read_shapes(file, f"{key}.path"), file, key)
         else:
             known = configs.published(settings.path, f"{key}.path", "image_reward")
             vision, text = BlipVisionConfig(**known["vision"]), BlipTextConfig(**known["text"])
-            head = files.plain_layers(text.hidden_size, known["inner"])
-        model = Blip(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head)
+            model = Blip(vision, text, files.plain_layers(text.hidden_size, known["inner"]))
         common.recompute(model, settings.gradient_checkpointing)
         return cls(model, configs.tokenizer(), settings.scale)
 
     @classmethod
     def _check(cls, settings: config.ImageRewardConfig, key: str, online: bool) -> None:
-        files.check_published(settings.path, f"{key}.path", online)
-        found = None
-        if not hub.is_hub_file(settings.path):
-            found = describe_blip(files.locate(settings.path, f"{key}.path"), key)
+        model, file = None, files.check_published(settings.path, f"{key}.path", online)
+        if file is not None:
+            model = describe_blip(files.read_shapes(file, f"{key}.path"), file, key)
         if online or not hub.is_hub_id(settings.processor):
-            tokenizer = _read_tokenizer(settings, key)
-            if found is not None:
-                _check_vocabulary(tokenizer, found.text.vocab_size, settings, key)
+            _read_tokenizer(settings, key, model)
 
     @classmethod
     def read_text(
@@ -134,8 +124,10 @@ class ImageReward(common.BaseReward):
         return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
 
 
-def _read_tokenizer(settings: config.ImageRewardConfig, key: str) -> PreTrainedTokenizerBase:
-    """BERT's tokenizer with the two tokens that BLIP adds to it."""
+def _read_tokenizer(
+    settings: config.ImageRewardConfig, key: str, model: Blip | None = None
+) -> PreTrainedTokenizerBase:
+    """BERT's tokenizer with the two tokens that BLIP adds to it; the `model` must know them all."""
     folder = files.locate(settings.processor, f"{key}.processor", TOKENIZER)
     tokenizer = files.read_tokenizer(folder, f"{key}.processor")
     if tokenizer.cls_token is None or tokenizer.pad_token is None:
@@ -145,21 +137,19 @@ def _read_tokenizer(settings: config.ImageRewardConfig, key: str) -> PreTrainedT
         )
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
-    return tokenizer
-
-
-def _check_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, known: int, settings: config.ImageRewardConfig, key: str
-) -> None:
+    known = len(tokenizer) if model is None else model.text.config.vocab_size
     if len(tokenizer) > known:
         raise DirectAlignError(
             f"{key}.processor: {settings.processor}: has {len(tokenizer)} tokens, two of them "
             f"BLIP's, and the model knows {known}; give the tokenizer it was trained with"
         )
+    return tokenizer
 
 
 KIND = "BLIP of ImageReward"
 VISION, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
+EMBEDDING = f"{TEXT}embeddings.word_embeddings.weight"
+PATCHES = f"{VISION}patch_embed.proj.weight"
 UNUSED = (f"{TEXT}embeddings.position_ids",)
 HEAD_WIDTH = 64
 MED_CONFIG = "med_config.json"
@@ -177,25 +167,19 @@ BLOCK = {
 }
 
 
-@dataclass(frozen=True)
-class BlipLayout:
-    """A file's two encoder configs, its head on the meta device, and tensor names.
+class TextEncoder(BlipTextModel):
+    """BLIP's text encoder without the pooling layer, which ImageReward does not have."""
 
-    `names` maps our tensor names to the file's, for vision, text and head.
-    """
-
-    vision: BlipVisionConfig
-    text: BlipTextConfig
-    head: nn.Module
-    names: tuple[dict[str, str], dict[str, str], dict[str, str]]
+    def __init__(self, config: BlipTextConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
 
 
 class Blip(nn.Module):
     """Image encoder, text encoder with cross-attention, and a head on the first text token."""
 
-    def __init__(self, vision: BlipVisionModel, text: BlipTextModel, head: nn.Module) -> None:
+    def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig, head: nn.Module) -> None:
         super().__init__()
-        self.vision, self.text, self.head = vision, text, head
+        self.vision, self.text, self.head = BlipVisionModel(vision), TextEncoder(text), head
 
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Tokens:
         """Image tokens (b, n, d): the class token and the patches, normalised."""
@@ -212,94 +196,37 @@ class Blip(nn.Module):
 def load_blip(file: Path, key: str) -> Blip:
     """The model of an original file, float32, on the CPU; raises as `describe_blip`."""
     weights = files.read_weights(file, f"{key}.path")
-    found = describe_blip(file, key, files.shapes_of(weights))
-    vision, text, head = (
-        {name: weights[source] for name, source in names.items()} for names in found.names
-    )
-    own_head: Any = found.head.to_empty(device="cpu").float()
-    own_head.load_state_dict(head)
-    return Blip(
-        files.build(BlipVisionModel, found.vision, vision),
-        files.build(BlipTextModel, found.text, text, add_pooling_layer=False),
-        own_head,
-    )
+    model = describe_blip(files.shapes_of(weights), file, key)
+    return files.filled(model, {name: weights[_source(name)] for name in model.state_dict()})
 
 
-def describe_blip(file: Path, key: str, shapes: files.Shapes | None = None) -> BlipLayout:
-    """Configs and tensor names of a file, from its `shapes` (None: of its header).
+def describe_blip(found: files.Shapes, file: Path, key: str) -> Blip:
+    """The model of a file by its tensors' shapes, on the meta device.
 
-    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another
-    architecture, a tensor that is missing, unknown or misshapen, a med_config.json that belongs to
-    another model.
+    Raises DirectAlignError, naming `key` and the file: another architecture, a tensor that is
+    missing, unknown or misshapen, a med_config.json that belongs to another model.
     """
-    found = files.read_shapes(file, f"{key}.path") if shapes is None else shapes
-    shapes = {n: shape for n, shape in found.items() if n.startswith((VISION, TEXT, HEAD))}
-    sizes = _Sizes(shapes, file, f"{key}.path")
-    vision, text = _vision_config(sizes), _text_config(sizes)
-    with torch.device("meta"):
-        parts = (
-            BlipVisionModel(vision),
-            BlipTextModel(text, add_pooling_layer=False),
-            files.linear_layers("mlp.layers", (0, 2, 4, 6, 7), text.hidden_size, shapes),
-        )
-    own = [files.shapes_of(part.state_dict()) for part in parts]
-    names = (
-        {name: VISION + _source(name) for name in own[0]},
-        {name: TEXT + name for name in own[1]},
-        {name: name for name in own[2]},
-    )
-    wanted = {
-        sources[name]: shape
-        for sources, part in zip(names, own, strict=True)
-        for name, shape in part.items()
-    }
+    shapes = {name: each for name, each in found.items() if name.startswith((VISION, TEXT, HEAD))}
+    with files.sizes_read(file, f"{key}.path", KIND), torch.device("meta"):
+        vision, text = _vision_config(shapes), _text_config(shapes, file, f"{key}.path")
+        head = files.linear_layers("mlp.layers", (0, 2, 4, 6, 7), text.hidden_size, shapes)
+        model = Blip(vision, text, head)
+    own = files.shapes_of(model.state_dict())
+    wanted = {_source(name): shape for name, shape in own.items()}
     files.check_tensors(wanted, shapes, file, f"{key}.path", KIND, UNUSED)
-    return BlipLayout(vision, text, parts[2], names)
+    return model
 
 
-class _Sizes:
-    """Shapes of a file by name; a missing tensor or another rank raises DirectAlignError."""
-
-    def __init__(self, shapes: files.Shapes, file: Path, key: str) -> None:
-        self.shapes, self.file, self.key = shapes, file, key
-
-    def of(self, name: str, rank: int) -> tuple[int, ...]:
-        """The shape of one tensor."""
-        found = self.shapes.get(name)
-        if found is None or len(found) != rank:
-            complaint = "lacks" if found is None else "has in another shape"
-            raise self.error(f"{complaint} {name}")
-        return tuple(found)
-
-    def layers(self, before: str) -> int:
-        """One more than the highest number after `before`, 1 at least."""
-        found = (re.match(rf"{re.escape(before)}(\d+)", name) for name in self.shapes)
-        return 1 + max((int(number[1]) for number in found if number), default=0)
-
-    def heads(self, width: int, name: str) -> int:
-        """Number of attention heads in a layer of `width`."""
-        if width % HEAD_WIDTH:
-            raise self.error(
-                f"{name} is {width} wide, no multiple of the {HEAD_WIDTH} of a BLIP's heads"
-            )
-        return width // HEAD_WIDTH
-
-    def error(self, why: str) -> DirectAlignError:
-        return DirectAlignError(
-            f"{self.key}: {self.file}: {why}; it must be the checkpoint of a {KIND}"
-        )
-
-
-def _vision_config(sizes: _Sizes) -> BlipVisionConfig:
-    width, _, patch, _ = sizes.of(f"{VISION}patch_embed.proj.weight", 4)
-    patches = sizes.of(f"{VISION}pos_embed", 3)[1] - 1
+def _vision_config(shapes: files.Shapes) -> BlipVisionConfig:
+    width, _, patch, _ = files.sized(shapes, PATCHES, 4)
+    patches = files.sized(shapes, f"{VISION}pos_embed", 3)[1] - 1
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
-        raise sizes.error(f"{VISION}pos_embed has {patches} patches, which fill no square")
+        raise ValueError(f"{VISION}pos_embed has {patches} patches, which fill no square")
     return BlipVisionConfig(
         hidden_size=width,
-        intermediate_size=sizes.of(f"{VISION}blocks.0.mlp.fc1.weight", 2)[0],
-        num_hidden_layers=sizes.layers(f"{VISION}blocks."),
-        num_attention_heads=sizes.heads(width, f"{VISION}patch_embed.proj.weight"),
+        intermediate_size=files.sized(shapes, f"{VISION}blocks.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=files.count_layers(shapes, f"{VISION}blocks."),
+        num_attention_heads=_heads(width, PATCHES),
         image_size=math.isqrt(patches) * patch,
         patch_size=patch,
         hidden_act="gelu",
@@ -307,39 +234,48 @@ def _vision_config(sizes: _Sizes) -> BlipVisionConfig:
     )
 
 
-def _text_config(sizes: _Sizes) -> BlipTextConfig:
-    vocabulary, width = sizes.of(f"{TEXT}embeddings.word_embeddings.weight", 2)
+def _text_config(shapes: files.Shapes, file: Path, key: str) -> BlipTextConfig:
+    vocabulary, width = files.sized(shapes, EMBEDDING, 2)
+    inner = f"{TEXT}encoder.layer.0.intermediate.dense.weight"
+    places = f"{TEXT}embeddings.position_embeddings.weight"
     shaped: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": sizes.of(f"{TEXT}encoder.layer.0.intermediate.dense.weight", 2)[0],
-        "num_hidden_layers": sizes.layers(f"{TEXT}encoder.layer."),
-        "max_position_embeddings": sizes.of(f"{TEXT}embeddings.position_embeddings.weight", 2)[0],
+        "intermediate_size": files.sized(shapes, inner, 2)[0],
+        "num_hidden_layers": files.count_layers(shapes, f"{TEXT}encoder.layer."),
+        "max_position_embeddings": files.sized(shapes, places, 2)[0],
     }
-    given = _med_config(sizes, shaped) or {
-        "num_attention_heads": sizes.heads(width, f"{TEXT}embeddings.word_embeddings.weight")
-    }
+    given = _med_config(file, key, shaped) or {"num_attention_heads": _heads(width, EMBEDDING)}
     published: dict[str, Any] = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
     return BlipTextConfig(
         **published | shaped | given,
-        encoder_hidden_size=sizes.of(f"{VISION}patch_embed.proj.weight", 4)[0],
+        encoder_hidden_size=shapes[PATCHES][0],
         is_decoder=True,
         use_cache=False,
     )
 
 
-def _med_config(sizes: _Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
+def _heads(width: int, name: str) -> int:
+    """Number of attention heads in a layer of `width`."""
+    if width % HEAD_WIDTH:
+        raise ValueError(
+            f"{name} is {width} wide, no multiple of the {HEAD_WIDTH} of a BLIP's heads"
+        )
+    return width // HEAD_WIDTH
+
+
+def _med_config(weights: Path, key: str, shaped: Mapping[str, int]) -> dict[str, Any]:
     """Heads, activation and epsilon from med_config.json beside the weights, if it exists."""
-    file = sizes.file.parent / MED_CONFIG
+    file = weights.parent / MED_CONFIG
     if not file.exists():
         return {}
-    read = common.read_json(file, sizes.key)
+    read = common.read_json(file, key)
     try:
         heads, activation = int(read["num_attention_heads"]), str(read["hidden_act"])
         eps = float(read["layer_norm_eps"])
     except (ValueError, KeyError, TypeError) as error:
         raise DirectAlignError(
-            f"{sizes.key}: {file}: cannot be read ({type(error).__name__}: {error}); copy it again "
+            f"{key}: {file}: cannot be read ({type(error).__name__}: {error}); copy it again "
             "from the original"
         ) from error
     wrong = [name for name, size in shaped.items() if read.get(name, size) != size]
@@ -349,16 +285,19 @@ def _med_config(sizes: _Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
         wrong.append("num_attention_heads")
     if wrong:
         raise DirectAlignError(
-            f"{sizes.key}: {file}: {wrong[0]} {read[wrong[0]]} does not fit the weights in "
-            f"{sizes.file.name}; take two of one checkpoint"
+            f"{key}: {file}: {wrong[0]} {read[wrong[0]]} does not fit the weights in "
+            f"{weights.name}; take two of one checkpoint"
         )
     return {"num_attention_heads": heads, "hidden_act": activation, "layer_norm_eps": eps}
 
 
 def _source(name: str) -> str:
-    """The name in BLIP's image encoder of the tensor that transformers calls `name`."""
-    stem, _, end = name.rpartition(".")
-    if not name.startswith("encoder.layers."):
-        return STEMS.get(name) or f"{STEMS[stem]}.{end}"
+    """The name in an original file of the tensor of a `Blip` called `name`."""
+    tower, _, own = name.partition(".")
+    if tower != "vision":
+        return own if tower == "head" else TEXT + own
+    stem, _, end = own.rpartition(".")
+    if not own.startswith("encoder.layers."):
+        return VISION + (STEMS.get(own) or f"{STEMS[stem]}.{end}")
     number, _, part = stem.removeprefix("encoder.layers.").partition(".")
-    return f"blocks.{number}.{BLOCK.get(part, part)}.{end}"
+    return f"{VISION}blocks.{number}.{BLOCK.get(part, part)}.{end}"

@@ -15,7 +15,7 @@ weights (github.com/Kwai-Kolors/MPS, after PaLM's parallel layers, arXiv 2204.02
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from .. import config
 from ..io import hub
-from ..io.pretrained import from_pretrained
 from ..types import DirectAlignError, Images, PerSample
 from . import common
 from . import weights as files
@@ -93,9 +92,10 @@ class MpsReward(common.BaseReward):
     def _load(cls, settings: config.MpsConfig, device: common.Device, key: str) -> MpsReward:
         file, reader, preprocessing, tokenizer = files.fetch(settings, key)
         weights = files.read_weights(file, f"{key}.path")
-        clip, sizes = _described(files.shapes_of(weights), file, reader, key)
+        model = _described(files.shapes_of(weights), file, reader, key)
+        clip = model.model.config
         files.check_fits(clip, preprocessing, tokenizer, files.processor_key(settings, key))
-        model = _filled(clip, sizes, weights).to(device)
+        model = files.filled(model, weights).to(device)
         common.recompute(model.model.vision_model, settings.gradient_checkpointing)
         return cls(model, tokenizer, preprocessing, settings.scale, settings.condition)
 
@@ -157,42 +157,20 @@ class MpsReward(common.BaseReward):
         ]
 
 
-def _described(
-    shapes: files.Shapes, file: Path, reader: Path, key: str
-) -> tuple[CLIPConfig, dict[str, int]]:
-    """The processor folder's CLIP config and the cross model's sizes, checked with the file."""
+def _described(shapes: files.Shapes, file: Path, reader: Path, key: str) -> MpsModel:
+    """The model of a file on the meta device: a CLIP as the processor's, and the cross model."""
     if not (reader / "config.json").exists():
         raise DirectAlignError(
             f"{key}.processor: {reader}: config.json is missing; name the CLIP that MPS was made "
             f"from, as {MADE_FROM}"
         )
-    try:
-        sizes = sizes_of(shapes, "cross_model.")
-        clip = from_pretrained(CLIPConfig, reader)
-    except (KeyError, ValueError, IndexError, OSError, TypeError) as error:
-        raise DirectAlignError(
-            f"{key}.path: {file}: not the weights of an MPS (no {files.first_line(error)})"
-        ) from error
-    shapes = {name: shape for name, shape in shapes.items() if not name.endswith(UNUSED)}
-    wanted = files.meta_shapes(lambda: MpsModel(CLIPModel(clip), CrossModel(**sizes)))
-    files.check_tensors(wanted, shapes, file, f"{key}.path", "MPS")
-    return clip, sizes
-
-
-def _filled(clip: CLIPConfig, sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> MpsModel:
-    """The model with the weights of a checked file, float32."""
-    towers, cross = (
-        {
-            name.removeprefix(prefix): w
-            for name, w in weights.items()
-            if name.startswith(prefix) and not name.endswith(UNUSED)
-        }
-        for prefix in ("model.", "cross_model.")
-    )
-    with torch.device("meta"):
-        cross_model = CrossModel(**sizes)
-    cross_model.load_state_dict({name: w.float() for name, w in cross.items()}, assign=True)
-    return MpsModel(files.build(CLIPModel, clip, towers), cross_model)
+    clip = files.read_config(CLIPModel, reader, f"{key}.processor")
+    with files.sizes_read(file, f"{key}.path", "MPS"), torch.device("meta"):
+        model = MpsModel(CLIPModel(clip), CrossModel(**sizes_of(shapes, "cross_model.")))
+    found = {name: shape for name, shape in shapes.items() if not name.endswith(UNUSED)}
+    wanted = files.shapes_of(model.state_dict())
+    files.check_tensors(wanted, found, file, f"{key}.path", "MPS")
+    return model
 
 
 ImageTokens = Float[Tensor, "b n d"]
@@ -225,9 +203,8 @@ def sizes_of(shapes: files.Shapes, prefix: str = "") -> dict[str, int]:
     """Arguments of the `CrossModel` with weights of these shapes; KeyError names a missing one."""
     inner, dim = shapes[f"{prefix}layers.0.0.fn.to_q.weight"]
     dim_head = shapes[f"{prefix}layers.0.0.fn.to_kv.weight"][0] // 2
-    start = f"{prefix}layers."
-    layers = {name[len(start) :].split(".")[0] for name in shapes if name.startswith(start)}
-    sizes = {"dim": dim, "layers": len(layers), "dim_head": dim_head, "heads": inner // dim_head}
+    layers = files.count_layers(shapes, f"{prefix}layers.")
+    sizes = {"dim": dim, "layers": layers, "dim_head": dim_head, "heads": inner // dim_head}
     return sizes | {"ff_mult": shapes[f"{prefix}layers.0.0.fn.ff.2.weight"][1] // dim}
 
 

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from ..types import DirectAlignError
+from . import weights as files
 from .common import read_json
-from .weights import Shapes, build, check_tensors, meta_shapes, read_shapes, read_weights, shapes_of
 
+KIND = "CLIP of open_clip"
 VISION_BLOCKS, TEXT_BLOCKS = "visual.transformer.resblocks", "transformer.resblocks"
 TOWERS = {"vision_model": VISION_BLOCKS, "text_model": TEXT_BLOCKS}
 BLOCK = {
@@ -50,11 +52,10 @@ UNUSED = ("attn_mask", "logit_bias", "input_resolution", "context_length", "voca
 
 def load(file: Path, key: str, activation: str | None = None) -> CLIPModel:
     """The CLIPModel of an open_clip file, float32, on the CPU; errors as `describe`."""
-    weights = _bare(read_weights(file, f"{key}.path"))
-    described = _described(shapes_of(weights), file, key, activation)
-    names = meta_shapes(lambda: CLIPModel(described))
-    own = {name: _converted(name, weights[_source(name)]) for name in names}
-    return build(CLIPModel, described, own)
+    weights = _bare(files.read_weights(file, f"{key}.path"))
+    model = _described(files.shapes_of(weights), file, key, activation)
+    own = {name: _converted(name, weights[_source(name)]) for name in model.state_dict()}
+    return files.build(CLIPModel, model.config, own)
 
 
 def describe(file: Path, key: str, activation: str | None = None) -> CLIPConfig:
@@ -64,7 +65,7 @@ def describe(file: Path, key: str, activation: str | None = None) -> CLIPConfig:
     architecture, a tensor that is missing, unknown or misshapen, an activation or a head width that
     cannot be known.
     """
-    return _described(_bare(read_shapes(file, f"{key}.path")), file, key, activation)
+    return _described(_bare(files.read_shapes(file, f"{key}.path")), file, key, activation).config
 
 
 def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,17 +74,18 @@ def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in found.items() if name not in UNUSED}
 
 
-def _described(shapes: Shapes, file: Path, key: str, activation: str | None) -> CLIPConfig:
-    described = clip_config(shapes, file, key, activation)
-    own = meta_shapes(lambda: CLIPModel(described))
+def _described(shapes: files.Shapes, file: Path, key: str, activation: str | None) -> CLIPModel:
+    """The model of a file on the meta device."""
+    with torch.device("meta"):
+        model = CLIPModel(clip_config(shapes, file, key, activation))
     wanted = dict[str, tuple[int, ...]]()
-    for name, shape in own.items():
+    for name, shape in files.shapes_of(model.state_dict()).items():
         fused = shape if _third(name) is None else (3 * shape[0], *shape[1:])
         wanted[_source(name)] = shape[::-1] if name in TRANSPOSED else fused
     # Some files store logit_scale as a list of one number.
     found = {name: () if name == "logit_scale" else shape for name, shape in shapes.items()}
-    check_tensors(wanted, found, file, f"{key}.path", "CLIP of open_clip")
-    return described
+    files.check_tensors(wanted, found, file, f"{key}.path", KIND)
+    return model
 
 
 def _converted(name: str, tensor: Tensor) -> Tensor:
@@ -141,17 +143,14 @@ PLAIN = {
 POOLING = {"vision_cfg": "tok", "text_cfg": "argmax"}
 
 
-def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = None) -> CLIPConfig:
+def clip_config(
+    shapes: files.Shapes, file: Path, key: str, activation: str | None = None
+) -> CLIPConfig:
     """The config of a file's model, from its shapes, the config beside it, else the rules above."""
     given = _read_config(file, key)
     _check_kind(shapes, file, key)
-    try:
+    with files.sizes_read(file, f"{key}.path", KIND):
         (vision, text), width = _towers(shapes), int(shapes["text_projection"][-1])
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise DirectAlignError(
-            f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole "
-            "file"
-        ) from error
     heads = _heads(given, vision, text, file, key)
     act = _activation(given, vision["hidden_size"], activation, file, key)
     for tower, count in zip((vision, text), heads, strict=True):
@@ -159,7 +158,7 @@ def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = N
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
 
 
-def _check_kind(shapes: Shapes, file: Path, key: str) -> None:
+def _check_kind(shapes: files.Shapes, file: Path, key: str) -> None:
     for start, what in OTHER_FILES.items():
         if any(name.startswith((start, start.removeprefix("text."))) for name in shapes):
             raise DirectAlignError(f"{key}.path: {file}: holds {what}")
@@ -170,7 +169,7 @@ def _check_kind(shapes: Shapes, file: Path, key: str) -> None:
         )
 
 
-def _towers(shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _towers(shapes: files.Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sizes of the vision tower and of the text tower."""
     width, _, patch, _ = shapes["visual.conv1.weight"]
     side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
@@ -187,12 +186,10 @@ def _towers(shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def _tower(shapes: Shapes, blocks: str, width: int) -> dict[str, Any]:
-    start = f"{blocks}."
-    layers = {name[len(start) :].split(".")[0] for name in shapes if name.startswith(start)}
+def _tower(shapes: files.Shapes, blocks: str, width: int) -> dict[str, Any]:
     return {
         "hidden_size": width,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": files.count_layers(shapes, f"{blocks}."),
         "intermediate_size": shapes[f"{blocks}.0.mlp.c_fc.weight"][0],
     }
 

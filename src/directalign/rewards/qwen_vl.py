@@ -33,8 +33,10 @@ import transformers
 from jaxtyping import Bool, Float, Int
 from jinja2 import TemplateError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .. import config
+from ..errors import first_line
 from ..io import hub
 from ..io.tensors import resize
 from ..types import DirectAlignError, Images, PerSample
@@ -65,10 +67,10 @@ class VlmReward(BaseReward):
     @classmethod
     def _load(cls, settings: config.QwenVLConfig, device: Device, key: str) -> VlmReward:
         folder = files.locate(settings.path, f"{key}.path", (*SETTINGS, *files.FOLDER_WEIGHTS))
-        kind = check_weights(folder, f"{key}.path")
-        reader = folder
-        if settings.processor is not None:
-            reader = files.locate(settings.processor, f"{key}.processor", SETTINGS)
+        kind = files.class_of(folder, f"{key}.path", *KINDS.values())
+        files.check_folder(folder, f"{key}.path", kind)
+        reader = files.reader_folder(settings, folder, key, True, SETTINGS)
+        assert reader is not None
         chat, pixels, answers = _reader(settings, reader, key)
         model: Any = files.load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
         check_fits(model.config, pixels, chat, files.processor_key(settings, key))
@@ -91,11 +93,10 @@ class VlmReward(BaseReward):
     def _check(cls, settings: config.QwenVLConfig, key: str, online: bool) -> None:
         folder = files.locate_offline(settings.path, f"{key}.path", SETTINGS, online)
         if folder is not None:
-            check = model_class_of if hub.is_hub_id(settings.path) else check_weights
-            check(folder, f"{key}.path")
-        reader = folder
-        if settings.processor is not None:
-            reader = files.locate_offline(settings.processor, f"{key}.processor", SETTINGS, online)
+            kind = files.class_of(folder, f"{key}.path", *KINDS.values())
+            if not hub.is_hub_id(settings.path):
+                files.check_folder(folder, f"{key}.path", kind)
+        reader = files.reader_folder(settings, folder, key, online, SETTINGS)
         if reader is not None:
             _reader(settings, reader, key)
 
@@ -145,14 +146,13 @@ def _reader(
     return Chat(tokenizer, template), pixels, (yes, no)
 
 
-KINDS: dict[str, type[transformers.PreTrainedModel]] = {
+KINDS = {
     "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
 }
 SETTINGS = (*files.FOLDER_SETTINGS, "chat_template*", "added_tokens.json")
 """Files fetched from a repository beside its weights."""
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,11 @@ def last_hidden_state(
 
     `positions` (3, b, length); None takes multimodal rotary positions.
     """
-    of_image = chats.of_image
     embedded = backbone.get_input_embeddings()(chats.ids)
-    embedded = embedded.masked_scatter(of_image[..., None], image.tokens.to(embedded.dtype))
+    embedded = embedded.masked_scatter(chats.of_image[..., None], image.tokens.to(embedded.dtype))
     deeper: dict[str, Any] = {}
     if image.deeper:
-        deeper["visual_pos_masks"] = of_image
+        deeper["visual_pos_masks"] = chats.of_image
         deeper["deepstack_visual_embeds"] = [more.flatten(0, 1) for more in image.deeper]
     if positions is None:
         positions = rotary_positions(chats, image.rows, image.columns)
@@ -206,42 +205,16 @@ def last_hidden_state(
         use_cache=False,
         **deeper,
     ).last_hidden_state
-    return hidden[range(len(hidden)), [length - 1 for length in chats.lengths]]
-
-
-def model_class_of(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
-    """The class of a folder's model. Raises DirectAlignError: no folder, or of another kind."""
-    found = files.read_model_type(folder, key, "transformers Qwen VL")
-    if found not in KINDS:
-        raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {found}, known are {', '.join(KINDS)}; give "
-            "the folder of a Qwen VL"
-        )
-    return KINDS[found]
+    return hidden[torch.arange(len(hidden), device=hidden.device), chats.attended.sum(1) - 1]
 
 
 def meta_config(path: str, key: str, configs: Any) -> tuple[Any, dict[str, Any]]:
     """Class and config.json of a model by folder or hub id; `configs` as in `BaseReward.meta`."""
     folder = configs.folder(path)
     if folder is not None:
-        return model_class_of(folder, key), read_json(folder / "config.json", key)
+        return files.class_of(folder, key, *KINDS.values()), read_json(folder / "config.json", key)
     found = configs.published(path, key, "vlm")
     return next(kind for kind in KINDS.values() if kind.__name__ == found["_class_name"]), found
-
-
-def check_weights(folder: Path, key: str) -> type[transformers.PreTrainedModel]:
-    """The class of a folder's model, after checking that all weight files are complete."""
-    kind = model_class_of(folder, key)
-    files.check_folder(folder, key, kind)
-    if (folder / INDEX).exists():
-        named = set(read_json(folder / INDEX, key)["weight_map"].values())
-        lacking = sorted(name for name in named if not (folder / name).exists())
-        if lacking:
-            raise DirectAlignError(
-                f"{key}: {folder}: {lacking[0]} and {len(lacking) - 1} more of {len(named)} files "
-                "of weights are missing; fetch them again"
-            )
-    return kind
 
 
 def check_fits(model_config: Any, pixels: VlmPixels, chat: Chat, key: str) -> None:
@@ -270,31 +243,12 @@ IMAGE = "<|image_pad|>"
 class ChatBatch:
     """Token ids (b, length) of chats with equally large images.
 
-    `starts`: position of each chat's first image token; `lengths`: its length without padding.
+    `attended` is 0 for padding, else 1.
     """
 
     ids: Int[Tensor, "b length"]
-    starts: tuple[int, ...]
-    image_tokens: int
-    lengths: tuple[int, ...]
-
-    @property
-    def attended(self) -> Int[Tensor, "b length"]:
-        """1 for tokens, 0 for padding."""
-        return (self._positions < self._column(self.lengths)).long()
-
-    @property
-    def of_image(self) -> Bool[Tensor, "b length"]:
-        """True at image tokens."""
-        starts = self._column(self.starts)
-        return (self._positions >= starts) & (self._positions < starts + self.image_tokens)
-
-    @property
-    def _positions(self) -> Tensor:
-        return torch.arange(self.ids.shape[1], device=self.ids.device)
-
-    def _column(self, numbers: tuple[int, ...]) -> Tensor:
-        return torch.tensor(numbers, device=self.ids.device)[:, None]
+    attended: Int[Tensor, "b length"]
+    of_image: Bool[Tensor, "b length"]
 
 
 class Chat:
@@ -307,29 +261,23 @@ class Chat:
         image_id: Any = tokenizer.convert_tokens_to_ids(IMAGE)
         self.image_id = int(image_id)
 
-    def tokenize(
-        self, texts: Sequence[str], image_tokens: int, device: torch.device | str = "cpu"
-    ) -> ChatBatch:
-        """One chat per text, each with an image of `image_tokens` tokens.
+    def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
+        """One chat per text, each with one of the encoded images.
 
         Raises DirectAlignError for a text that contains the image token.
         """
-        rows = [self._ids(text) for text in texts]
-        starts = tuple(row.index(self.image_id) for row in rows)
-        filled = [
-            row[:start] + [self.image_id] * image_tokens + row[start + 1 :]
-            for row, start in zip(rows, starts, strict=True)
-        ]
-        lengths = tuple(len(row) for row in filled)
-        pad = self.tokenizer.pad_token_id or 0
-        padded = [row + [pad] * (max(lengths) - len(row)) for row in filled]
-        return ChatBatch(torch.tensor(padded, device=device), starts, image_tokens, lengths)
-
-    def for_images(self, texts: Sequence[str], image: ImageTokens) -> ChatBatch:
-        """`tokenize` for encoded images, one text each."""
-        count = len(image.tokens)
+        count, image_tokens = image.tokens.shape[:2]
         assert len(texts) == count, f"{len(texts)} prompts for {count} images"
-        return self.tokenize(texts, image.tokens.shape[1], image.tokens.device)
+        rows = list[Tensor]()
+        for row in map(self._ids, texts):
+            start = row.index(self.image_id)
+            row[start : start + 1] = [self.image_id] * image_tokens
+            rows.append(torch.tensor(row))
+        pad: Any = self.tokenizer.pad_token_id or 0
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        attended = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        device = image.tokens.device
+        return ChatBatch(ids.to(device), attended.to(device), (ids == self.image_id).to(device))
 
     def render(self, text: str) -> str:
         """The chat as text, with one token for the image."""
@@ -373,7 +321,7 @@ def read_chat(folder: Path, key: str) -> tuple[transformers.PreTrainedTokenizerB
         count = Chat(tokenizer, template).render("").count(IMAGE)
     except TemplateError as error:
         raise DirectAlignError(
-            f"{key}: {folder}: its chat template cannot be used ({files.first_line(error)}); copy "
+            f"{key}: {folder}: its chat template cannot be used ({first_line(error)}); copy "
             "it from the original checkpoint"
         ) from error
     if count != 1:
@@ -389,14 +337,11 @@ def rotary_positions(chats: ChatBatch, rows: int, columns: int) -> Int[Tensor, "
 
     Those of padding are not used.
     """
-    axes = (torch.zeros(1).long(), torch.arange(rows), torch.arange(columns))
-    image, found = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1), list[Tensor]()
-    for start in chats.starts:
-        length = chats.ids.shape[1] - start - rows * columns
-        before, behind = torch.arange(start), torch.arange(length) + start + max(rows, columns)
-        each = [before.expand(3, -1), image + start, behind.expand(3, -1)]
-        found.append(torch.cat(each, dim=1))
-    return torch.stack(found, dim=1).to(chats.ids.device)
+    start = chats.of_image.int().argmax(1, keepdim=True)
+    place = torch.arange(chats.ids.shape[1], device=chats.ids.device) - start
+    image = torch.stack([torch.zeros_like(place), place // columns, place % columns])
+    behind = place - rows * columns + max(rows, columns)
+    return start + torch.where(chats.of_image, image, torch.where(place < 0, place, behind))
 
 
 Patches = Float[Tensor, "n p"]

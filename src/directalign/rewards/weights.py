@@ -8,7 +8,8 @@ misshapen part is one error that names the recipe's key, the file and the remedy
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from struct import error as StructError
@@ -16,21 +17,28 @@ from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import config
+from ..errors import first_line, named
 from ..io import hub
-from ..io.pretrained import contents, from_pretrained
-from ..io.tensors import check_kinds, check_weights
+from ..io.hub import on_the_hub
+from ..io.pretrained import UNREADABLE, contents, from_pretrained, load_network
+from ..io.tensors import (
+    Shapes,
+    check_names,
+    check_safetensors,
+    check_weights,
+    shapes_of,
+    tensor_shapes,
+)
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from . import common
 
-Shapes = Mapping[str, Sequence[int]]
 WRAPPERS = ("state_dict", "module", "model")
 """Keys under which checkpoints store their tensors beside the optimiser's."""
 FOLDER_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -38,31 +46,19 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
 FOLDER_SETTINGS = ("*config.json", "tokenizer*", "merges.txt", "special_tokens_map.json")
 FOLDER_SETTINGS += VOCABULARIES[1:]
 """Files fetched from a hub repository beside its weights."""
-UNREADABLE = (
-    *(SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
-    *(AttributeError, AssertionError, BadZipFile, StructError),
-)
-"""What the libraries raise for damaged files."""
 CUT_SHORT = "not a complete file of weights (cut short, or of another kind): fetch it again"
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-
-def on_the_hub(path: str) -> tuple[str, str]:
-    """Repository and file of owner/name/file."""
-    match = hub.HUB_FILE.fullmatch(path)
-    assert match is not None, path
-    return match[1], match[2]
 
 
 def locate(path: str, key: str, patterns: Sequence[str] = ()) -> Path:
     """The local file or folder of `path`: a local path, `world:...`, a hub id or a file on the hub.
 
-    Of a hub repository only files that match `patterns` are fetched.
+    Of a hub repository only files that match `patterns` are fetched, with the file if one is named.
 
     Raises DirectAlignError naming `key`: nothing there, no access, no network.
     """
     if hub.is_hub_file(path):
-        return hub.download_file(path, key)
+        return hub.download_file(path, key, patterns)
     if hub.is_hub_id(path) and not common.is_weight_file(path):
         return hub.download(path, patterns, key)
     found = resolve(path).expanduser()
@@ -84,8 +80,8 @@ def locate_offline(path: str, key: str, patterns: Sequence[str], online: bool) -
     return locate(path, key, patterns) if online or not hub.is_hub_id(path) else None
 
 
-def check_published(path: str, key: str, online: bool = False) -> None:
-    """Check that `locate` would find `path`; on the hub, only if `online`, by the file list."""
+def check_published(path: str, key: str, online: bool = False) -> Path | None:
+    """The local file or folder of `path`; None for the hub, whose file list is read if `online`."""
     if hub.is_hub_file(path):
         repo, name = on_the_hub(path)
         listed = hub.listing(repo, key) if online else None
@@ -94,7 +90,8 @@ def check_published(path: str, key: str, online: bool = False) -> None:
                 f"{key}: {path}: {repo} has no file {name}; give the name of its file of weights"
             )
     elif common.is_weight_file(path) or not hub.is_hub_id(path):
-        locate(path, key)
+        return locate(path, key)
+    return None
 
 
 def read_weights(file: Path, key: str) -> dict[str, Tensor]:
@@ -102,58 +99,53 @@ def read_weights(file: Path, key: str) -> dict[str, Tensor]:
 
     Raises DirectAlignError: truncated or not a weight file, pickled objects, or no tensors.
     """
+    with named(key):
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+            read: Any = load_file(file)
+        else:
+            read = _unpickled(file)
+        while isinstance(read, Mapping):
+            inside = [read[name] for name in WRAPPERS if isinstance(read.get(name), Mapping)]
+            if not inside:
+                break
+            read = inside[0]
+        items = read.items() if isinstance(read, Mapping) else ()
+        tensors = {
+            str(name).removeprefix("module."): value
+            for name, value in items
+            if isinstance(value, Tensor)
+        }
+        if not tensors:
+            raise DirectAlignError(
+                f"{file}: holds no tensors by name; give the file of the model's weights"
+            )
+        check_weights(tensors, file)
+        return tensors
+
+
+def _unpickled(file: Path) -> Any:
+    """What a .pt, .pth or .bin holds, without running any of it."""
     try:
         if is_zipfile(file):
             with ZipFile(file) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                     raise DirectAlignError(
-                        f"{key}: {file}: holds a program (TorchScript), which is never run; save "
-                        "its state_dict() as .safetensors where you trust it, or take a folder of "
+                        f"{file}: holds a program (TorchScript), which is never run; save its "
+                        "state_dict() as .safetensors where you trust it, or take a folder of "
                         "these weights"
                     )
-        read: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-        )
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except DirectAlignError:
         raise
-    except (pickle.UnpicklingError, *UNREADABLE) as error:
+    except (pickle.UnpicklingError, BadZipFile, StructError, *UNREADABLE) as error:
         complaint = CUT_SHORT
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             complaint = (
                 "holds pickled objects, which are never run; save its state_dict() as "
                 ".safetensors where you trust it"
             )
-        raise DirectAlignError(f"{key}: {file}: {complaint}") from error
-    while isinstance(read, Mapping):
-        inner = next((read[name] for name in WRAPPERS if isinstance(read.get(name), Mapping)), None)
-        if inner is None:
-            break
-        read = inner
-    named = read.items() if isinstance(read, Mapping) else ()
-    tensors = {
-        str(name).removeprefix("module."): value
-        for name, value in named
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise DirectAlignError(
-            f"{key}: {file}: holds no tensors by name; give the file of the model's weights"
-        )
-    check_weights(tensors, f"{key}: {file}")
-    return tensors
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, by name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def meta_shapes(make: Any) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the module that `make()` builds, without its memory."""
-    with torch.device("meta"):
-        return shapes_of(make().state_dict())
+        raise DirectAlignError(f"{file}: {complaint}") from error
 
 
 def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
@@ -163,58 +155,65 @@ def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
     """
     if file.suffix != ".safetensors":
         return shapes_of(read_weights(file, key))
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise DirectAlignError(f"{key}: {file}: {CUT_SHORT}") from error
+    with named(key):
+        return tensor_shapes(file)
 
 
 def check_tensors(
     wanted: Shapes, found: Shapes, file: Path, key: str, kind: str, optional: Sequence[str] = ()
 ) -> None:
-    """Check that a file's tensors (`found`) are those that a model of `kind` needs (`wanted`).
+    """`check_names` of a file's tensors (`found`) for a model of `kind`."""
+    remedy = f"it must be the checkpoint of a {kind} of this size"
+    check_names(wanted, found, f"{key}: {file}", remedy, tuple(optional))
 
-    Names that start with one of `optional` may be missing or unknown.
 
-    Raises DirectAlignError naming the first tensor that is missing, unknown or of another shape.
-    """
-    free = tuple(optional)
-    lacking = [name for name in wanted if name not in found and not name.startswith(free)]
-    unknown = [name for name in found if name not in wanted and not name.startswith(free)]
-    both = [name for name in wanted if name in found]
-    misshapen = [name for name in both if tuple(wanted[name]) != tuple(found[name])]
-    for complaint, names in (
-        ("lacks", lacking),
-        ("has the unknown", unknown),
-        ("has in another shape", misshapen),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise DirectAlignError(
-                f"{key}: {file}: {complaint} {names[0]}{more}; it must be the checkpoint of a "
-                f"{kind} of this size"
-            )
+@contextmanager
+def sizes_read(file: Path, key: str, kind: str) -> Iterator[None]:
+    """Inside, a model's sizes are read from the shapes in `file`, which may be another model's."""
+    try:
+        yield
+    except DirectAlignError:
+        raise
+    except (LookupError, ValueError, TypeError, ZeroDivisionError) as error:
+        why = f"lacks {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
+        raise DirectAlignError(
+            f"{key}: {file}: {why}; it must be the checkpoint of a {kind}"
+        ) from error
+
+
+def sized(shapes: Shapes, name: str, rank: int) -> Sequence[int]:
+    """The shape of a tensor that has `rank` dimensions, for use within `sizes_read`."""
+    if len(shapes[name]) != rank:
+        raise ValueError(f"has in another shape {name}")
+    return shapes[name]
+
+
+def count_layers(shapes: Shapes, before: str) -> int:
+    """How many different numbers follow `before` in the names of tensors."""
+    return len({n.removeprefix(before).split(".")[0] for n in shapes if n.startswith(before)})
 
 
 def build(
-    kind: Any,
-    model_config: Any,
-    weights: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    **options: Any,
+    kind: Any, model_config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> Any:
     """A transformers model of class `kind` from its config and checked weights, on the CPU."""
     logging.disable_progress_bar()
-    return kind.from_pretrained(
-        None,
-        config=model_config,
-        state_dict=weights,
-        dtype=dtype,
-        trust_remote_code=False,
-        **options,
-    )
+    options: dict[str, Any] = {"state_dict": weights, "dtype": dtype, "trust_remote_code": False}
+    return kind.from_pretrained(None, config=model_config, **options)
+
+
+def filled(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    """`model`, made on the meta device, with checked weights, on the CPU.
+
+    Its transformers models are in `dtype`, its other parts in float32.
+    """
+    for part, module in model.named_children():
+        own = {name: weights[f"{part}.{name}"] for name in module.state_dict()}
+        if isinstance(module, PreTrainedModel):
+            setattr(model, part, build(type(module), module.config, own, dtype))
+        else:
+            module.to_empty(device="cpu").float().load_state_dict(own)
+    return model
 
 
 FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
@@ -223,18 +222,12 @@ FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
 def fetch(
     settings: FolderConfig, key: str
 ) -> tuple[Path, Path, common.Preprocessing, PreTrainedTokenizerBase]:
-    """The weights (folder or file), the folder of the processor, image settings and tokenizer.
-
-    The second is that of `processor`, or where the weights are.
-    """
-    weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
-    if hub.is_hub_file(settings.path):
-        hub.download(on_the_hub(settings.path)[0], FOLDER_SETTINGS, f"{key}.path")
-    beside = settings.processor is None and weights.is_file()
-    reader = weights.parent if beside else weights
-    if settings.processor is not None:
-        reader = locate(settings.processor, f"{key}.processor", FOLDER_SETTINGS)
-    return weights, reader, *read_processor(reader, processor_key(settings, key), beside)
+    """The weights (folder or file), the folder of the processor, image settings and tokenizer."""
+    patterns = () if common.is_weight_file(settings.path) else FOLDER_WEIGHTS
+    weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *patterns))
+    reader = reader_folder(settings, weights, key, online=True)
+    assert reader is not None
+    return weights, reader, *_read_processor(reader, settings, key)
 
 
 def check_files(
@@ -243,38 +236,42 @@ def check_files(
     """Check everything but the layout of the weights.
 
     Returns the local weights (file or folder), None if they are on the hub. If `online`, a
-    repository's file list is checked too and its settings are fetched.
+    repository's file list and its settings are checked too.
     """
-    check_published(settings.path, f"{key}.path", online)
-    is_file = common.is_weight_file(settings.path)
-    for part, path in (("path", settings.path), ("processor", settings.processor)):
-        if online and path is not None and hub.is_hub_id(path) and not common.is_weight_file(path):
-            hub.download(path, FOLDER_SETTINGS, f"{key}.{part}")
-    on_hub = hub.is_hub_file(settings.path) or (hub.is_hub_id(settings.path) and not is_file)
-    weights = None if on_hub else locate(settings.path, f"{key}.path")
+    weights = check_published(settings.path, f"{key}.path", online)
     if weights is not None and weights.is_dir():
         check_folder(weights, f"{key}.path", kind)
-    reader = settings.processor
-    if reader is None and weights is not None:
-        reader = str(weights if weights.is_dir() else weights.parent)
-    if reader is not None and not hub.is_hub_id(reader):
-        folder = locate(reader, f"{key}.processor")
-        beside = weights is not None and weights.is_file()
-        read_processor(folder, processor_key(settings, key), beside)
+    elif online and not common.is_weight_file(settings.path):
+        weights = locate(settings.path, f"{key}.path", FOLDER_SETTINGS)
+    reader = reader_folder(settings, weights, key, online)
+    if reader is not None:
+        _read_processor(reader, settings, key)
     return weights
 
 
-def read_processor(
-    folder: Path, key: str, beside: bool = False
-) -> tuple[common.Preprocessing, PreTrainedTokenizerBase]:
-    """Image settings and tokenizer of a folder.
+def reader_folder(
+    settings: Any,
+    weights: Path | None,
+    key: str,
+    online: bool,
+    patterns: Sequence[str] = FOLDER_SETTINGS,
+) -> Path | None:
+    """The folder of tokenizer and image settings: `processor`, or where the weights are."""
+    if settings.processor is not None:
+        return locate_offline(settings.processor, f"{key}.processor", patterns, online)
+    return weights.parent if weights is not None and weights.is_file() else weights
 
-    `beside`: the folder is that of a bare weight file, so the remedy is to name another folder.
-    """
+
+def _read_processor(
+    folder: Path, settings: FolderConfig, key: str
+) -> tuple[common.Preprocessing, PreTrainedTokenizerBase]:
+    """Image settings and tokenizer of a folder."""
+    key = processor_key(settings, key)
     if not folder.is_dir():
         raise DirectAlignError(
             f"{key}: {folder}: no such folder; give one with tokenizer and image settings"
         )
+    beside = settings.processor is None and common.is_weight_file(settings.path)
     for names, missing in (
         (VOCABULARIES, "tokenizer.json"),
         (common.IMAGE_SETTINGS, "preprocessor_config.json"),
@@ -300,29 +297,39 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
     return common.read_json(file, key).get("model_type")
 
 
+def class_of(folder: Path, key: str, *kinds: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The one of `kinds` that a folder holds. Raises DirectAlignError: none of them, no folder."""
+    title = f"transformers {' or '.join(kind.__name__ for kind in kinds)}"
+    found = read_model_type(folder, key, title)
+    for kind in kinds:
+        if kind.config_class is not None and kind.config_class.model_type == found:
+            return kind
+    raise DirectAlignError(
+        f"{key}: {folder}: holds a model of type {found}; give the folder of a {title}"
+    )
+
+
 def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
     """Raise DirectAlignError for missing files, another architecture or truncated weights."""
-    model_type = read_model_type(folder, key, f"transformers {kind.__name__}")
-    settings_class = kind.config_class
-    assert settings_class is not None, kind
-    if model_type != settings_class.model_type:
-        raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {model_type}; give the folder of a "
-            f"transformers {kind.__name__}"
-        )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    class_of(folder, key, kind)
+    files = set(folder.glob("*.safetensors"))
+    if not files:
         raise DirectAlignError(
             f"{key}: {folder}: model.safetensors is missing; save the model with safetensors"
         )
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                check_kinds(opened, file)
-        except SafetensorError as error:
-            raise DirectAlignError(
-                f"{key}: {file}: not a complete safetensors file ({error}); copy it again"
-            ) from error
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files |= {folder / name for name in common.read_json(index, key)["weight_map"].values()}
+    with named(key):
+        for file in sorted(files):
+            check_safetensors(file)
+
+
+def read_config(kind: type[PreTrainedModel], folder: Path, key: str) -> Any:
+    """The config of a `kind` of model in a folder; raises as `class_of`, or if damaged."""
+    class_of(folder, key, kind)
+    with named(key):
+        return from_pretrained(kind.config_class, folder)
 
 
 def load_model(
@@ -330,24 +337,20 @@ def load_model(
 ) -> Model:
     """Load a model from a checked folder, in `dtype`, on the CPU."""
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     for file in sorted(folder.glob("*.safetensors")):
         read_weights(file, key)
-    try:
-        loaded: Any = from_pretrained(kind, folder, dtype=dtype, **options)
-    except UNREADABLE as error:
+    with named(key):
+        return load_network(kind, folder, dtype)
+
+
+def check_side(side: int, preprocessing: common.Preprocessing, key: str) -> None:
+    """Refuse image settings that make other images than the model's, `side` pixels a side."""
+    rows, columns = preprocessing.crop
+    if (rows, columns) != (side, side):
         raise DirectAlignError(
-            f"{key}: {folder}: not a transformers {kind.__name__} ({first_line(error)})"
-        ) from error
-    model, info = loaded
-    check_weights(model.state_dict(), f"{key}: {folder}")
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise DirectAlignError(
-            f"{key}: {folder}: weights lack {missing[0]} and {len(missing) - 1} more; take the "
-            "weights that belong to config.json"
+            f"{key}: its images are {rows} x {columns} and the model reads {side} x {side}; name "
+            "its own processor"
         )
-    return model
 
 
 def check_fits(
@@ -357,23 +360,13 @@ def check_fits(
     key: str,
 ) -> None:
     """Refuse image settings or a vocabulary that the model has no positions or embeddings for."""
-    side, (rows, columns) = model_config.vision_config.image_size, preprocessing.crop
-    if (rows, columns) != (side, side):
-        raise DirectAlignError(
-            f"{key}: its images are {rows} x {columns} and the model reads {side} x {side}; name "
-            "its own processor"
-        )
+    check_side(model_config.vision_config.image_size, preprocessing, key)
     known = model_config.text_config.vocab_size
     if len(tokenizer) > known:
         raise DirectAlignError(
             f"{key}: its tokenizer has {len(tokenizer)} tokens and the model knows {known}; name "
             "its own processor"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message."""
-    return str(error).strip().split("\n")[0]
 
 
 def processor_key(settings: Any, key: str) -> str:
@@ -389,13 +382,8 @@ def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
             f"{key}: {folder}: tokenizer.json (or vocab.json and merges.txt, or vocab.txt) is "
             "missing; copy it from the original checkpoint"
         )
-    try:
+    with named(key):
         return from_pretrained(AutoTokenizer, folder)
-    except (OSError, ValueError, LookupError, ImportError) as error:
-        raise DirectAlignError(
-            f"{key}: {folder}: its tokenizer cannot be read ({first_line(error)}); copy it from "
-            "the original checkpoint"
-        ) from error
 
 
 def text_reader(
