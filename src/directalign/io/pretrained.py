@@ -66,12 +66,19 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) ->
     name = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     options |= {name: dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = from_pretrained(kind, folder, **options)
-    lacking = sorted(str(key) for key in info["missing_keys"])
+    unset = (name for name, tensor in model.state_dict().items() if tensor.is_meta)
+    lacking = sorted(map(str, {*info["missing_keys"], *unset}))
     if lacking:
         raise DirectAlignError(
             f"{folder}: the weights lack {lacking[0]}, in all {len(lacking)} tensors of a "
             f"{kind.__name__}: take the weights that belong to config.json, or copy the folder "
             "again"
+        )
+    left = sorted(map(str, info["unexpected_keys"])) if name == "torch_dtype" else []
+    if left:  # transformers leaves out what another task needs
+        raise DirectAlignError(
+            f"{folder}: config.json has no place for {left[0]}, in all {len(left)} tensors: take "
+            "the config that belongs to the weights, or copy the folder again"
         )
     check_weights(model.state_dict(), folder)
     return model.requires_grad_(False).eval()

@@ -17,9 +17,11 @@ from ..errors import first_line
 from ..types import DirectAlignError, NonFiniteError
 
 Shapes = Mapping[str, Sequence[int]]
-COUNTS = ("int64", "int32")
-KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32")
-"""Of weights in safetensors, and of buffers that count something."""
+KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Of weights in safetensors."""
+COUNTS = "I64", "I32", "int64", "int32"
+COUNTERS = ("_ids", "_index", "num_batches_tracked")
+"""Whole numbers are those of buffers with these endings: positions, indices."""
 NO_WEIGHTS = (
     "{file}: {name} is of type {kind}, and weights are floating-point numbers: take the file in "
     "float32, bfloat16 or float16"
@@ -52,7 +54,7 @@ def check_safetensors(file: Path) -> None:
     with opened(file) as content:
         for name in list(content.keys()):
             kind = content.get_slice(name).get_dtype()
-            if kind not in KINDS:
+            if kind not in KINDS and not (kind in COUNTS and name.endswith(COUNTERS)):
                 raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
 
 
@@ -65,16 +67,16 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def check_weights(
-    tensors: Mapping[str, Tensor], file: Path | str, counts: Sequence[str] = COUNTS
+    tensors: Mapping[str, Tensor], file: Path | str, counters: tuple[str, ...] = COUNTERS
 ) -> None:
     """Raise DirectAlignError, naming file and tensor, for NaN, infinities, or no real numbers.
 
-    Whole numbers of the types `counts` are accepted: such tensors count something (position_ids).
+    Whole numbers are accepted in tensors whose names end with one of `counters`.
     """
     for name, tensor in tensors.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         if not tensor.is_floating_point():
-            if kind in counts:
+            if kind in COUNTS and name.endswith(counters):
                 continue
             raise DirectAlignError(NO_WEIGHTS.format(file=file, name=name, kind=kind))
         wide = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats have no isfinite

@@ -28,6 +28,7 @@ BASES = (
     transformers.PreTrainedTokenizerBase,
 )
 """Classes of these may be parts: no Auto* class, which would follow what other files say."""
+MANY_LAYERS = 10_000
 Parts = Mapping[str, type | None]
 """Class of each part by name, None for any."""
 
@@ -119,9 +120,15 @@ def _check_part(folder: FilePath, part: Any, variant: str | None, weights: bool)
             f"{folder}: no such folder: give a complete diffusers folder in model.path"
         )
     if issubclass(part, nn.Module):
-        read_json(folder / "config.json")
+        settings = read_json(folder / "config.json")
         if weights:
             weights_files(folder, variant)
+        for key, value in settings.items():
+            if "layers" in key and isinstance(value, int) and value > MANY_LAYERS:
+                raise DirectAlignError(
+                    f"{folder / 'config.json'}: {key} is {value:,}, more than any network has; "
+                    "restore the file"
+                )
     else:
         _check_vocabulary(folder, part)
 
@@ -145,4 +152,10 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
         return single_file.load(held, name, part, source.folder, dtype)
     if issubclass(part, nn.Module):
         return load_network(part, folder, dtype, variant=_variant(source, name))
-    return from_pretrained(part, folder)
+    made = from_pretrained(part, folder)
+    steps = getattr(made, "config", {}).get("num_train_timesteps", 1)
+    if not isinstance(steps, int) or steps < 1:
+        raise DirectAlignError(
+            f"{folder / 'scheduler_config.json'}: num_train_timesteps is {steps}; restore the file"
+        )
+    return made

@@ -3,6 +3,7 @@
 The scale itself is the model's: see `encode_image` and `decode` of `common` and of each file.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from ..types import DirectAlignError, Images, Latents
 
 def ready(vae: Any, model: config.ModelConfig, device: torch.device) -> Any:
     """A frozen VAE on the device, channels last, with gradient checkpointing as in the recipe."""
+    for key in vae.config.keys() & {"scaling_factor", "shift_factor"}:
+        value, is_shift = vae.config[key], key == "shift_factor"
+        usable = isinstance(value, int | float) and math.isfinite(value) and (is_shift or value > 0)
+        if not usable and not (is_shift and value is None):
+            raise DirectAlignError(
+                f"{model.path}: vae/config.json: {key} is {value}, and a number is needed; restore "
+                "the file"
+            )
     if model.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     return vae.to(device, memory_format=torch.channels_last)

@@ -93,6 +93,10 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
         if variant_of(index.name) == variant
     ]
     listed = {folder / name for each in maps for name in each.values()}
+    if outside := sorted(str(file) for file in listed if file.parent != folder):
+        raise DirectAlignError(
+            f"{folder}: its index names {outside[0]}, which is not in the folder"
+        )
     for file in sorted({*files, *listed}):
         check_safetensors(file)
     if any(SHARD.search(file.name) for file in files) and not maps:

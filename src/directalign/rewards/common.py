@@ -186,7 +186,7 @@ def read_annotated(
             tensor = content.get_tensor(name) if name in set(content.keys()) else None
             facts = dict(content.metadata() or {})
         if tensor is not None:
-            check_weights({name: tensor}, file, counts=())
+            check_weights({name: tensor}, file, counters=())
         return tensor, facts
 
 
