@@ -123,7 +123,7 @@ class Killed(BaseException):
 def test_a_killed_comparison_resumes_to_the_same_bytes(
     run_folder, evaluated, tmp_path, monkeypatch, caplog, kind, left
 ):
-    out, write, append, calls = tmp_path / "out", candidates._write, JsonlStore.append, []
+    out, write, append, calls = tmp_path / "out", candidates.save_png, JsonlStore.append, []
 
     def killed() -> bool:
         calls.append(1)
@@ -142,7 +142,7 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         if kind == "image":
-            patched.setattr(candidates, "_write", write_or_die)
+            patched.setattr(candidates, "save_png", write_or_die)
         else:
             patched.setattr(JsonlStore, "append", append_or_die)
         evaluate_run(request_for(run_folder, out))
@@ -240,7 +240,7 @@ def test_requests_are_refused_before_anything_is_loaded(run_folder, tmp_path, mo
         ("file", "is a file"),
         ("file/below", "cannot be made"),
         ("images", r"holds images and no comparison\.json"),
-        ("odd", "not JSON"),
+        ("odd", "not readable as JSON"),
     ):
         with pytest.raises(DirectAlignError, match=words):
             compare(request_for(run_folder, tmp_path / out))

@@ -322,7 +322,7 @@ def _generate(
         prompts, seeds = [each.prompt for each in batch], [each.seed for each in batch]
         images = generate(model, prompts, seeds, run.rollout, size)
         for file, image in zip(targets, images, strict=True):
-            _write(image, file)
+            save_png(image, file)
 
 
 def _copy(candidate: Candidate, source: Path, file: Path) -> None:
@@ -332,11 +332,7 @@ def _copy(candidate: Candidate, source: Path, file: Path) -> None:
         raise DirectAlignError(
             f"{source}: {error}; repair it, or compare without {candidate.source}"
         ) from error
-    _write(pixels, file)
-
-
-def _write(image: torch.Tensor, file: Path) -> None:
-    save_png(image, file)
+    save_png(pixels, file)
 
 
 def _check_size(first: Candidate, other: Candidate, index: int, out: Path) -> None:

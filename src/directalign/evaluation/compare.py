@@ -20,11 +20,13 @@ from filelock import FileLock, Timeout
 
 from .. import config
 from ..io.atomic import disk_errors, write_text
+from ..io.text import read_json
 from ..metrics import SCORE, SGP
 from ..report import write_page
 from ..report.page import flat
 from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward, reward_cuts
+from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from . import eval_prompts
@@ -190,13 +192,11 @@ def _judge(
 ) -> str:
     """The requested judge, else that of the recipes if it can read the prompts."""
     of_recipes = "world" if any(each.evaluate.judge == "world" for each in recipes) else "none"
-    judge = request.judge or of_recipes
-    unknown = (
-        eval_prompts.first_unknown_prompt(samples, all_captions()) if judge == "world" else None
-    )
-    if unknown is None:
+    judge, known = request.judge or of_recipes, set(all_captions())
+    unknown = [each.prompt for each in samples if plain_caption(each.prompt) not in known]
+    if judge == "none" or not unknown:
         return judge
-    problem = f"{unknown!r:.80} is no caption of the toy world"
+    problem = f"{unknown[0]!r:.80} is no caption of the toy world"
     if request.judge is not None:
         raise DirectAlignError(
             f"--judge world: {problem}, which is all that its judge can read; leave it out"
@@ -307,7 +307,12 @@ def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, An
         raise DirectAlignError(f"--out {out} is a file; name a folder")
     file = out / COMPARISON
     if file.is_file():
-        _check_same(out, _read(file), identity)
+        content = read_json(file, "name another --out")
+        if content.get("format") != FORMAT or not isinstance(content.get("identity"), dict):
+            raise DirectAlignError(
+                f"{file}: not a comparison of this version (format {FORMAT}); name another --out"
+            )
+        _check_same(out, content["identity"], identity)
         return
     taken = [name for name in OWN if (out / name).exists()]
     if taken:
@@ -352,17 +357,3 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
             f"--out {out} holds another comparison: {changed} was {was} and is now {is_}; "
             "name another folder, or remove that one"
         )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The identity in a comparison.json."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DirectAlignError(f"{file}: not JSON ({error}); name another --out") from error
-    known = isinstance(content, dict) and content.get("format") == FORMAT
-    if not known or not isinstance(content.get("identity"), dict):
-        raise DirectAlignError(
-            f"{file}: not a comparison of this version (format {FORMAT}); name another --out"
-        )
-    return content["identity"]

@@ -32,7 +32,6 @@ from ..data.image_dataset import scan_images
 from ..data.prompts import held_out_captions, read_prompts, train_captions
 from ..data.shuffle import permutation
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
-from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Latents
 
@@ -354,10 +353,3 @@ def batches(samples: Sequence[EvalSample], size: int) -> list[list[EvalSample]]:
             found.append([])
         found[-1].extend(own)
     return found
-
-
-def first_unknown_prompt(samples: Sequence[EvalSample], captions: Sequence[str]) -> str | None:
-    """The first prompt (control prompts excepted) that is no caption; None if all are."""
-    known = set(captions)
-    prompts = (sample.prompt for sample in samples if not sample.is_control)
-    return next((prompt for prompt in prompts if plain_caption(prompt) not in known), None)
