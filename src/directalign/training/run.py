@@ -135,7 +135,7 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
     reward = load_reward(run.reward, group.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
     held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
-    evaluator = Measurer(run, model, reward, judge, None, group, held_out)
+    evaluator = Measurer(run, model, reward, judge, group, held_out)
     method, base = load_method(run, model, reward, group), fingerprint(run.model)
     return Loaded(model, method, evaluator, data, base)
 

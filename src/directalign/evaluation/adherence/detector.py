@@ -28,7 +28,6 @@ from ...io import hub
 from ...rewards import weights
 from ...rewards.clip import ClipReward
 from ...rewards.common import read_json, read_settings
-from ...rewards.weights import locate
 from ...types import DirectAlignError, Images
 from ..eval_prompts import PromptRow
 from .geneval import Box, Found, Judged, Limits, judge
@@ -294,56 +293,51 @@ KINDS = {
 """By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
 
 
-def load_detector(
-    settings: config.DetectorConfig, device: torch.device | str, key: str
-) -> Detector:
+KEY = "evaluate.adherence"
+PATH_KEY = f"{KEY}.path"
+
+
+def load_detector(settings: config.DetectorConfig, device: torch.device | str) -> Detector:
     """The detector of a section, float32. Raises DirectAlignError, which names the key."""
-    key, patterns = f"{key}.path", (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS)
-    folder = locate(settings.path, key, patterns)
-    kind, pixels, tokenizer = _read(folder, key, has_weights=True)
-    model = weights.load_model(KINDS[kind].model, folder, key).eval().requires_grad_(False)
+    patterns = (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS)
+    folder = weights.locate(settings.path, PATH_KEY, patterns)
+    kind, pixels, tokenizer = _read(folder, has_weights=True)
+    model = weights.load_model(KINDS[kind].model, folder, PATH_KEY).eval().requires_grad_(False)
     torch.nn.Module.to(model, device)
-    return Detector(model, pixels, classes_of(folder, kind), tokenizer)
+    return Detector(model, pixels, classes_of(folder), tokenizer)
 
 
-def check_detector(settings: config.DetectorConfig, key: str, online: bool = False) -> None:
+def check_detector(settings: config.DetectorConfig, online: bool = False) -> None:
     """Refuse what `load_detector` would refuse, without weights; on the hub when `online`."""
-    is_remote = hub.is_hub_id(settings.path)
-    if online or not is_remote:
-        folder = locate(settings.path, f"{key}.path", weights.FOLDER_SETTINGS)
-        _read(folder, f"{key}.path", has_weights=not is_remote)
+    folder = weights.locate_offline(settings.path, PATH_KEY, weights.FOLDER_SETTINGS, online)
+    if folder is not None:
+        _read(folder, has_weights=not hub.is_hub_id(settings.path))
 
 
 def _read(
-    folder: Path, key: str, has_weights: bool
+    folder: Path, has_weights: bool
 ) -> tuple[str, DetectorPixels, transformers.PreTrainedTokenizerBase | None]:
-    kind = kind_of(folder, key)
+    kind = kind_of(folder)
     if has_weights:
-        weights.check_folder(folder, key, KINDS[kind].model)
-    tokenizer = weights.read_tokenizer(folder, key) if kind == "owlv2" else None
+        weights.check_folder(folder, PATH_KEY, KINDS[kind].model)
+    tokenizer = weights.read_tokenizer(folder, PATH_KEY) if kind == "owlv2" else None
     return kind, DetectorPixels.read(folder, kind), tokenizer
 
 
-def known_classes(settings: config.DetectorConfig, key: str) -> dict[int, str] | None:
-    """The class names by number, None for any; fetches only config.json from the hub."""
-    folder = locate(settings.path, f"{key}.path", ("config.json",))
-    return classes_of(folder, kind_of(folder, f"{key}.path"))
-
-
-def kind_of(folder: Path, key: str) -> str:
+def kind_of(folder: Path) -> str:
     """`model_type` of a detector's folder. Raises DirectAlignError for another model."""
-    kind = weights.read_model_type(folder, key, "transformers detector")
+    kind = weights.read_model_type(folder, PATH_KEY, "transformers detector")
     if kind not in KINDS:
         raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {kind}, which is no supported detector; "
+            f"{PATH_KEY}: {folder}: holds a model of type {kind}, which is no supported detector; "
             f"known are {', '.join(KINDS)}"
         )
     return kind
 
 
-def classes_of(folder: Path, kind: str) -> dict[int, str] | None:
+def classes_of(folder: Path) -> dict[int, str] | None:
     """A detector's class names by number; None if it detects any named class."""
-    if kind == "owlv2":
+    if kind_of(folder) == "owlv2":
         return None
     names = read_json(folder / "config.json").get("id2label", {})
     return {int(number): str(name).lower() for number, name in names.items()}
@@ -358,13 +352,11 @@ class DetectorJudge:
     colors: ColorReader | None
 
     @classmethod
-    def load(
-        cls, settings: config.DetectorConfig, device: torch.device | str, key: str
-    ) -> DetectorJudge:
+    def load(cls, settings: config.DetectorConfig, device: torch.device | str) -> DetectorJudge:
         """Of a section `adherence: {name: detector, ...}`."""
-        detector, colors = load_detector(settings, device, key), None
+        detector, colors = load_detector(settings, device), None
         if settings.colors is not None:
-            colors = ColorReader(ClipReward.from_config(settings.colors, device, f"{key}.colors"))
+            colors = ColorReader(ClipReward.from_config(settings.colors, device, f"{KEY}.colors"))
         usual, counting = KINDS[detector.model.config.model_type], settings.counting_threshold
         limits = Limits(
             usual.threshold if settings.threshold is None else settings.threshold,
