@@ -147,19 +147,15 @@ def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
         raise DirectAlignError(
             "--base: adds the model that a run began with, and no run is compared; leave it out"
         )
-    single = len(firsts) == 1
-    keys = {
-        identity: BASE if place == 0 else f"{BASE}_{place + 1}"
-        for place, identity in enumerate(firsts)
-    }
-    bases = []
+    bases: dict[str, Candidate] = {}
     for identity, each in firsts.items():
         assert each.run is not None
-        label = BASE_LABEL if single else f"{BASE_LABEL} of {each.label}"
-        bases.append(Candidate(keys[identity], label, "base", str(each.run.model.path), each.run))
-    only = BASE if single else None
-    return bases + [
-        replace(each, base=keys[_base_identity(each)] if each.kind == "run" else only)
+        key = f"{BASE}_{len(bases) + 1}" if bases else BASE
+        label = BASE_LABEL if len(firsts) == 1 else f"{BASE_LABEL} of {each.label}"
+        bases[identity] = Candidate(key, label, "base", str(each.run.model.path), each.run)
+    only = BASE if len(firsts) == 1 else None
+    return [*bases.values()] + [
+        replace(each, base=bases[_base_identity(each)].key if each.kind == "run" else only)
         for each in candidates
     ]
 

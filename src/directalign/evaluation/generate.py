@@ -195,18 +195,17 @@ def sample_images(
     trained = None if base else trained
     model = load_run_model(run, trained)
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
-    numbered = list(enumerate(zip(pairs.prompts, pairs.seeds, strict=True)))
-    calls = [diffusers_call(model, run, *pair, trained) for _, pair in numbered]
+    files = [out / f"{index:04d}-seed{seed}.png" for index, seed in enumerate(pairs.seeds)]
+    rows = [
+        {"file": file.name, "prompt": prompt, "seed": seed}
+        | {"diffusers": diffusers_call(model, run, prompt, seed, trained)}
+        for file, prompt, seed in zip(files, pairs.prompts, pairs.seeds, strict=True)
+    ]
     _require_no_images(out)  # another process may have written some meanwhile
     out.mkdir(parents=True, exist_ok=True)
-    files, lines = [], []
-    for index, (prompt, seed) in numbered:
-        file = out / f"{index:04d}-seed{seed}.png"
-        save_png(images[index], file)
-        files.append(file)
-        row = {"file": file.name, "prompt": prompt, "seed": seed, "diffusers": calls[index]}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(out / RECORD, "".join(lines))
+    for image, file in zip(images, files, strict=True):
+        save_png(image, file)
+    write_text(out / RECORD, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     return files
 
 

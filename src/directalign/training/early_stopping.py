@@ -128,23 +128,18 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
         if not math.isfinite(value(during(base), name)):
             reason = f"{name} of the base model is not finite"
             raise DirectAlignError(f"early_stopping: {reason}; name another metric")
-    seen = [_evaluation(rules, record, base) for record in found]
-    if rules.settings.score_patience is None:
-        return seen
-    marked, peak = list[Evaluation](), seen[0]  # the highest score before each evaluation
-    for each in seen:
-        tolerance = CLEARLY * standard_error(each, peak, rules.score)
-        marked.append(replace(each, fallen=not peak.score - each.score <= tolerance))
-        peak = each if each.score > peak.score else peak
-    return marked
-
-
-def _evaluation(rules: Rules, record: Record, base: Record) -> Evaluation:
-    now = during(record)
-    metric, used = value(now, rules.metric), used_shares(rules, now, during(base))
-    metric = metric if math.isfinite(metric) else -math.inf
-    each = record.get("each") or {}
-    return Evaluation(record["step"], metric, value(now, rules.score), used, each)
+    seen = list[Evaluation]()
+    for record in found:
+        now, each = during(record), record.get("each") or {}
+        metric, used = value(now, rules.metric), used_shares(rules, now, during(base))
+        metric = metric if math.isfinite(metric) else -math.inf
+        new = Evaluation(record["step"], metric, value(now, rules.score), used, each)
+        if rules.settings.score_patience is not None and seen:
+            peak = max((e for e in seen if math.isfinite(e.score)), key=lambda each: each.score)
+            tolerance = CLEARLY * standard_error(new, peak, rules.score)
+            new = replace(new, fallen=not peak.score - new.score <= tolerance)
+        seen.append(new)
+    return seen
 
 
 def used_shares(rules: Rules, now: Record, base: Record) -> dict[str, float]:

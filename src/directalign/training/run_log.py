@@ -20,7 +20,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ..data.image_io import Unreadable, read_pixels
 from ..io.atomic import new_file, write_text
 from ..io.tensors import to_pixels
 from ..types import DirectAlignError, Images
@@ -266,9 +266,7 @@ def save_grid(grid: Images, file: Path) -> None:
 def load_grid(file: Path) -> Images | None:
     """A grid (1, 3, H, W) that `save_grid` wrote; None with a warning if it is damaged."""
     try:
-        with Image.open(file, formats=["PNG"]) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's
+        return torch.from_numpy(read_pixels(file)).permute(2, 0, 1)[None]
+    except Unreadable as error:
         logger.warning(f"{file}: damaged ({error}), removed")
         return None
-    return pixels.permute(2, 0, 1)[None].float() / 255
