@@ -14,8 +14,9 @@ from PIL import Image
 from tiny_runs import recipe, trained, with_settings, write_run_folder
 
 from directalign.evaluation import candidates, image_metrics
-from directalign.evaluation.compare import Request, compare, evaluate_run, exclusive
+from directalign.evaluation.compare import Request, compare, evaluate_run
 from directalign.evaluation.generate import generate, sample_images
+from directalign.io.atomic import exclusive
 from directalign.io.jsonl import JsonlStore
 from directalign.types import DirectAlignError
 
@@ -247,7 +248,7 @@ def test_requests_are_refused_before_anything_is_loaded(run_folder, tmp_path, mo
 
 
 def test_two_processes_do_not_write_to_one_folder(run_folder, evaluated):
-    words = "another process is at work on this comparison"
-    with exclusive(evaluated), pytest.raises(DirectAlignError, match=words):
+    use = "at work on this comparison"
+    with exclusive(evaluated, use), pytest.raises(DirectAlignError, match=f"process is {use}"):
         evaluate_run(request_for(run_folder, evaluated))
     evaluate_run(request_for(run_folder, evaluated))

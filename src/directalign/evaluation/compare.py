@@ -11,15 +11,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from .. import config
-from ..io.atomic import disk_errors, write_text
+from ..io.atomic import disk_errors, exclusive, write_text
 from ..io.text import read_json
 from ..metrics import SCORE, SGP
 from ..report import write_page
@@ -136,7 +133,7 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
             f"the models are not sampled alike: {', '.join(differing)} differ; "
             "give the option to all for one setting"
         )
-    with exclusive(out):
+    with exclusive(out, "at work on this comparison"):
         generate_all(candidates, samples, files, out, request.batch_size)
         rows = score_candidates(groups, candidates, samples, out, batch_size)
         about = {name: each for group in groups for name, each in group.metrics.items()}
@@ -328,17 +325,6 @@ def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, An
         ) from error
     whole = {**record, "identity": identity}
     write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-
-
-def exclusive(out: Path) -> AbstractContextManager[Any]:
-    """Hold the folder's lock. Raises: DirectAlignError if another process holds it."""
-    try:
-        return FileLock(out / ".lock", timeout=0).acquire()
-    except Timeout as error:
-        raise DirectAlignError(
-            f"--out {out}: another process is at work on this comparison; "
-            "wait for it, or end it first"
-        ) from error
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
