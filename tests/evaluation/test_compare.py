@@ -239,7 +239,7 @@ def test_requests_are_refused_before_anything_is_loaded(run_folder, tmp_path, mo
     (tmp_path / "odd" / "comparison.json").write_text("{")
     for out, words in (
         ("file", "is a file"),
-        ("file/below", "cannot be made"),
+        ("file/below", "cannot be created"),
         ("images", r"holds images and no comparison\.json"),
         ("odd", "not readable as JSON"),
     ):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import config
-from ..io.atomic import disk_errors, exclusive, write_text
+from ..io.atomic import exclusive, make_folder, write_text
 from ..io.text import read_json
 from ..metrics import SCORE, SGP
 from ..report import write_page
@@ -210,7 +210,10 @@ def _record(
     rewards: Sequence[EvalReward],
     phrases: config.ControlPhrases,
 ) -> dict[str, Any]:
-    """The description of the comparison for readers of the folder."""
+    """The description of the comparison for readers of the folder.
+
+    "differing": dotted names of the sampling settings that are not the same for all models.
+    """
     own = [sample for sample in samples if not sample.is_control]
     prompts = {
         "source": source,
@@ -228,13 +231,17 @@ def _record(
         about["trained_on"] = [f"{kind}{label}" for label in labels for kind in (SCORE, SGP)]
         about |= {"base": each.base, "settings": None if settings is None else flat(settings)}
         models.append(about)
+    runs = [each.run.rollout for each in candidates if each.run is not None]
+    rollouts = [flat({"rollout": e.model_dump(mode="json", exclude={"sizes"})}) for e in runs]
+    first = rollouts[0] if rollouts else {}
+    differing = [name for name in first if any(e.get(name) != first[name] for e in rollouts)]
     return {
         "format": FORMAT,
         "models": models,
         "prompts": prompts,
         "seed_of_pairs": eval_prompts.FIRST_SEED,
         "control_phrases": {"positive": phrases.positive, "negative": phrases.negative},
-        "differing": _differing_rollouts(candidates),
+        "differing": differing,
         "command": request.command,
     }
 
@@ -260,17 +267,6 @@ def _identity(
         "control_prompts": control_prompts,
     }
     return json.loads(json.dumps(identity))
-
-
-def _differing_rollouts(candidates: Sequence[Candidate]) -> list[str]:
-    """Dotted names of the sampling settings that are not the same for all models."""
-    settings = [
-        flat({"rollout": each.run.rollout.model_dump(mode="json", exclude={"sizes"})})
-        for each in candidates
-        if each.run is not None
-    ]
-    first = settings[0] if settings else {}
-    return [name for name in first if any(each.get(name) != first[name] for each in settings)]
 
 
 def _sections(candidate: Candidate) -> dict[str, Any]:
@@ -316,13 +312,7 @@ def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, An
         raise DirectAlignError(
             f"--out {out} holds {', '.join(taken)} and no {COMPARISON}; name another folder"
         )
-    try:
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise DirectAlignError(
-            f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to"
-        ) from error
+    make_folder(out)
     whole = {**record, "identity": identity}
     write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 

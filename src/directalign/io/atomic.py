@@ -120,6 +120,17 @@ def _locked(folder: Path, busy: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def make_folder(out: Path) -> None:
+    """Create the folder and its parents. Raises: DirectAlignError."""
+    try:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DirectAlignError(
+            f"--out {out} cannot be created: {error.strerror}; name a writable folder"
+        ) from error
+
+
 @contextmanager
 def exclusive(out: Path, use: str) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process; a file system without locks: warning.

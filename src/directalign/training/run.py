@@ -85,7 +85,7 @@ def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str]
         checkpoint.seed_all(run.seed)
         loaded = _load(run, group)
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
-            run_folder.make(out)
+            atomic.make_folder(out)
             stack.enter_context(atomic.exclusive(out, "training in it"))
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)

@@ -45,15 +45,6 @@ def check(out: Path, resume: bool) -> None:
         run_log.read(out)
 
 
-def make(out: Path) -> None:
-    """Create the folder and its parents."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remedy = f"cannot be created: {error.strerror}; name a writable folder"
-        raise DirectAlignError(f"--out {out} {remedy}") from error
-
-
 def copy_control_tokens(run: config.RunConfig, out: Path) -> None:
     """Copy the recipe's files of learned tokens into `out/control_tokens`, numbered in order.
 
