@@ -21,7 +21,7 @@ from ..config.base import MAX_SEED
 from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..types import DirectAlignError, Images
-from .eval_prompts import EvalSample, Pairs, samples_of
+from .eval_prompts import EvalSample
 from .generate import RECORD, generate, load_run_model, run_of, save_png, trained_weights
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,7 @@ def samples_of_images(
             )
     files = {key: [found[pair] for pair in pairs] for key, found in folders.items()}
     _check_sizes([file for each in files.values() for file in each])
-    prompts, seeds = tuple(prompt for prompt, _ in pairs), tuple(seed for _, seed in pairs)
-    return samples_of(Pairs(prompts, seeds)), files
+    return [EvalSample(index, *pair) for index, pair in enumerate(pairs)], files
 
 
 def _read(folder: Path) -> dict[Pair, Path]:

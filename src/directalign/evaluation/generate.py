@@ -1,8 +1,7 @@
 """Generate images of prompt-seed pairs, which do not depend on batch or process."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..io.hub import is_hub_id
 from ..io.tensors import require_finite, to_pixels
 from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import check_base, open_source
-from ..models.lora import LORA_FILE, ReferenceModel, has_adapters
+from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images
@@ -69,18 +68,6 @@ def generate(
 def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
     """(height, width) in pixels: the recipe's, else the checkpoint's default."""
     return rollout.height or model.default_size[0], rollout.width or model.default_size[1]
-
-
-@contextmanager
-def base_weights(model: Model) -> Iterator[None]:
-    """Turn LoRA adapters off. Raises: DirectAlignError for a model without adapters."""
-    if not has_adapters(model.denoiser):
-        raise DirectAlignError(
-            "all weights were trained, so the base model is not in here: "
-            "load it by itself from model.path"
-        )
-    with ReferenceModel(model.denoiser).active():
-        yield
 
 
 def diffusers_call(

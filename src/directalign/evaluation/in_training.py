@@ -5,7 +5,7 @@ renderer's photographs of the same captions in the toy world, elsewhere the base
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,13 @@ from .. import config, metrics
 from ..diffusion.rng import generator_for
 from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
 from ..models import load_model
+from ..models.lora import ReferenceModel
 from ..rewards import reward_class
 from ..toyworld.scenes import STYLES, render, scenes_of
 from ..types import Images, PerSample
 from . import eval_prompts, image_metrics, scores
-from .eval_prompts import CONTROL_GROUP, WORLD, Pairs, samples_of
-from .generate import base_weights, generate
+from .eval_prompts import WORLD, Pairs, samples_of
+from .generate import generate
 from .results import summarise_images
 from .scores import MetricFunction, MetricInput, per_image
 
@@ -87,7 +88,7 @@ def _score_names(run: config.RunConfig) -> list[str]:
 
 @dataclass
 class ReferencePairs:
-    """Pairs, and what makes the images that colour drift is measured against."""
+    """Pairs that are evaluated; `make` makes the images that colour drift is measured against."""
 
     pairs: Pairs
     make: Callable[[Pairs], Images]
@@ -97,9 +98,17 @@ class ReferencePairs:
         """Images (n, 3, H, W) of all pairs, made on first use."""
         return self.make(self.pairs)
 
-    def drift(self, images: Images) -> float:
-        """Colour drift of images of the first pairs."""
-        return image_metrics.color_drift(images, self.images[: len(images)])
+    def per_image(
+        self, images: Images, functions: Sequence[MetricFunction]
+    ) -> dict[str, PerSample]:
+        """Every metric per image, for images of the first pairs."""
+        return per_image(functions, MetricInput(samples_of(self.pairs.first(len(images))), images))
+
+    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
+        """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
+        drift = image_metrics.color_drift(images, self.images[: len(images)])
+        name = metrics.OFF_TOPIC + COLOR_DRIFT if self.pairs.group else COLOR_DRIFT
+        return {**summarise_images(each, self.pairs.prompts[: len(images)]), name: drift}
 
 
 class Measurer:
@@ -168,9 +177,10 @@ class Measurer:
         if self.group.rank > 0:
             return {}
         each = self.per_image(images)
-        record = self.summary(images, each)
+        record = self.fixed.summary(images, each)
         if self.control is not None and control_images is not None:
-            record |= self.control_summary(control_images)
+            controls = self.control.per_image(control_images, self.functions)
+            record |= self.control.summary(control_images, controls)
         if several is not None:
             record[metrics.DIVERSITY] = image_metrics.diversity(several)
         record |= self._comparable(images, each)
@@ -185,26 +195,12 @@ class Measurer:
         if self.run.model.tune == "full":
             device = next(self.model.denoiser.parameters()).device
             return self._generate(pairs, load_model(self.run.model, device))
-        with base_weights(self.model):
+        with ReferenceModel(self.model.denoiser).active():
             return self._generate(pairs)
 
     def per_image(self, images: Images) -> dict[str, PerSample]:
         """Every metric per image, for images of the first pairs."""
-        samples = samples_of(self.pairs.first(len(images)))
-        return per_image(self.functions, MetricInput(samples, images))
-
-    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
-        found = summarise_images(each, self.pairs.prompts[: len(images)])
-        return {**found, COLOR_DRIFT: self.fixed.drift(images)}
-
-    def control_summary(self, images: Images) -> dict[str, Any]:
-        """The same for images of the control prompts, under `off_topic_<name>`."""
-        assert self.control is not None
-        samples = samples_of(self.control.pairs, CONTROL_GROUP)
-        each = per_image(self.functions, MetricInput(samples, images))
-        found = summarise_images(each, self.control.pairs.prompts)
-        return {**found, metrics.OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
+        return self.fixed.per_image(images, self.functions)
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Metrics of the pairs evaluated during the run; per-image values for early stopping."""
@@ -213,7 +209,7 @@ class Measurer:
         first = {name: values[:count] for name, values in each.items()}
         found: dict[str, Any] = {}
         if settings.every > 0 and count < len(images):
-            found["during"] = self.summary(images[:count], first)
+            found["during"] = self.fixed.summary(images[:count], first)
         if self.run.early_stopping is not None:
             watched = dict.fromkeys((judge_of(self.run), score_of(self.run)))
             found["each"] = {
