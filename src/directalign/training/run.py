@@ -140,25 +140,21 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
     return Loaded(model, method, evaluator, data, base)
 
 
-def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
-    """Every prompt once: the empty one, of sample grids, evaluations, and training on all ranks."""
-    measured = measured_prompts(run.data)
-    evaluated = fixed_pairs(measured, run.evaluate.num_samples)
-    diverse = diversity_pairs(measured, run.evaluate.diversity_prompts)
-    samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
-    trained = (text for step in range(run.train.num_steps) for text in data.texts(step))
-    return list(dict.fromkeys(["", *samples, *evaluated.prompts, *diverse.prompts, *trained]))
-
-
 def precompute_embeddings(
     run: config.RunConfig, model: Any, data: TrainData, group: TorchProcessGroup
 ) -> None:
     """Encode all prompts of the run into the cache on disk and free the model's text encoders.
 
-    Each rank encodes its share, then what other ranks stored on a disk that it cannot read.
+    They are the empty one and those of sample grids, evaluations, and training on all ranks. Each
+    rank encodes its share, then what other ranks stored on a disk that it cannot read.
     """
-    encoder: PromptEncoder = model.prompts
-    prompts, folder = prompts_of_run(run, data), default_folder()
+    measured = measured_prompts(run.data)
+    evaluated = fixed_pairs(measured, run.evaluate.num_samples).prompts
+    diverse = diversity_pairs(measured, run.evaluate.diversity_prompts).prompts
+    samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
+    trained = (text for step in range(run.train.num_steps) for text in data.texts(step))
+    prompts = list(dict.fromkeys(["", *samples, *evaluated, *diverse, *trained]))
+    encoder, folder = cast(PromptEncoder, model.prompts), default_folder()
     show = partial(track, description="encoding prompts") if group.is_main else iter
     for share in (prompts[group.rank :: group.size], *([prompts] if group.size > 1 else [])):
         for fault in encoder.store(share, folder, show):
@@ -196,9 +192,8 @@ def train_loaded(
     prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
     lost, dropped = frozenset[int](), early_stopping.END_EVENTS
-    if group.is_main and resume:
-        lost, dropped = resume_state(rules, run, out, done)
     if group.is_main:
+        lost, dropped = resume_state(rules, run, out, done)
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
     log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None

@@ -65,7 +65,12 @@ class TrainStep:
                     raise _not_finite(step, f"the loss is {value} ({where})")
                 detached = torch.tensor(value, dtype=torch.float64)
                 losses.append(replace(loss, value=detached))
-        norm = self._update(step)
+        self.group.average_gradients(self.parameters)
+        norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
+        if not math.isfinite(norm):
+            raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
+        self.is_updating = True
+        self.optimizer.step()
         lap("update")
         forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
         return {
@@ -74,15 +79,6 @@ class TrainStep:
             "nfe": {"forward": forward, "backward": backward},
             "phases": seconds,
         }
-
-    def _update(self, step: int) -> float:
-        self.group.average_gradients(self.parameters)
-        norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
-        if not math.isfinite(norm):
-            raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
-        self.is_updating = True
-        self.optimizer.step()
-        return norm
 
 
 def _not_finite(step: int, what: str) -> NonFiniteError:

@@ -12,7 +12,7 @@ classes. Frozen, float32, no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,14 +187,41 @@ class Detector:
     @torch.no_grad()
     def find(self, image: Image, things: Sequence[str], threshold: float) -> list[Found]:
         """Those of `things` in an image in [0, 1] with scores above `threshold`, in its pixels."""
-        detect = KINDS[self.model.config.model_type].detect
-        return detect(self, image, tuple(dict.fromkeys(things)), threshold)
+        things = tuple(dict.fromkeys(things))
+        output = self.model(pixel_values=self.pixels(image[None]), **self.queries(things))
+        if self.model.config.model_type == "mask2former":
+            return _masks(output, self.numbers(things), image, threshold)
+        scores, (height, width) = output.logits[0].float().sigmoid(), image.shape[-2:]
+        if self.classes is None:  # OWLv2: a box is of its best thing; the image became a square
+            highest, best = scores.max(-1, keepdim=True)
+            scores = torch.full_like(scores, -1).scatter(1, best, highest)
+            height = width = max(height, width)
+        return [
+            Found(thing, float(scores[q, number]), _box(output.pred_boxes[0, q], height, width))
+            for number, thing in self.numbers(things).items()
+            for q in (scores[:, number] > threshold).nonzero()[:, 0].tolist()
+        ]
 
     def numbers(self, things: Sequence[str]) -> dict[int, str]:
-        """The class numbers of `things`."""
-        assert self.classes is not None
+        """The class numbers of `things`, of text queries their places."""
+        if self.classes is None:
+            return dict(enumerate(things))
         wanted = {coco_name(thing): thing for thing in things}
         return {number: wanted[name] for number, name in self.classes.items() if name in wanted}
+
+    def queries(self, things: Sequence[str]) -> dict[str, Tensor]:
+        """The further arguments of the model: the text queries that it reads, if it does."""
+        if self.tokenizer is None:
+            return {}
+        settings: Any = self.model.config
+        tokens: Any = self.tokenizer(
+            [QUERY.format(thing) for thing in things],
+            padding="max_length",
+            truncation=True,
+            max_length=settings.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 def coco_name(thing: str) -> str:
@@ -202,53 +229,11 @@ def coco_name(thing: str) -> str:
     return COCO_NAMES.get(thing, thing)
 
 
-def _detect_boxes(
-    detector: Detector, image: Image, things: Sequence[str], threshold: float
-) -> list[Found]:
-    """RT-DETR and D-FINE: a query may be of any class, each with its own probability."""
-    output = detector.model(pixel_values=detector.pixels(image[None]))
-    scores, size = output.logits[0].float().sigmoid(), image.shape[-2:]
-    return [
-        Found(thing, float(scores[query, number]), _box(output.pred_boxes[0, query], *size))
-        for number, thing in detector.numbers(things).items()
-        for query in (scores[:, number] > threshold).nonzero()[:, 0].tolist()
-    ]
-
-
-def _detect_named(
-    detector: Detector, image: Image, things: Sequence[str], threshold: float
-) -> list[Found]:
-    """OWLv2: each box is of the best-matching thing; the image is padded to a square."""
-    assert detector.tokenizer is not None
-    settings: Any = detector.model.config
-    tokens: Any = detector.tokenizer(
-        [QUERY.format(thing) for thing in things],
-        padding="max_length",
-        truncation=True,
-        max_length=settings.text_config.max_position_embeddings,
-        return_tensors="pt",
-    ).to(detector.model.device)
-    output = detector.model(
-        pixel_values=detector.pixels(image[None]),
-        input_ids=tokens["input_ids"],
-        attention_mask=tokens["attention_mask"],
-    )
-    scores, best = output.logits[0].float().sigmoid().max(-1)
-    side = max(image.shape[-2:])
-    return [
-        Found(things[int(best[q])], float(scores[q]), _box(output.pred_boxes[0, q], side, side))
-        for q in (scores > threshold).nonzero()[:, 0].tolist()
-    ]
-
-
-def _detect_masks(
-    detector: Detector, image: Image, things: Sequence[str], threshold: float
-) -> list[Found]:
+def _masks(output: Any, numbers: dict[int, str], image: Image, threshold: float) -> list[Found]:
     """Mask2Former: score is the class probability times the mean probability of the mask."""
-    output = detector.model(pixel_values=detector.pixels(image[None]))
     scores = output.class_queries_logits[0].float().softmax(-1)[:, :-1]
     found = []
-    for number, thing in detector.numbers(things).items():
+    for number, thing in numbers.items():
         for query in (scores[:, number] > threshold).nonzero()[:, 0].tolist():
             small = output.masks_queries_logits[:1, query : query + 1].float()
             logits = F.interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)
@@ -278,17 +263,16 @@ class Kind:
     """A detector architecture; the thresholds are defaults of the section's keys."""
 
     model: type[transformers.PreTrainedModel]
-    detect: Callable[[Detector, Image, Sequence[str], float], list[Found]]
     threshold: float
     counting_threshold: float
 
 
 KINDS = {
-    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, _detect_masks, 0.3, 0.9),
-    "rt_detr": Kind(transformers.RTDetrForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "d_fine": Kind(transformers.DFineForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "owlv2": Kind(transformers.Owlv2ForObjectDetection, _detect_named, 0.1, 0.1),
+    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, 0.3, 0.9),
+    "rt_detr": Kind(transformers.RTDetrForObjectDetection, 0.5, 0.5),
+    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, 0.5, 0.5),
+    "d_fine": Kind(transformers.DFineForObjectDetection, 0.5, 0.5),
+    "owlv2": Kind(transformers.Owlv2ForObjectDetection, 0.1, 0.1),
 }
 """By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
 
