@@ -284,7 +284,7 @@ def generate_all(
                 _copy(candidate, sources[candidate.key][place], files[place])
         else:
             _generate(candidate, samples, files, batch_size)
-        _check_size(candidates[0], candidate, samples[0].index, out)
+        _check_size(candidates[0], candidate, samples[0], out)
 
 
 def load_images(out: Path, key: str, samples: Sequence[EvalSample]) -> Images:
@@ -330,13 +330,9 @@ def _copy(candidate: Candidate, source: Path, file: Path) -> None:
     save_png(pixels, file)
 
 
-def _check_size(first: Candidate, other: Candidate, index: int, out: Path) -> None:
-    sizes = []
-    for candidate in (first, other):
-        with Image.open(out / image_file(candidate.key, index), formats=["PNG"]) as image:
-            sizes.append(image.size)
-    if sizes[0] != sizes[1]:
-        (w, h), (w2, h2) = sizes
+def _check_size(first: Candidate, other: Candidate, sample: EvalSample, out: Path) -> None:
+    (h, w), (h2, w2) = (load_images(out, e.key, [sample]).shape[-2:] for e in (first, other))
+    if (h, w) != (h2, w2):
         is_model = other.kind != "images"
         remedy = "give --height and --width" if is_model else "compare images of one size"
         raise DirectAlignError(

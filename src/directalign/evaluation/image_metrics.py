@@ -98,13 +98,6 @@ def color_drift(images: Images, reference: Images) -> float:
     return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
 
 
-def casts(images: Images) -> dict[str, PerSample]:
-    """The colour cast of every image: its length, 0 to 0.82, and its three parts, with sum 0."""
-    cast = color_cast(images)
-    parts = {f"{name}_cast": cast[:, i] for i, name in enumerate(("red", "green", "blue"))}
-    return {"color_cast": cast.norm(dim=1), **parts}
-
-
 STATISTICS: dict[str, Callable[[Images], PerSample]] = {}
 
 

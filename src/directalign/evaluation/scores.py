@@ -32,7 +32,7 @@ from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
 from .eval_prompts import EvalSample, named_styles
-from .image_metrics import cosine_distance, rmse, to_siblings
+from .image_metrics import color_cast, cosine_distance, rmse, to_siblings
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,19 @@ def pixel_statistics(inputs: MetricInput) -> dict[str, PerSample]:
 
 
 def compared_pixels(inputs: MetricInput) -> dict[str, PerSample]:
-    """Statistics, casts and the mean RMSE to other images of the same prompt; not on control
-    prompts. RMSE and shift of the colour cast from the base model's images, where there are some.
+    """Statistics, length and parts of the colour cast, and the mean RMSE to other images of the
+    same prompt; not on control prompts. RMSE and shift of the cast from the base model's images,
+    where there are some.
     """
-    images, found = inputs.images, pixel_statistics(inputs)
+    images, found, cast = inputs.images, pixel_statistics(inputs), color_cast(inputs.images)
     if not inputs.is_control:
-        found |= image_metrics.casts(images)
+        found |= {"color_cast": cast.norm(dim=1), "red_cast": cast[:, 0]}
+        found |= {"green_cast": cast[:, 1], "blue_cast": cast[:, 2]}
         found[metrics.DIVERSITY] = to_siblings(images, inputs.prompts, rmse)
     if inputs.base is not None:
         base = inputs.base.images
-        shift = image_metrics.color_cast(images) - image_metrics.color_cast(base)
-        found |= {metrics.BASE_RMSE: rmse(images, base), metrics.BASE_CAST: shift.norm(dim=1)}
+        found[metrics.BASE_RMSE] = rmse(images, base)
+        found[metrics.BASE_CAST] = (cast - color_cast(base)).norm(dim=1)
     return found
 
 
