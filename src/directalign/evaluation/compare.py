@@ -224,12 +224,10 @@ def _record(
     models = []
     for each in candidates:
         labels = [reward.label for reward in rewards if each.key in reward.trained]
-        settings = _sections(each) if each.run else None
-        if each.recipe is not None:
-            settings = each.recipe.model_dump(mode="json")
+        recipe = each.recipe.model_dump(mode="json") if each.recipe else _sections(each)
         about = {name: getattr(each, name) for name in ("key", "label", "source", "kind")}
         about["trained_on"] = [f"{kind}{label}" for label in labels for kind in (SCORE, SGP)]
-        about |= {"base": each.base, "settings": None if settings is None else flat(settings)}
+        about |= {"base": each.base, "settings": flat(recipe) if recipe else None}
         models.append(about)
     runs = [each.run.rollout for each in candidates if each.run is not None]
     rollouts = [flat({"rollout": e.model_dump(mode="json", exclude={"sizes"})}) for e in runs]

@@ -206,7 +206,12 @@ def train_loaded(
             done = loop.train(context, done)
             export_weights(context, done)
             if log is not None:
-                _write_summary(context, log)
+                history, count = run_log.read(out), sum(p.numel() for p in parameters.values())
+                kept = early_stopping.kept_summary(run, history)
+                summary = run_folder.summarize(run, history, group.size, count, kept)
+                summary |= {"base": loaded.base} if loaded.base else {}
+                atomic.write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+                log.summary(summary)
         finally:
             if log is not None:
                 log.close()
@@ -310,13 +315,3 @@ def _evaluate_exported(context: TrainContext, step: int) -> None:
         unused = ("event", "step", "during", "each")
         numbers = {name: value for name, value in measured.items() if name not in unused}
         log.write_once({"event": "kept", "step": step, **numbers})
-
-
-def _write_summary(context: TrainContext, log: RunLog) -> None:
-    count = sum(p.numel() for p in context.state.parameters.values())
-    history = run_log.read(context.out)
-    kept = early_stopping.kept_summary(context.run, history)
-    summary = run_folder.summarize(context.run, history, context.group.size, count, kept)
-    summary |= {"base": context.state.base} if context.state.base else {}
-    atomic.write_text(context.out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    log.summary(summary)

@@ -189,9 +189,8 @@ class Display:
         self._values: dict[str, float] = {}
         self._budget = ""
         self._seconds: list[float] = []
-        values = TextColumn("{task.fields[values]}")
-        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), values
-        columns = *columns, TimeRemainingColumn()
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn()
+        columns = *columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task("train", total=num_steps, completed=step, values="")
 
