@@ -62,7 +62,7 @@ def metric_groups(
             MetricGroup(
                 "judge",
                 metrics.JUDGED | metrics.CONTROL,
-                lambda: [scores.JudgeMetrics(load_judge(), control_prompts == "world")],
+                lambda: [partial(scores.judge_metrics, load_judge(), control_prompts == "world")],
                 {"judge": judge},
             )
         )

@@ -7,7 +7,7 @@ renderer's photographs of the same captions in the toy world, elsewhere the base
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -137,7 +137,8 @@ class Measurer:
         for label, each in (held_out or {}).items():
             self.functions.append(scores.held_out_metrics(label, each, run, device))
         if judge is not None:
-            self.functions.append(scores.JudgeMetrics(judge, settings.control_prompts == WORLD))
+            world = settings.control_prompts == WORLD
+            self.functions.append(partial(scores.judge_metrics, judge, world))
         own = scores.user_metric_functions(settings.metrics, settings.batch_size)
         self.functions += [scores.pixel_statistics, *own]
         prompts = eval_prompts.measured_prompts(run.data)

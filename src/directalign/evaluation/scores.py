@@ -95,22 +95,17 @@ def compared_pixels(inputs: MetricInput) -> dict[str, PerSample]:
     return found
 
 
-@dataclass(frozen=True)
-class JudgeMetrics:
-    """The judge's answers. On control prompts, if those are the toy world's (`named_styles`),
-    whether style and content are as the prompt says."""
-
-    judge: Judge
-    named_styles: bool
-
-    def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
-        if not inputs.is_control:
-            return self.judge(inputs.images, inputs.prompts)
-        if not self.named_styles:
-            return {}
-        answers, styles = self.judge(inputs.images, inputs.prompts), named_styles(inputs.prompts)
-        kept = [answers[f"style_{style}"][place] for place, style in enumerate(styles)]
-        return {"style_kept": torch.stack(kept), "content": answers["content"]}
+def judge_metrics(judge: Judge, is_world: bool, inputs: MetricInput) -> Mapping[str, PerSample]:
+    """The judge's answers. On control prompts, if those are the toy world's (`is_world`), whether
+    style and content are as the prompt says."""
+    if inputs.is_control and not is_world:
+        return {}
+    answers = judge(inputs.images, inputs.prompts)
+    if not inputs.is_control:
+        return answers
+    styles = enumerate(named_styles(inputs.prompts))
+    kept = [answers[f"style_{style}"][place] for place, style in styles]
+    return {"style_kept": torch.stack(kept), "content": answers["content"]}
 
 
 BARE = ("",)
@@ -311,10 +306,8 @@ def user_metric_functions(paths: Sequence[str], batch_size: int) -> list[MetricF
 
     One raises DirectAlignError if it fails, or does not return one finite number per image.
     """
-    named = {each.name: path for path, each in zip(paths, user_metrics(paths), strict=True)}
-
-    def function(name: str, path: str) -> RewardMetrics:
+    functions = list[MetricFunction]()
+    for path, each in zip(paths, user_metrics(paths), strict=True):
         reward = PythonReward(load_function(path, METRICS_KEY), source=f"{METRICS_KEY}: {path}")
-        return RewardMetrics(reward, {name: BARE}, batch_size, "cpu")
-
-    return [function(*each) for each in named.items()]
+        functions.append(RewardMetrics(reward, {each.name: BARE}, batch_size, "cpu"))
+    return functions
