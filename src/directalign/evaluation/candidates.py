@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,38 +104,27 @@ def _open(label: str | None, source: str) -> Candidate:
 
 def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]:
     """Add the folder to derived labels that are equal, and derive keys from the labels."""
-    derived = [each.label for each in candidates]
-    labels = [
-        f"{each.label} ({Path(each.source).resolve().name})"
-        if derived.count(each.label) > 1 and not own
-        else each.label
-        for each, own in zip(candidates, given, strict=True)
-    ]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        pairs = zip(candidates, labels, strict=True)
-        same = [each.source for each, label in pairs if label == twice]
-        raise DirectAlignError(
-            f"{same[0]} and {same[1]} are both called {twice!r}; "
-            "give each a label of its own: LABEL=SOURCE"
-        )
-    return [
-        replace(each, label=label, key=key)
-        for each, label, key in zip(candidates, labels, _keys(labels), strict=True)
-    ]
-
-
-def _keys(labels: Sequence[str]) -> list[str]:
-    """Unique file names from labels, never `base`."""
-    found: list[str] = []
-    for label in labels:
+    found, derived = list[Candidate](), [each.label for each in candidates]
+    for each, is_given in zip(candidates, given, strict=True):
+        label = each.label
+        if derived.count(label) > 1 and not is_given:
+            label += f" ({Path(each.source).resolve().name})"
+        if same := next((other.source for other in found if other.label == label), None):
+            raise DirectAlignError(
+                f"{same} and {each.source} are both called {label!r}; "
+                "give each a label of its own: LABEL=SOURCE"
+            )
         plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
         stem = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40] or "model"
-        key, number = stem, 2
-        while key in (*found, BASE):
-            key, number = f"{stem}_{number}", number + 1
-        found.append(key)
+        key = numbered(stem, "_", [BASE, *(other.key for other in found)])
+        found.append(replace(each, label=label, key=key))
     return found
+
+
+def numbered(name: str, separator: str, taken: Sequence[str]) -> str:
+    """The name, or with the first number from 2 that makes it none of those taken."""
+    names = chain([name], (f"{name}{separator}{number}" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def _with_bases(candidates: list[Candidate]) -> list[Candidate]:

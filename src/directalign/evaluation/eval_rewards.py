@@ -12,7 +12,7 @@ from ..io.text import read_text
 from ..io.yaml_text import MAX_BYTES, parse_yaml
 from ..rewards import reward_settings
 from ..types import DirectAlignError
-from .candidates import Candidate
+from .candidates import Candidate, numbered
 from .scores import LABEL, held_out_key, plain_phrases
 
 OPTION = "--reward"
@@ -59,9 +59,7 @@ def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> lis
         unique[same] = replace(known, trained=trained)
     found: list[EvalReward] = []
     for each in unique.values():
-        label, number = each.label, 2
-        while label in {other.label for other in found}:
-            label, number = f"{each.label}-{number}", number + 1
+        label = numbered(each.label, "-", [other.label for other in found])
         found.append(replace(each, label=label))
     return found
 
