@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .. import config
-from ..evaluation.generate import generate
+from ..evaluation.generate import generate, save_png
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
@@ -165,7 +165,7 @@ def evaluate_if_due(context: TrainContext, done: int) -> bool:
             images = generate(context.model, prompts, seeds, run.rollout, size, context.group)
             grid = run_log.tiled(images)
             if log is not None:
-                run_log.save_grid(grid, grid_file)
+                save_png(grid[0], grid_file)
                 log.grid(done, grid)
         if evaluates:
             _evaluate(context, done)
