@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def _reward_group(each: EvalReward, phrases: config.ControlPhrases, batch_size: 
 def adherence_group(
     settings: config.AdherenceConfig, samples: Sequence[EvalSample], out: Path
 ) -> MetricGroup:
-    """Prompt adherence, checked and not loaded.
+    """Prompt adherence of all prompts and of those of each tag, checked and not loaded.
 
     Raises: DirectAlignError for a judge that cannot load, and for prompts that it cannot judge.
     """
@@ -111,14 +111,6 @@ def adherence_group(
         judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
         return [partial(adherence_per_image, judge, JsonlStore(out / SCORES / FACTS))]
 
-    identity = {ADHERENCE: settings.model_dump(mode="json")}
-    return MetricGroup(ADHERENCE, adherence_metrics(rows, settings), load, identity)
-
-
-def adherence_metrics(
-    rows: Sequence[PromptRow], settings: config.AdherenceConfig
-) -> dict[str, Metric]:
-    """Adherence of all prompts, and of the prompts of each tag."""
     is_vlm = isinstance(settings, config.QwenVLConfig)
     judge = f"a {'vision-language model' if is_vlm else 'detector'} ({settings.path})"
     judge += "" if is_vlm else " and GenEval's rules"
@@ -128,7 +120,8 @@ def adherence_metrics(
         label = f"As the prompt says: {tag.replace('_', ' ')}"
         text = f"The same, of prompts of {tag} only."
         found.append(Metric(f"{ADHERENCE}_{tag}", label, "adherence", True, text))
-    return {each.name: each for each in found}
+    described, identity = {each.name: each for each in found}, settings.model_dump(mode="json")
+    return MetricGroup(ADHERENCE, described, load, {ADHERENCE: identity})
 
 
 def adherence_per_image(
@@ -139,7 +132,7 @@ def adherence_per_image(
         return {}
     judged = judge.judged(inputs.images, [_row(sample) for sample in inputs.samples])
     facts.append(
-        {"model": inputs.model, "index": sample.index, "facts": each.record()}
+        {"model": inputs.model, "index": sample.index, "facts": [*map(asdict, each.verdicts)]}
         for sample, each in zip(inputs.samples, judged, strict=True)
     )
     return numbers(judged)

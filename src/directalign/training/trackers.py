@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -79,23 +78,18 @@ class Tracker(Protocol):
     def close(self, finished: bool) -> None: ...
 
 
-@dataclass(frozen=True)
-class RunInfo:
+class RunInfo(BaseModel):
     """`key` identifies the run across resumes, `caption` describes its sample grids.
 
-    `space` names the trackio Space and project of earlier processes.
+    `space` names the trackio Space and project of earlier processes. Only `key` and `space` are
+    stored, in `tracked.json`.
     """
 
     key: str
-    name: str
-    config: Mapping[str, Any]
-    caption: str
     space: str | None
-
-
-class _KeyFile(BaseModel):
-    key: str
-    space: str | None
+    name: str = ""
+    config: dict[str, Any] = {}
+    caption: str = ""
 
 
 def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInfo:
@@ -104,10 +98,10 @@ def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInf
     stored: Any = {"key": secrets.token_hex(4), "space": None}
     if file.exists():
         remedy = "remove it, and the trackers take this for a new run"
-        stored = read_json(file, remedy, _KeyFile)
+        stored = read_json(file, remedy, RunInfo)
     caption = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
     public = json.loads(re.sub(r'(?<=://)[^/@\s"]+@', "", run.model_dump_json()))
-    return RunInfo(stored["key"], run.name, public, caption, stored["space"])
+    return RunInfo(**{**stored, "name": run.name, "config": public, "caption": caption})
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float | str]:

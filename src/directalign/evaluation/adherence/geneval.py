@@ -9,7 +9,7 @@ Rules and thresholds: djghosh13/geneval (arXiv 2310.11513).
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -176,10 +176,6 @@ class Judged:
     def right(self) -> bool:
         """Whether all facts are."""
         return all(verdict.right for verdict in self.verdicts)
-
-    def record(self) -> list[dict[str, Any]]:
-        """For a line of results: [{"fact", "right", "saw"}, ...]."""
-        return [asdict(verdict) for verdict in self.verdicts]
 
 
 def numbers(judged: Sequence[Judged]) -> dict[str, PerSample]:
