@@ -3,7 +3,7 @@
     MetricInput (samples, images, base images)  ->  per_image  ->  {metric name: (b,)}
 
 Evaluation during training (`in_training`) and comparisons (`compare`) call the same functions. A
-new metric is an entry in `metrics` and a function: for pixels a `@statistic` in `image_metrics`,
+new metric is an entry in `metrics` and a function: for pixels one of `image_metrics.STATISTICS`,
 else a `MetricFunction` here.
 
 Held-out rewards are evaluated beside the trained one and never trained on: a trained score that
