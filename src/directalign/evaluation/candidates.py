@@ -192,7 +192,16 @@ def _read(folder: Path) -> dict[Pair, Path]:
     found: dict[Pair, Path] = {}
     for line, row in json_rows(folder / RECORD, "record of images"):
         where = f"{folder / RECORD}:{line}"
-        pair, file = _pair(row, where), folder / str(row["file"])
+        for name, kind in {"file": str, "prompt": str, "seed": int}.items():
+            if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool):
+                raise DirectAlignError(
+                    f"{where}: {name} is {row.get(name)!r:.40}; "
+                    'write {"file": "a.png", "prompt": "a red star", "seed": 0}'
+                )
+        seed, file = row["seed"], folder / row["file"]
+        if abs(seed) > MAX_SEED:
+            raise DirectAlignError(f"{where}: seed {seed!s:.40} is over the largest, {MAX_SEED}")
+        pair = checked_prompt(row["prompt"], where), seed
         if pair in found:
             raise DirectAlignError(
                 f"{where}: {pair[0]!r:.60} with seed {pair[1]} comes twice; remove one of the two"
@@ -209,18 +218,6 @@ def _read(folder: Path) -> dict[Pair, Path]:
             f"{folder / RECORD}: names no image; give a folder that directalign sample wrote"
         )
     return found
-
-
-def _pair(row: Mapping[str, Any], where: str) -> Pair:
-    for name, kind in {"file": str, "prompt": str, "seed": int}.items():
-        if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool):
-            raise DirectAlignError(
-                f"{where}: {name} is {row.get(name)!r:.40}; "
-                'write {"file": "a.png", "prompt": "a red star", "seed": 0}'
-            )
-    if abs(row["seed"]) > MAX_SEED:
-        raise DirectAlignError(f"{where}: seed {row['seed']!s:.40} is over the largest, {MAX_SEED}")
-    return checked_prompt(row["prompt"], where), row["seed"]
 
 
 def _check_sizes(files: Sequence[Path]) -> None:
@@ -271,7 +268,14 @@ def generate_all(
         logger.info(f"{candidate.label}: {len(missing)} images to {verb}")
         if candidate.kind == "images":
             for place in missing:
-                _copy(candidate, sources[candidate.key][place], files[place])
+                source = sources[candidate.key][place]
+                try:
+                    pixels = torch.from_numpy(read_pixels(source)).permute(2, 0, 1).float()
+                except Unreadable as error:
+                    raise DirectAlignError(
+                        f"{source}: {error}; repair it, or compare without {candidate.source}"
+                    ) from error
+                save_png(pixels, files[place])
         else:
             _generate(candidate, samples, files, batch_size)
         _check_size(candidates[0], candidate, samples[0], out)
@@ -308,16 +312,6 @@ def _generate(
         images = generate(model, prompts, seeds, run.rollout, size)
         for file, image in zip(targets, images, strict=True):
             save_png(image, file)
-
-
-def _copy(candidate: Candidate, source: Path, file: Path) -> None:
-    try:
-        pixels = torch.from_numpy(read_pixels(source)).permute(2, 0, 1).float()
-    except Unreadable as error:
-        raise DirectAlignError(
-            f"{source}: {error}; repair it, or compare without {candidate.source}"
-        ) from error
-    save_png(pixels, file)
 
 
 def _check_size(first: Candidate, other: Candidate, sample: EvalSample, out: Path) -> None:

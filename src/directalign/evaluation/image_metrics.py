@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.shuffle import permutation
+from ..rewards.pixel_statistics import saturation
 from ..types import DirectAlignError, Images, PerSample
 from .eval_prompts import FIRST_SEED, Pairs
 
@@ -100,11 +101,6 @@ def color_drift(images: Images, reference: Images) -> float:
 def brightness(images: Images) -> PerSample:
     """Mean luminance, in [0, 1]."""
     return luminance(images).mean((1, 2))
-
-
-def saturation(images: Images) -> PerSample:
-    """Mean of the largest minus the smallest channel (chroma), in [0, 1]."""
-    return (images.amax(1) - images.amin(1)).mean((1, 2))
 
 
 def sharpness(images: Images) -> PerSample:

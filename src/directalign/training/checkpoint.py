@@ -328,7 +328,13 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
     damaged: list[str] = []
     names = group.gather_texts("\n".join(path.name for path in all_of(folder)))[0].split()
     for candidate in [folder / name for name in reversed(names)]:
-        damage = group.first_text(_damage(candidate, group) or "")
+        found = atomic.damage(candidate, group.rank, group.size)  # of this rank's share
+        if found is None:
+            try:
+                read_record(candidate)
+            except DirectAlignError as error:
+                found = str(error).split(";")[0].removeprefix(f"{candidate}/")
+        damage = group.first_text(found or "")
         if not damage:
             if damaged:
                 logger.warning(f"damaged checkpoint: {'; '.join(damaged)}; using {candidate}")
@@ -339,17 +345,6 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
             f"no checkpoint can be used: {'; '.join(damaged)}; start again in another --out"
         )
     return None
-
-
-def _damage(folder: Path, group: TorchProcessGroup) -> str | None:
-    """As `atomic.damage`, of this rank's share of the files and of the record."""
-    found = atomic.damage(folder, group.rank, group.size)
-    if found is None:
-        try:
-            read_record(folder)
-        except DirectAlignError as error:
-            return str(error).split(";")[0].removeprefix(f"{folder}/")
-    return found
 
 
 def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:

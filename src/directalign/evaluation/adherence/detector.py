@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,19 +260,18 @@ def _box(box: Tensor, height: int, width: int) -> Box:
 
 @dataclass(frozen=True)
 class Kind:
-    """A detector architecture; the thresholds are defaults of the section's keys."""
+    """A detector architecture; the limits are defaults of the section's keys."""
 
     model: type[transformers.PreTrainedModel]
-    threshold: float
-    counting_threshold: float
+    limits: Limits
 
 
 KINDS = {
-    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, 0.3, 0.9),
-    "rt_detr": Kind(transformers.RTDetrForObjectDetection, 0.5, 0.5),
-    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, 0.5, 0.5),
-    "d_fine": Kind(transformers.DFineForObjectDetection, 0.5, 0.5),
-    "owlv2": Kind(transformers.Owlv2ForObjectDetection, 0.1, 0.1),
+    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, Limits(0.3, 0.9)),
+    "rt_detr": Kind(transformers.RTDetrForObjectDetection, Limits(0.5, 0.5)),
+    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, Limits(0.5, 0.5)),
+    "d_fine": Kind(transformers.DFineForObjectDetection, Limits(0.5, 0.5)),
+    "owlv2": Kind(transformers.Owlv2ForObjectDetection, Limits(0.1, 0.1)),
 }
 """By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
 
@@ -341,13 +340,10 @@ class DetectorJudge:
         detector, colors = load_detector(settings, device), None
         if settings.colors is not None:
             colors = ColorReader(ClipReward.from_config(settings.colors, device, f"{KEY}.colors"))
-        usual, counting = KINDS[detector.model.config.model_type], settings.counting_threshold
-        limits = Limits(
-            usual.threshold if settings.threshold is None else settings.threshold,
-            usual.counting_threshold if counting is None else counting,
-            settings.max_overlap,
-        )
-        return cls(detector, limits, colors)
+        given = {"threshold": settings.threshold, "counting": settings.counting_threshold}
+        given = {name: value for name, value in given.items() if value is not None}
+        usual = KINDS[detector.model.config.model_type].limits
+        return cls(detector, replace(usual, max_overlap=settings.max_overlap, **given), colors)
 
     def judge(self, image: Image, row: PromptRow) -> Judged:
         """A verdict on each fact of the row, which must have some; one detection per image."""
