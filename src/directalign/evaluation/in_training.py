@@ -46,10 +46,9 @@ def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
         names += [f"{metrics.OFF_TOPIC}{name}" for name in (*rewarded, *own, COLOR_DRIFT)]
         if settings.control_prompts == WORLD and is_world:
             names += [name for name, each in metrics.CONTROL.items() if each.is_rate]
-    return {
-        name: metrics.metric(name)
-        for name in (*names, *([metrics.DIVERSITY] if settings.diversity_prompts else ()))
-    }
+    if settings.diversity_prompts:
+        names.append(metrics.DIVERSITY)
+    return {name: metrics.metric(name) for name in names}
 
 
 def judge_of(run: config.RunConfig) -> str:
@@ -73,11 +72,8 @@ def _score_names(run: config.RunConfig) -> list[str]:
     members = reward.members if isinstance(reward, config.MixtureConfig) else []
     single = [member.reward for member in members] or [reward]
     reads_prompt = any(reward_class(each.name).reads_prompt for each in single)
-    sides = [
-        side
-        for side, each in ((metrics.POS, phrases.positive), (metrics.NEG, phrases.negative))
-        if each
-    ]
+    given = {metrics.POS: phrases.positive, metrics.NEG: phrases.negative}
+    sides = [side for side, own in given.items() if own]
     names = ["reward", *(f"score{side}" for side in sides if reads_prompt)]
     names += [f"{metrics.MEMBER}{member.label}" for member in members]
     for label, each in run.evaluate.rewards.items():

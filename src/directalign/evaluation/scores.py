@@ -174,12 +174,8 @@ class RewardMetrics:
             return torch.stack([by_phrase[each] for each in phrases]).mean(0).cpu()
 
         found = {name: mean_score(own) for name, own in self.scores.items() if own}
-        if members:
-            bare = phrases.index("")
-            found |= {
-                f"{metrics.MEMBER}{label}": each[bare].float().cpu()
-                for label, each in members.items()
-            }
+        for label, each in members.items():
+            found[metrics.MEMBER + label] = each[phrases.index("")].float().cpu()
         if gap:
             found[f"{metrics.SGP}{self.label}"] = mean_score(gap[0]) - mean_score(gap[1])
         embedded = getattr(reward, "image_embeddings", False) and isinstance(features, Tensor)
