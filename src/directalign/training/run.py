@@ -243,9 +243,8 @@ def _open_log(
     run_log.describe_grids(out, prompts)
     if run.evaluate.metrics:
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
-        atomic.write_text(
-            out / "metric_names.json", json.dumps(names, ensure_ascii=False, indent=1)
-        )
+        text = json.dumps(names, ensure_ascii=False, indent=1)
+        atomic.write_text(out / "metric_names.json", text)
     log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = checkpoint.step_of(file.with_suffix(""))
@@ -277,9 +276,8 @@ def export_weights(context: TrainContext, done: int) -> None:
         _evaluate_exported(context, step)
     if log is not None and verdict is not None:
         num_steps = context.run.train.num_steps
-        for level, line in early_stopping.summary_lines(
-            stopping.rules, log.records, verdict, done, num_steps
-        ):
+        lines = early_stopping.summary_lines(stopping.rules, log.records, verdict, done, num_steps)
+        for level, line in lines:
             logger.log(level, line)
 
 
