@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import Result
 
+from directalign.io.atomic import exclusive
 from directalign.toyworld.assets import resolve
-from directalign.training.run_folder import locked
 from hub_stand_in import READER, hub_stand_in, point_at
 from tiny import WRITERS, write_flux
 
@@ -259,7 +259,7 @@ def test_what_depends_on_the_machine(command, recipe, monkeypatch):
     line = refused(command, "train", "model.attention=flash")
     assert "model.attention: flash cannot be used here" in line
     Path("busy").mkdir()
-    with locked(Path("busy")):
+    with exclusive(Path("busy"), "training in it"):
         result = command("train", recipe, "--out", "busy")
     assert result.exit_code == 1
     assert "--out busy: another process is training in it" in result.stderr

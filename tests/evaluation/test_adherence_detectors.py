@@ -26,7 +26,6 @@ from directalign.types import DirectAlignError
 from hub_stand_in import hub_stand_in, point_at
 from tiny_detectors import CLASSES, write_detector
 
-KEY = "evaluate.adherence"
 PROCESSORS = {"mask2former": Mask2FormerImageProcessor, "owlv2": Owlv2ImageProcessor}
 
 
@@ -39,7 +38,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detectors(folders):
     return {
-        kind: load_detector(config.DetectorConfig(path=str(folder)), "cpu", KEY)
+        kind: load_detector(config.DetectorConfig(path=str(folder)), "cpu")
         for kind, folder in folders.items()
     }
 

@@ -14,8 +14,9 @@ from PIL import Image
 from tiny_runs import recipe, trained, with_settings, write_run_folder
 
 from directalign.evaluation import candidates, image_metrics
-from directalign.evaluation.compare import Request, compare, evaluate_run, exclusive
+from directalign.evaluation.compare import Request, compare, evaluate_run
 from directalign.evaluation.generate import generate, sample_images
+from directalign.io.atomic import exclusive
 from directalign.io.jsonl import JsonlStore
 from directalign.types import DirectAlignError
 
@@ -123,7 +124,7 @@ class Killed(BaseException):
 def test_a_killed_comparison_resumes_to_the_same_bytes(
     run_folder, evaluated, tmp_path, monkeypatch, caplog, kind, left
 ):
-    out, write, append, calls = tmp_path / "out", candidates._write, JsonlStore.append, []
+    out, write, append, calls = tmp_path / "out", candidates.save_png, JsonlStore.append, []
 
     def killed() -> bool:
         calls.append(1)
@@ -142,7 +143,7 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         if kind == "image":
-            patched.setattr(candidates, "_write", write_or_die)
+            patched.setattr(candidates, "save_png", write_or_die)
         else:
             patched.setattr(JsonlStore, "append", append_or_die)
         evaluate_run(request_for(run_folder, out))
@@ -238,16 +239,16 @@ def test_requests_are_refused_before_anything_is_loaded(run_folder, tmp_path, mo
     (tmp_path / "odd" / "comparison.json").write_text("{")
     for out, words in (
         ("file", "is a file"),
-        ("file/below", "cannot be made"),
+        ("file/below", "cannot be created"),
         ("images", r"holds images and no comparison\.json"),
-        ("odd", "not JSON"),
+        ("odd", "not readable as JSON"),
     ):
         with pytest.raises(DirectAlignError, match=words):
             compare(request_for(run_folder, tmp_path / out))
 
 
 def test_two_processes_do_not_write_to_one_folder(run_folder, evaluated):
-    words = "another process is at work on this comparison"
-    with exclusive(evaluated), pytest.raises(DirectAlignError, match=words):
+    use = "at work on this comparison"
+    with exclusive(evaluated, use), pytest.raises(DirectAlignError, match=f"process is {use}"):
         evaluate_run(request_for(run_folder, evaluated))
     evaluate_run(request_for(run_folder, evaluated))

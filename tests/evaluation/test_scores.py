@@ -1,6 +1,7 @@
 """Metric functions in closed form, the same for comparisons and for evaluation during training."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from directalign import config
 from directalign.evaluation.eval_prompts import CONTROL_GROUP, EvalSample
 from directalign.evaluation.results import summarise_images
 from directalign.evaluation.scores import (
-    JudgeMetrics,
     MetricFunction,
     MetricInput,
     compared_pixels,
     compared_reward_metrics,
+    judge_metrics,
     per_image,
 )
 from directalign.types import Images, PerSample
@@ -83,13 +84,13 @@ def test_style_kept_compares_with_the_style_of_the_prompt():
     prompts = ["Anime. a red star", "CG render. a ring", "Oil painting. a ring", "Anime. a ring"]
     samples = [EvalSample(i, prompt, i, CONTROL_GROUP) for i, prompt in enumerate(prompts)]
     inputs = MetricInput(samples, torch.rand(4, 3, 8, 8))
-    found = summarise_images(per_image([JudgeMetrics(judge, named_styles=True)], inputs), prompts)
+    found = summarise_images(per_image([partial(judge_metrics, judge, True)], inputs), prompts)
     assert found.keys() == {"off_topic_style_kept", "off_topic_content"}
     assert found["off_topic_style_kept"]["value"] == 0.5 and found["off_topic_content"]["n"] == 4
-    assert per_image([JudgeMetrics(judge, named_styles=False)], inputs) == {}
+    assert per_image([partial(judge_metrics, judge, False)], inputs) == {}
     own = MetricInput([EvalSample(0, "a red star", 0)], torch.rand(1, 3, 8, 8))
     summary = summarise_images(
-        per_image([JudgeMetrics(judge, named_styles=True)], own), ["a red star"]
+        per_image([partial(judge_metrics, judge, True)], own), ["a red star"]
     )
     assert summary["style_anime"] == 1.0 and summary["content"]["value"] == 1.0
     assert "color" not in summary, "part of content"

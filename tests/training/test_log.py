@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from directalign.evaluation.generate import save_png
 from directalign.training import checkpoint, run_log
 from directalign.training.run_log import Display
 
@@ -57,7 +58,8 @@ def test_grids_have_rows_of_four_filled_with_white(tmp_path):
     assert torch.equal(grid[0, :, :2, 3:6], images[1])
     assert torch.equal(grid[0, :, 2:, :3], images[4])
     assert bool((grid[0, :, 2:, 3:] == 1).all())
-    run_log.save_grid(grid, run_log.grid_path(tmp_path, 3))
+    run_log.describe_grids(tmp_path, [])
+    save_png(grid[0], run_log.grid_path(tmp_path, 3))
     stored = run_log.load_grid(tmp_path / "samples" / "step-000003.png")
     assert (stored - grid).abs().max() <= 0.5 / 255 + 1e-6
 

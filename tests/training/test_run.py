@@ -24,10 +24,11 @@ from directalign import config
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
 from directalign.export.average import average_run
+from directalign.io import atomic
 from directalign.io.tensors import resize
-from directalign.training import checkpoint, run_folder, run_log
+from directalign.training import checkpoint, run_log
 from directalign.training import run as train
-from directalign.training.loop import Interrupted, StopRequest
+from directalign.training.loop import Interrupted, stop_signals
 from directalign.training.run import numerics
 from directalign.types import DirectAlignError, NonFiniteError
 
@@ -302,21 +303,20 @@ def test_folders_that_cannot_be_used_stay_as_they_are(tmp_path, run, name, resum
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
-    reader, writer = os.pipe()
+    (reader, writer), use = os.pipe(), "training in it"
 
     def hold() -> None:
-        with run_folder.locked(tmp_path):
+        with atomic.exclusive(tmp_path, use):
             os.write(writer, b"x")
             time.sleep(60)
 
     child = fork(hold)
     os.read(reader, 1)
-    message = "another process is training in it"
-    with pytest.raises(DirectAlignError, match=message), run_folder.locked(tmp_path):
+    with pytest.raises(DirectAlignError, match=use), atomic.exclusive(tmp_path, use):
         pass
     os.kill(child, signal.SIGKILL)
     exit_code(child)
-    with run_folder.locked(tmp_path):
+    with atomic.exclusive(tmp_path, use):
         pass
 
 
@@ -346,9 +346,9 @@ def test_a_run_that_ended_while_another_loaded_is_not_overwritten(tmp_path, monk
 @pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_has_the_previous_handler():
     previous = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
+    with stop_signals() as received:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received == "SIGINT" and signal.getsignal(signal.SIGINT) is previous
+        assert received == ["SIGINT"] and signal.getsignal(signal.SIGINT) is previous
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is previous
@@ -378,9 +378,9 @@ def test_any_number_of_signals_leaves_the_stopped_step_saved(tmp_path, run, monk
 def test_with_nohup_a_closed_terminal_is_ignored():
     inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest() as stop:
+        with stop_signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.received is None
+            assert received == []
     finally:
         signal.signal(signal.SIGHUP, inherited)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from directalign.training.distributed import TorchProcessGroup
-from directalign.training.step import NFECounter, SigmaHistogram, TrainStep
+from directalign.training.step import NFECounter, TrainStep, levels_by_sigma
 from directalign.types import Batch, LossTerm, NonFiniteError
 
 
@@ -123,12 +123,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 
 def test_levels_are_means_by_branch_and_bin_of_sigma():
-    levels, zero = SigmaHistogram(), torch.tensor(0.0)
-    first = {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}
-    levels.add(LossTerm(zero, "denoise", {}, first))
-    levels.add(LossTerm(zero, "inversion", {}, {"sigma": [0.0], "gain": [-0.1]}))
-    levels.add(LossTerm(zero, "without"))
-    assert levels.record(TorchProcessGroup()) == {
+    zero, first = torch.tensor(0.0), {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}
+    second = {"sigma": [0.0], "gain": [-0.1]}
+    levels = (("denoise", first), ("inversion", second), ("without", {}))
+    losses = [LossTerm(zero, branch, {}, each) for branch, each in levels]
+    assert levels_by_sigma(losses, TorchProcessGroup()) == {
         "inversion": [{"n": 1, "gain": pytest.approx(-0.1), "sigma": 0.0}],
         "denoise": [
             {"n": 2, "gain": pytest.approx(0.3), "sigma": pytest.approx(0.825)},

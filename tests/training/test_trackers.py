@@ -255,7 +255,7 @@ def test_records_of_an_earlier_step_texts_and_missing_values(tmp_path):
 
 
 def test_names_and_passwords(tmp_path):
-    info = trackers.RunInfo("k", "../../a/b: best\\one", {}, "", None)
+    info = trackers.RunInfo(key="k", space=None, name="../../a/b: best\\one")
     assert trackers.trackio_run_name(info) == "_a_b_ best_one-k"  # no path to another folder
     reward = {"name": "remote", "url": "https://me:hunter2@judge.example:8000/score"}
     method = {"name": "flow_grpo", "form": "absolute"}

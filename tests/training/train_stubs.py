@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from directalign import config
 from directalign.diffusion.rng import draw_rows, generator_for
+from directalign.io import atomic
 from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
@@ -163,7 +164,7 @@ def start(
 ) -> StubModel:
     """A whole stub run; returns the trained model. `method`: arguments of `StubMethod`."""
     run_folder.check(out, resume)
-    run_folder.make(out)
+    atomic.make_folder(out)
     model, group = StubModel(full=run.model.tune == "full"), TorchProcessGroup()
     data = open_data(run, model, group)
     loaded = Loaded(model, StubMethod(model, **method), evaluator(model), data)

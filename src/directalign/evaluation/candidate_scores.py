@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,6 @@ def metric_groups(
 ) -> list[MetricGroup]:
     """Pixels, the toy world's judge (for "world"), every reward, and `own`, metrics of users'
     files; to be loaded one at a time."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
     groups = [MetricGroup("pixels", pixel_metrics, lambda: [scores.compared_pixels], {})]
@@ -63,20 +62,11 @@ def metric_groups(
             MetricGroup(
                 "judge",
                 metrics.JUDGED | metrics.CONTROL,
-                lambda: [scores.JudgeMetrics(load_judge(), control_prompts == "world")],
+                lambda: [partial(scores.judge_metrics, load_judge(), control_prompts == "world")],
                 {"judge": judge},
             )
         )
-
-    def reward_group(each: EvalReward) -> MetricGroup:
-        def load() -> list[scores.MetricFunction]:
-            reward = load_reward(each.settings, device, each.key)
-            return [scores.compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
-
-        settings = {"reward": each.settings.model_dump(mode="json")}
-        return MetricGroup(f"reward-{each.label}", _reward_metrics(each, phrases), load, settings)
-
-    groups += [reward_group(each) for each in rewards]
+    groups += [_reward_group(each, phrases, batch_size) for each in rewards]
     for path, about in zip(own, scores.user_metrics(own), strict=True):
         leaked = metrics.metric(metrics.OFF_TOPIC + about.name)
         load = partial(scores.user_metric_functions, [path], batch_size)
@@ -87,23 +77,29 @@ def metric_groups(
     return groups
 
 
-def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[str, Metric]:
-    found = metrics.reward_metrics(
-        each.label, each.kind, each.settings.scale, (phrases.positive, phrases.negative)
-    )
+def _reward_group(each: EvalReward, phrases: config.ControlPhrases, batch_size: int) -> MetricGroup:
+    sides = phrases.positive, phrases.negative
+    found = metrics.reward_metrics(each.label, each.kind, each.settings.scale, sides)
     if each.trained:
         name = metrics.SCORE + each.label
         found[name] = replace(found[name], role="trained")
     if not reward_class(each.settings.name).image_embeddings:
         for prefix in (metrics.BASE_FEATURES, metrics.DIVERSITY_FEATURES):
             del found[prefix + each.label]
-    return found
+
+    def load() -> list[scores.MetricFunction]:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        reward = load_reward(each.settings, device, each.key)
+        return [scores.compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
+
+    settings = {"reward": each.settings.model_dump(mode="json")}
+    return MetricGroup(f"reward-{each.label}", found, load, settings)
 
 
 def adherence_group(
     settings: config.AdherenceConfig, samples: Sequence[EvalSample], out: Path
 ) -> MetricGroup:
-    """Prompt adherence, checked and not loaded.
+    """Prompt adherence of all prompts and of those of each tag, checked and not loaded.
 
     Raises: DirectAlignError for a judge that cannot load, and for prompts that it cannot judge.
     """
@@ -113,16 +109,8 @@ def adherence_group(
 
     def load() -> list[scores.MetricFunction]:
         judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
-        return [AdherenceMetrics(judge, JsonlStore(out / SCORES / FACTS))]
+        return [partial(adherence_per_image, judge, JsonlStore(out / SCORES / FACTS))]
 
-    identity = {ADHERENCE: settings.model_dump(mode="json")}
-    return MetricGroup(ADHERENCE, adherence_metrics(rows, settings), load, identity)
-
-
-def adherence_metrics(
-    rows: Sequence[PromptRow], settings: config.AdherenceConfig
-) -> dict[str, Metric]:
-    """Adherence of all prompts, and of the prompts of each tag."""
     is_vlm = isinstance(settings, config.QwenVLConfig)
     judge = f"a {'vision-language model' if is_vlm else 'detector'} ({settings.path})"
     judge += "" if is_vlm else " and GenEval's rules"
@@ -132,25 +120,22 @@ def adherence_metrics(
         label = f"As the prompt says: {tag.replace('_', ' ')}"
         text = f"The same, of prompts of {tag} only."
         found.append(Metric(f"{ADHERENCE}_{tag}", label, "adherence", True, text))
-    return {each.name: each for each in found}
+    described, identity = {each.name: each for each in found}, settings.model_dump(mode="json")
+    return MetricGroup(ADHERENCE, described, load, {ADHERENCE: identity})
 
 
-@dataclass(frozen=True)
-class AdherenceMetrics:
+def adherence_per_image(
+    judge: Adherence, facts: JsonlStore, inputs: scores.MetricInput
+) -> Mapping[str, PerSample]:
     """Adherence per image, none on control prompts; appends the verdicts to `facts`."""
-
-    judge: Adherence
-    facts: JsonlStore
-
-    def __call__(self, inputs: scores.MetricInput) -> Mapping[str, PerSample]:
-        if inputs.is_control:
-            return {}
-        judged = self.judge.judged(inputs.images, [_row(sample) for sample in inputs.samples])
-        self.facts.append(
-            {"model": inputs.model, "index": sample.index, "facts": each.record()}
-            for sample, each in zip(inputs.samples, judged, strict=True)
-        )
-        return numbers(judged)
+    if inputs.is_control:
+        return {}
+    judged = judge.judged(inputs.images, [_row(sample) for sample in inputs.samples])
+    facts.append(
+        {"model": inputs.model, "index": sample.index, "facts": [*map(asdict, each.verdicts)]}
+        for sample, each in zip(inputs.samples, judged, strict=True)
+    )
+    return numbers(judged)
 
 
 def _row(sample: EvalSample) -> PromptRow:
@@ -165,33 +150,19 @@ def score_candidates(
     batch_size: int,
 ) -> list[Row]:
     """The lines of results.jsonl, by candidate and sample; only what is missing is evaluated."""
-    stores = [_complete_store(each, candidates, samples, out, batch_size) for each in groups]
+    (out / SCORES).mkdir(exist_ok=True)
+    stores = [JsonlStore(out / SCORES / f"{group.name}.jsonl") for group in groups]
+    for group, store in zip(groups, stores, strict=True):
+        if missing := store.missing(_keys(candidates, samples)):
+            logger.info(f"{group.name}: {len(missing)} images to evaluate")
+            functions = group.load()
+            for batch in batches(samples, batch_size):
+                if store.missing(_keys(candidates, batch)):
+                    store.append(_rows(functions, candidates, batch, out))
     results = JsonlStore(out / RESULTS)
     for candidate in candidates:
         results.append(_result(candidate, sample, stores) for sample in samples)
     return [results.rows[key] for key in _keys(candidates, samples)]
-
-
-def _complete_store(
-    group: MetricGroup,
-    candidates: Sequence[Candidate],
-    samples: Sequence[EvalSample],
-    out: Path,
-    batch_size: int,
-) -> JsonlStore:
-    """The group's file, completed; its models are loaded only if rows are missing."""
-    (out / SCORES).mkdir(exist_ok=True)
-    store = JsonlStore(out / SCORES / f"{group.name}.jsonl")
-    functions: Sequence[scores.MetricFunction] | None = None
-    for batch in batches(samples, batch_size):
-        if not store.missing(_keys(candidates, batch)):
-            continue
-        if functions is None:
-            missing = store.missing(_keys(candidates, samples))
-            logger.info(f"{group.name}: {len(missing)} images to evaluate")
-            functions = group.load()
-        store.append(_rows(functions, candidates, batch, out))
-    return store
 
 
 def _rows(

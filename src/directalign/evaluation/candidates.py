@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from ..config.load import with_rollout
 from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..types import DirectAlignError, Images
-from .eval_prompts import EvalSample, Pairs, samples_of
+from .eval_prompts import EvalSample
 from .generate import RECORD, generate, load_run_model, run_of, save_png, trained_weights
 
 logger = logging.getLogger(__name__)
@@ -103,38 +104,27 @@ def _open(label: str | None, source: str) -> Candidate:
 
 def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]:
     """Add the folder to derived labels that are equal, and derive keys from the labels."""
-    derived = [each.label for each in candidates]
-    labels = [
-        f"{each.label} ({Path(each.source).resolve().name})"
-        if derived.count(each.label) > 1 and not own
-        else each.label
-        for each, own in zip(candidates, given, strict=True)
-    ]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        pairs = zip(candidates, labels, strict=True)
-        same = [each.source for each, label in pairs if label == twice]
-        raise DirectAlignError(
-            f"{same[0]} and {same[1]} are both called {twice!r}; "
-            "give each a label of its own: LABEL=SOURCE"
-        )
-    return [
-        replace(each, label=label, key=key)
-        for each, label, key in zip(candidates, labels, _keys(labels), strict=True)
-    ]
-
-
-def _keys(labels: Sequence[str]) -> list[str]:
-    """Unique file names from labels, never `base`."""
-    found: list[str] = []
-    for label in labels:
+    found, derived = list[Candidate](), [each.label for each in candidates]
+    for each, is_given in zip(candidates, given, strict=True):
+        label = each.label
+        if derived.count(label) > 1 and not is_given:
+            label += f" ({Path(each.source).resolve().name})"
+        if same := next((other.source for other in found if other.label == label), None):
+            raise DirectAlignError(
+                f"{same} and {each.source} are both called {label!r}; "
+                "give each a label of its own: LABEL=SOURCE"
+            )
         plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
         stem = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40] or "model"
-        key, number = stem, 2
-        while key in (*found, BASE):
-            key, number = f"{stem}_{number}", number + 1
-        found.append(key)
+        key = numbered(stem, "_", [BASE, *(other.key for other in found)])
+        found.append(replace(each, label=label, key=key))
     return found
+
+
+def numbered(name: str, separator: str, taken: Sequence[str]) -> str:
+    """The name, or with the first number from 2 that makes it none of those taken."""
+    names = chain([name], (f"{name}{separator}{number}" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
@@ -147,19 +137,15 @@ def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
         raise DirectAlignError(
             "--base: adds the model that a run began with, and no run is compared; leave it out"
         )
-    single = len(firsts) == 1
-    keys = {
-        identity: BASE if place == 0 else f"{BASE}_{place + 1}"
-        for place, identity in enumerate(firsts)
-    }
-    bases = []
+    bases: dict[str, Candidate] = {}
     for identity, each in firsts.items():
         assert each.run is not None
-        label = BASE_LABEL if single else f"{BASE_LABEL} of {each.label}"
-        bases.append(Candidate(keys[identity], label, "base", str(each.run.model.path), each.run))
-    only = BASE if single else None
-    return bases + [
-        replace(each, base=keys[_base_identity(each)] if each.kind == "run" else only)
+        key = f"{BASE}_{len(bases) + 1}" if bases else BASE
+        label = BASE_LABEL if len(firsts) == 1 else f"{BASE_LABEL} of {each.label}"
+        bases[identity] = Candidate(key, label, "base", str(each.run.model.path), each.run)
+    only = BASE if len(firsts) == 1 else None
+    return [*bases.values()] + [
+        replace(each, base=bases[_base_identity(each)].key if each.kind == "run" else only)
         for each in candidates
     ]
 
@@ -198,8 +184,7 @@ def samples_of_images(
             )
     files = {key: [found[pair] for pair in pairs] for key, found in folders.items()}
     _check_sizes([file for each in files.values() for file in each])
-    prompts, seeds = tuple(prompt for prompt, _ in pairs), tuple(seed for _, seed in pairs)
-    return samples_of(Pairs(prompts, seeds)), files
+    return [EvalSample(index, *pair) for index, pair in enumerate(pairs)], files
 
 
 def _read(folder: Path) -> dict[Pair, Path]:
@@ -207,7 +192,16 @@ def _read(folder: Path) -> dict[Pair, Path]:
     found: dict[Pair, Path] = {}
     for line, row in json_rows(folder / RECORD, "record of images"):
         where = f"{folder / RECORD}:{line}"
-        pair, file = _pair(row, where), folder / str(row["file"])
+        for name, kind in {"file": str, "prompt": str, "seed": int}.items():
+            if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool):
+                raise DirectAlignError(
+                    f"{where}: {name} is {row.get(name)!r:.40}; "
+                    'write {"file": "a.png", "prompt": "a red star", "seed": 0}'
+                )
+        seed, file = row["seed"], folder / row["file"]
+        if abs(seed) > MAX_SEED:
+            raise DirectAlignError(f"{where}: seed {seed!s:.40} is over the largest, {MAX_SEED}")
+        pair = checked_prompt(row["prompt"], where), seed
         if pair in found:
             raise DirectAlignError(
                 f"{where}: {pair[0]!r:.60} with seed {pair[1]} comes twice; remove one of the two"
@@ -224,18 +218,6 @@ def _read(folder: Path) -> dict[Pair, Path]:
             f"{folder / RECORD}: names no image; give a folder that directalign sample wrote"
         )
     return found
-
-
-def _pair(row: Mapping[str, Any], where: str) -> Pair:
-    for name, kind in {"file": str, "prompt": str, "seed": int}.items():
-        if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool):
-            raise DirectAlignError(
-                f"{where}: {name} is {row.get(name)!r:.40}; "
-                'write {"file": "a.png", "prompt": "a red star", "seed": 0}'
-            )
-    if abs(row["seed"]) > MAX_SEED:
-        raise DirectAlignError(f"{where}: seed {row['seed']!s:.40} is over the largest, {MAX_SEED}")
-    return checked_prompt(row["prompt"], where), row["seed"]
 
 
 def _check_sizes(files: Sequence[Path]) -> None:
@@ -286,10 +268,17 @@ def generate_all(
         logger.info(f"{candidate.label}: {len(missing)} images to {verb}")
         if candidate.kind == "images":
             for place in missing:
-                _copy(candidate, sources[candidate.key][place], files[place])
+                source = sources[candidate.key][place]
+                try:
+                    pixels = torch.from_numpy(read_pixels(source)).permute(2, 0, 1).float()
+                except Unreadable as error:
+                    raise DirectAlignError(
+                        f"{source}: {error}; repair it, or compare without {candidate.source}"
+                    ) from error
+                save_png(pixels, files[place])
         else:
             _generate(candidate, samples, files, batch_size)
-        _check_size(candidates[0], candidate, samples[0].index, out)
+        _check_size(candidates[0], candidate, samples[0], out)
 
 
 def load_images(out: Path, key: str, samples: Sequence[EvalSample]) -> Images:
@@ -322,30 +311,12 @@ def _generate(
         prompts, seeds = [each.prompt for each in batch], [each.seed for each in batch]
         images = generate(model, prompts, seeds, run.rollout, size)
         for file, image in zip(targets, images, strict=True):
-            _write(image, file)
+            save_png(image, file)
 
 
-def _copy(candidate: Candidate, source: Path, file: Path) -> None:
-    try:
-        pixels = torch.from_numpy(read_pixels(source)).permute(2, 0, 1).float()
-    except Unreadable as error:
-        raise DirectAlignError(
-            f"{source}: {error}; repair it, or compare without {candidate.source}"
-        ) from error
-    _write(pixels, file)
-
-
-def _write(image: torch.Tensor, file: Path) -> None:
-    save_png(image, file)
-
-
-def _check_size(first: Candidate, other: Candidate, index: int, out: Path) -> None:
-    sizes = []
-    for candidate in (first, other):
-        with Image.open(out / image_file(candidate.key, index), formats=["PNG"]) as image:
-            sizes.append(image.size)
-    if sizes[0] != sizes[1]:
-        (w, h), (w2, h2) = sizes
+def _check_size(first: Candidate, other: Candidate, sample: EvalSample, out: Path) -> None:
+    (h, w), (h2, w2) = (load_images(out, e.key, [sample]).shape[-2:] for e in (first, other))
+    if (h, w) != (h2, w2):
         is_model = other.kind != "images"
         remedy = "give --height and --width" if is_model else "compare images of one size"
         raise DirectAlignError(

@@ -11,20 +11,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from .. import config
-from ..io.atomic import disk_errors, write_text
+from ..io.atomic import exclusive, make_folder, write_text
+from ..io.text import read_json
 from ..metrics import SCORE, SGP
 from ..report import write_page
 from ..report.page import flat
 from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward, reward_cuts
+from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from . import eval_prompts
@@ -134,7 +133,7 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
             f"the models are not sampled alike: {', '.join(differing)} differ; "
             "give the option to all for one setting"
         )
-    with exclusive(out):
+    with exclusive(out, "at work on this comparison"):
         generate_all(candidates, samples, files, out, request.batch_size)
         rows = score_candidates(groups, candidates, samples, out, batch_size)
         about = {name: each for group in groups for name, each in group.metrics.items()}
@@ -190,13 +189,11 @@ def _judge(
 ) -> str:
     """The requested judge, else that of the recipes if it can read the prompts."""
     of_recipes = "world" if any(each.evaluate.judge == "world" for each in recipes) else "none"
-    judge = request.judge or of_recipes
-    unknown = (
-        eval_prompts.first_unknown_prompt(samples, all_captions()) if judge == "world" else None
-    )
-    if unknown is None:
+    judge, known = request.judge or of_recipes, set(all_captions())
+    unknown = [each.prompt for each in samples if plain_caption(each.prompt) not in known]
+    if judge == "none" or not unknown:
         return judge
-    problem = f"{unknown!r:.80} is no caption of the toy world"
+    problem = f"{unknown[0]!r:.80} is no caption of the toy world"
     if request.judge is not None:
         raise DirectAlignError(
             f"--judge world: {problem}, which is all that its judge can read; leave it out"
@@ -213,7 +210,10 @@ def _record(
     rewards: Sequence[EvalReward],
     phrases: config.ControlPhrases,
 ) -> dict[str, Any]:
-    """The description of the comparison for readers of the folder."""
+    """The description of the comparison for readers of the folder.
+
+    "differing": dotted names of the sampling settings that are not the same for all models.
+    """
     own = [sample for sample in samples if not sample.is_control]
     prompts = {
         "source": source,
@@ -224,20 +224,22 @@ def _record(
     models = []
     for each in candidates:
         labels = [reward.label for reward in rewards if each.key in reward.trained]
-        settings = _sections(each) if each.run else None
-        if each.recipe is not None:
-            settings = each.recipe.model_dump(mode="json")
+        recipe = each.recipe.model_dump(mode="json") if each.recipe else _sections(each)
         about = {name: getattr(each, name) for name in ("key", "label", "source", "kind")}
         about["trained_on"] = [f"{kind}{label}" for label in labels for kind in (SCORE, SGP)]
-        about |= {"base": each.base, "settings": None if settings is None else flat(settings)}
+        about |= {"base": each.base, "settings": flat(recipe) if recipe else None}
         models.append(about)
+    runs = [each.run.rollout for each in candidates if each.run is not None]
+    rollouts = [flat({"rollout": e.model_dump(mode="json", exclude={"sizes"})}) for e in runs]
+    first = rollouts[0] if rollouts else {}
+    differing = [name for name in first if any(e.get(name) != first[name] for e in rollouts)]
     return {
         "format": FORMAT,
         "models": models,
         "prompts": prompts,
         "seed_of_pairs": eval_prompts.FIRST_SEED,
         "control_phrases": {"positive": phrases.positive, "negative": phrases.negative},
-        "differing": _differing_rollouts(candidates),
+        "differing": differing,
         "command": request.command,
     }
 
@@ -263,17 +265,6 @@ def _identity(
         "control_prompts": control_prompts,
     }
     return json.loads(json.dumps(identity))
-
-
-def _differing_rollouts(candidates: Sequence[Candidate]) -> list[str]:
-    """Dotted names of the sampling settings that are not the same for all models."""
-    settings = [
-        flat({"rollout": each.run.rollout.model_dump(mode="json", exclude={"sizes"})})
-        for each in candidates
-        if each.run is not None
-    ]
-    first = settings[0] if settings else {}
-    return [name for name in first if any(each.get(name) != first[name] for each in settings)]
 
 
 def _sections(candidate: Candidate) -> dict[str, Any]:
@@ -307,33 +298,21 @@ def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, An
         raise DirectAlignError(f"--out {out} is a file; name a folder")
     file = out / COMPARISON
     if file.is_file():
-        _check_same(out, _read(file), identity)
+        content = read_json(file, "name another --out")
+        if content.get("format") != FORMAT or not isinstance(content.get("identity"), dict):
+            raise DirectAlignError(
+                f"{file}: not a comparison of this version (format {FORMAT}); name another --out"
+            )
+        _check_same(out, content["identity"], identity)
         return
     taken = [name for name in OWN if (out / name).exists()]
     if taken:
         raise DirectAlignError(
             f"--out {out} holds {', '.join(taken)} and no {COMPARISON}; name another folder"
         )
-    try:
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise DirectAlignError(
-            f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to"
-        ) from error
+    make_folder(out)
     whole = {**record, "identity": identity}
     write_text(file, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-
-
-def exclusive(out: Path) -> AbstractContextManager[Any]:
-    """Hold the folder's lock. Raises: DirectAlignError if another process holds it."""
-    try:
-        return FileLock(out / ".lock", timeout=0).acquire()
-    except Timeout as error:
-        raise DirectAlignError(
-            f"--out {out}: another process is at work on this comparison; "
-            "wait for it, or end it first"
-        ) from error
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -352,17 +331,3 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
             f"--out {out} holds another comparison: {changed} was {was} and is now {is_}; "
             "name another folder, or remove that one"
         )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The identity in a comparison.json."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DirectAlignError(f"{file}: not JSON ({error}); name another --out") from error
-    known = isinstance(content, dict) and content.get("format") == FORMAT
-    if not known or not isinstance(content.get("identity"), dict):
-        raise DirectAlignError(
-            f"{file}: not a comparison of this version (format {FORMAT}); name another --out"
-        )
-    return content["identity"]

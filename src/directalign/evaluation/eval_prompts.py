@@ -32,7 +32,6 @@ from ..data.image_dataset import scan_images
 from ..data.prompts import held_out_captions, read_prompts, train_captions
 from ..data.shuffle import permutation
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
-from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Latents
 
@@ -41,10 +40,14 @@ FIRST_SEED = 10_000
 
 @dataclass(frozen=True)
 class Pairs:
-    """Prompts and seeds, equally long; the first m of n fixed pairs are the m fixed pairs."""
+    """Prompts and seeds, equally long; the first m of n fixed pairs are the m fixed pairs.
+
+    `group`: of their samples, `CONTROL_GROUP` or None.
+    """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
@@ -58,7 +61,7 @@ class Pairs:
 
     def first(self, count: int) -> Pairs:
         """The first `count` pairs."""
-        return Pairs(self.prompts[:count], self.seeds[:count])
+        return Pairs(self.prompts[:count], self.seeds[:count], self.group)
 
 
 def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
@@ -281,8 +284,8 @@ def read_control_prompts(source: str, phrases: config.ControlPhrases) -> list[st
 
 def control_pairs(prompts: Sequence[str], count: int) -> Pairs:
     """`count` pairs in the fixed shuffled order, with seeds that no other evaluation uses."""
-    pairs = fixed_pairs(prompts, count)
-    return Pairs(pairs.prompts, tuple(range(FIRST_CONTROL_SEED, FIRST_CONTROL_SEED + count)))
+    seeds = tuple(range(FIRST_CONTROL_SEED, FIRST_CONTROL_SEED + count))
+    return Pairs(fixed_pairs(prompts, count).prompts, seeds, CONTROL_GROUP)
 
 
 def named_styles(prompts: Sequence[str]) -> tuple[str, ...]:
@@ -311,10 +314,10 @@ class EvalSample:
         return self.group == CONTROL_GROUP
 
 
-def samples_of(pairs: Pairs, group: str | None = None, first: int = 0) -> list[EvalSample]:
+def samples_of(pairs: Pairs, first: int = 0) -> list[EvalSample]:
     """Samples of prompt-seed pairs, with indices from `first`."""
     numbered = enumerate(zip(pairs.prompts, pairs.seeds, strict=True), start=first)
-    return [EvalSample(index, prompt, seed, group) for index, (prompt, seed) in numbered]
+    return [EvalSample(index, *pair, pairs.group) for index, pair in numbered]
 
 
 def samples_of_rows(
@@ -339,8 +342,7 @@ def control_samples(
     source: str, phrases: config.ControlPhrases, first: int, count: int
 ) -> list[EvalSample]:
     """`count` samples of control prompts with indices from `first`; prompts repeat if too few."""
-    pairs = control_pairs(read_control_prompts(source, phrases), count)
-    return samples_of(pairs, CONTROL_GROUP, first)
+    return samples_of(control_pairs(read_control_prompts(source, phrases), count), first)
 
 
 def batches(samples: Sequence[EvalSample], size: int) -> list[list[EvalSample]]:
@@ -354,10 +356,3 @@ def batches(samples: Sequence[EvalSample], size: int) -> list[list[EvalSample]]:
             found.append([])
         found[-1].extend(own)
     return found
-
-
-def first_unknown_prompt(samples: Sequence[EvalSample], captions: Sequence[str]) -> str | None:
-    """The first prompt (control prompts excepted) that is no caption; None if all are."""
-    known = set(captions)
-    prompts = (sample.prompt for sample in samples if not sample.is_control)
-    return next((prompt for prompt in prompts if plain_caption(prompt) not in known), None)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from .. import config
 from ..config.load import parse_section
@@ -12,7 +11,7 @@ from ..io.text import read_text
 from ..io.yaml_text import MAX_BYTES, parse_yaml
 from ..rewards import reward_settings
 from ..types import DirectAlignError
-from .candidates import Candidate
+from .candidates import Candidate, numbered
 from .scores import LABEL, held_out_key, plain_phrases
 
 OPTION = "--reward"
@@ -59,9 +58,7 @@ def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> lis
         unique[same] = replace(known, trained=trained)
     found: list[EvalReward] = []
     for each in unique.values():
-        label, number = each.label, 2
-        while label in {other.label for other in found}:
-            label, number = f"{each.label}-{number}", number + 1
+        label = numbered(each.label, "-", [other.label for other in found])
         found.append(replace(each, label=label))
     return found
 
@@ -77,12 +74,11 @@ def gap_phrases(
         )
     if positive:
         return config.ControlPhrases(positive=list(positive), negative=list(negative))
-    for each in candidates:
-        if each.recipe is not None:
-            phrases = each.recipe.method.control_phrases
-            plain = plain_phrases(phrases.positive), plain_phrases(phrases.negative)
-            if all(plain):
-                return config.ControlPhrases(positive=plain[0], negative=plain[1])
+    for recipe in (each.recipe for each in candidates if each.recipe is not None):
+        phrases = recipe.method.control_phrases
+        plain = plain_phrases(phrases.positive), plain_phrases(phrases.negative)
+        if all(plain):
+            return config.ControlPhrases(positive=plain[0], negative=plain[1])
     return config.ControlPhrases(positive=["Realistic photo"], negative=["CG Render"])
 
 
@@ -100,25 +96,22 @@ def _trained(candidates: Sequence[Candidate]) -> Iterator[EvalReward]:
 
 
 def _from_option(text: str) -> EvalReward:
+    """Of a recipe, a reward section in YAML (inline or in a file), or the folder of a model."""
     label, equals, source = text.partition("=")
     if not equals or not LABEL.fullmatch(label) or not source:
         raise DirectAlignError(
             f"{OPTION} {text}: write it as LABEL=RECIPE, LABEL=PATH or "
             "LABEL='{name: pixels, ...}', the label of letters, digits, _ and -"
         )
-    return EvalReward(label, _settings(source, f"{OPTION} {label}"), f"{OPTION} {label}")
-
-
-def _settings(source: str, where: str) -> config.SingleRewardConfig:
-    """From a recipe, a reward section in YAML (inline or in a file), or the folder of a model."""
     is_file = Path(source).suffix in (".yaml", ".yml") and Path(source).is_file()
     text = read_text(Path(source), "reward section", MAX_BYTES) if is_file else source
-    section: Any = None
+    section, where = None, f"{OPTION} {label}"
     if is_file or source.startswith("{"):
         section = parse_yaml(text, f"{where}: {source!r:.80}", "is not YAML")
     if not isinstance(section, dict) or "name" not in section or "model" in section:
-        return reward_settings(source)
-    return parse_section(config.SingleRewardConfig, section, where, "see docs/rewards.md")
+        return EvalReward(label, reward_settings(source), where)
+    found = parse_section(config.SingleRewardConfig, section, where, "see docs/rewards.md")
+    return EvalReward(label, found, where)
 
 
 def _label(settings: config.SingleRewardConfig) -> str:

@@ -1,8 +1,7 @@
 """Generate images of prompt-seed pairs, which do not depend on batch or process."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..io.hub import is_hub_id
 from ..io.tensors import require_finite, to_pixels
 from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import check_base, open_source
-from ..models.lora import LORA_FILE, ReferenceModel, has_adapters
+from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images
@@ -69,18 +68,6 @@ def generate(
 def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
     """(height, width) in pixels: the recipe's, else the checkpoint's default."""
     return rollout.height or model.default_size[0], rollout.width or model.default_size[1]
-
-
-@contextmanager
-def base_weights(model: Model) -> Iterator[None]:
-    """Turn LoRA adapters off. Raises: DirectAlignError for a model without adapters."""
-    if not has_adapters(model.denoiser):
-        raise DirectAlignError(
-            "all weights were trained, so the base model is not in here: "
-            "load it by itself from model.path"
-        )
-    with ReferenceModel(model.denoiser).active():
-        yield
 
 
 def diffusers_call(
@@ -195,18 +182,17 @@ def sample_images(
     trained = None if base else trained
     model = load_run_model(run, trained)
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
-    numbered = list(enumerate(zip(pairs.prompts, pairs.seeds, strict=True)))
-    calls = [diffusers_call(model, run, *pair, trained) for _, pair in numbered]
+    files = [out / f"{index:04d}-seed{seed}.png" for index, seed in enumerate(pairs.seeds)]
+    rows = [
+        {"file": file.name, "prompt": prompt, "seed": seed}
+        | {"diffusers": diffusers_call(model, run, prompt, seed, trained)}
+        for file, prompt, seed in zip(files, pairs.prompts, pairs.seeds, strict=True)
+    ]
     _require_no_images(out)  # another process may have written some meanwhile
     out.mkdir(parents=True, exist_ok=True)
-    files, lines = [], []
-    for index, (prompt, seed) in numbered:
-        file = out / f"{index:04d}-seed{seed}.png"
-        save_png(images[index], file)
-        files.append(file)
-        row = {"file": file.name, "prompt": prompt, "seed": seed, "diffusers": calls[index]}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(out / RECORD, "".join(lines))
+    for image, file in zip(images, files, strict=True):
+        save_png(image, file)
+    write_text(out / RECORD, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     return files
 
 

@@ -1,6 +1,6 @@
 """Metrics of pixels: per-image statistics, distances between images, diversity, and colour drift.
 
-A `@statistic` is evaluated during training and in comparisons; `metrics` has one of its name.
+`STATISTICS` are evaluated during training and in comparisons; `metrics` describes each by its name.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.shuffle import permutation
-from ..metrics import METRICS
+from ..rewards.pixel_statistics import saturation
 from ..types import DirectAlignError, Images, PerSample
 from .eval_prompts import FIRST_SEED, Pairs
 
@@ -98,48 +98,17 @@ def color_drift(images: Images, reference: Images) -> float:
     return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
 
 
-def casts(images: Images) -> dict[str, PerSample]:
-    """The colour cast of every image: its length, 0 to 0.82, and its three parts, with sum 0."""
-    cast = color_cast(images)
-    parts = {f"{name}_cast": cast[:, i] for i, name in enumerate(("red", "green", "blue"))}
-    return {"color_cast": cast.norm(dim=1), **parts}
-
-
-STATISTICS: dict[str, Callable[[Images], PerSample]] = {}
-
-
-def statistic(function: Callable[[Images], PerSample]) -> Callable[[Images], PerSample]:
-    """Register a statistic of images (b, 3, H, W) under its name in `metrics.METRICS`."""
-    assert function.__name__ in METRICS
-    STATISTICS[function.__name__] = function
-    return function
-
-
-def statistics(images: Images) -> dict[str, PerSample]:
-    """All of `STATISTICS`, each (b,)."""
-    return {name: function(images) for name, function in STATISTICS.items()}
-
-
-@statistic
 def brightness(images: Images) -> PerSample:
     """Mean luminance, in [0, 1]."""
     return luminance(images).mean((1, 2))
 
 
-@statistic
-def saturation(images: Images) -> PerSample:
-    """Mean of the largest minus the smallest channel (chroma), in [0, 1]."""
-    return (images.amax(1) - images.amin(1)).mean((1, 2))
-
-
-@statistic
 def sharpness(images: Images) -> PerSample:
     """Gradient energy: mean squared difference to the next luminance, right plus below."""
     grey = luminance(images)
     return grey.diff(dim=1).square().mean((1, 2)) + grey.diff(dim=2).square().mean((1, 2))
 
 
-@statistic
 def high_frequency(images: Images) -> PerSample:
     """Energy of fine detail: mean square of luminance minus its 3×3 mean (edges replicated)."""
     grey = luminance(images)[:, None]
@@ -147,13 +116,11 @@ def high_frequency(images: Images) -> PerSample:
     return (grey - smooth).square().mean((1, 2, 3))
 
 
-@statistic
 def dark_share(images: Images) -> PerSample:
     """Share of pixels whose luminance is below 0.1."""
     return (luminance(images) < DARK).float().mean((1, 2))
 
 
-@statistic
 def entropy(images: Images) -> PerSample:
     """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a
     flat image, 8 where all levels are equally frequent."""
@@ -163,10 +130,26 @@ def entropy(images: Images) -> PerSample:
     return torch.special.entr(shares).sum(1) / math.log(2)
 
 
-@statistic
 def edge_density(images: Images) -> PerSample:
     """Share of pixels whose luminance differs by more than 0.1 from that of the next pixel right or
     below; 0 to 1, last row and column left out."""
     grey = luminance(images)
     below, right = grey.diff(dim=1)[:, :, :-1].abs(), grey.diff(dim=2)[:, :-1].abs()
     return (torch.maximum(below, right) > EDGE).to(images.dtype).mean((1, 2))
+
+
+STATISTICS: dict[str, Callable[[Images], PerSample]] = {
+    "brightness": brightness,
+    "saturation": saturation,
+    "sharpness": sharpness,
+    "high_frequency": high_frequency,
+    "dark_share": dark_share,
+    "entropy": entropy,
+    "edge_density": edge_density,
+}
+"""Of images (b, 3, H, W), by name in `metrics`."""
+
+
+def statistics(images: Images) -> dict[str, PerSample]:
+    """All of `STATISTICS`, each (b,)."""
+    return {name: function(images) for name, function in STATISTICS.items()}

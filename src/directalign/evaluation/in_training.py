@@ -5,8 +5,9 @@ renderer's photographs of the same captions in the toy world, elsewhere the base
 """
 
 import time
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,33 +16,15 @@ from .. import config, metrics
 from ..diffusion.rng import generator_for
 from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
 from ..models import load_model
+from ..models.lora import ReferenceModel
 from ..rewards import reward_class
 from ..toyworld.scenes import STYLES, render, scenes_of
 from ..types import Images, PerSample
-from . import image_metrics
-from .eval_prompts import (
-    CONTROL_GROUP,
-    WORLD,
-    Pairs,
-    control_pairs,
-    fixed_pairs,
-    measured_prompts,
-    read_control_prompts,
-    samples_of,
-)
-from .generate import base_weights, generate
-from .image_metrics import diversity, diversity_pairs
+from . import eval_prompts, image_metrics, scores
+from .eval_prompts import WORLD, Pairs, samples_of
+from .generate import generate
 from .results import summarise_images
-from .scores import (
-    JudgeMetrics,
-    MetricFunction,
-    MetricInput,
-    held_out_metrics,
-    per_image,
-    pixel_statistics,
-    trained_reward_metrics,
-    user_metric_functions,
-)
+from .scores import MetricFunction, MetricInput, per_image
 
 DECIMALS = 5
 """Of per-image values in a record."""
@@ -54,19 +37,18 @@ def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
     A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`. Metrics of
     users' files must have been loaded (`scores.user_metrics`).
     """
-    settings, scores = run.evaluate, _score_names(run)
+    settings, rewarded = run.evaluate, _score_names(run)
     judged = ["photo_rate", "content", *(f"{metrics.STYLE}{style}" for style in STYLES)]
     is_world = settings.judge == "world"
     own = [path.rpartition(":")[2] for path in settings.metrics]
-    names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *scores, *own, COLOR_DRIFT]
+    names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT]
     if settings.control_prompts is not None:
-        names += [f"{metrics.OFF_TOPIC}{name}" for name in (*scores, *own, COLOR_DRIFT)]
+        names += [f"{metrics.OFF_TOPIC}{name}" for name in (*rewarded, *own, COLOR_DRIFT)]
         if settings.control_prompts == WORLD and is_world:
             names += [name for name, each in metrics.CONTROL.items() if each.is_rate]
-    return {
-        name: metrics.metric(name)
-        for name in (*names, *([metrics.DIVERSITY] if settings.diversity_prompts else ()))
-    }
+    if settings.diversity_prompts:
+        names.append(metrics.DIVERSITY)
+    return {name: metrics.metric(name) for name in names}
 
 
 def judge_of(run: config.RunConfig) -> str:
@@ -90,11 +72,8 @@ def _score_names(run: config.RunConfig) -> list[str]:
     members = reward.members if isinstance(reward, config.MixtureConfig) else []
     single = [member.reward for member in members] or [reward]
     reads_prompt = any(reward_class(each.name).reads_prompt for each in single)
-    sides = [
-        side
-        for side, each in ((metrics.POS, phrases.positive), (metrics.NEG, phrases.negative))
-        if each
-    ]
+    given = {metrics.POS: phrases.positive, metrics.NEG: phrases.negative}
+    sides = [side for side, own in given.items() if own]
     names = ["reward", *(f"score{side}" for side in sides if reads_prompt)]
     names += [f"{metrics.MEMBER}{member.label}" for member in members]
     for label, each in run.evaluate.rewards.items():
@@ -103,20 +82,29 @@ def _score_names(run: config.RunConfig) -> list[str]:
     return names
 
 
+@dataclass
 class ReferencePairs:
-    """Pairs and the images that colour drift is measured against, made on first use."""
+    """Pairs that are evaluated; `make` makes the images that colour drift is measured against."""
 
-    def __init__(self, pairs: Pairs, make: Callable[[Pairs], Images]) -> None:
-        self.pairs, self.make = pairs, make
+    pairs: Pairs
+    make: Callable[[Pairs], Images]
 
     @cached_property
     def images(self) -> Images:
-        """Images (n, 3, H, W) of all pairs."""
+        """Images (n, 3, H, W) of all pairs, made on first use."""
         return self.make(self.pairs)
 
-    def drift(self, images: Images) -> float:
-        """Colour drift of images of the first pairs."""
-        return image_metrics.color_drift(images, self.images[: len(images)])
+    def per_image(
+        self, images: Images, functions: Sequence[MetricFunction]
+    ) -> dict[str, PerSample]:
+        """Every metric per image, for images of the first pairs."""
+        return per_image(functions, MetricInput(samples_of(self.pairs.first(len(images))), images))
+
+    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
+        """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
+        drift = image_metrics.color_drift(images, self.images[: len(images)])
+        name = metrics.OFF_TOPIC + COLOR_DRIFT if self.pairs.group else COLOR_DRIFT
+        return {**summarise_images(each, self.pairs.prompts[: len(images)]), name: drift}
 
 
 class Measurer:
@@ -124,8 +112,6 @@ class Measurer:
 
     Args:
         reward, judge: their metrics are left out if None.
-        reference: makes the images that colour drift is measured against; by default `photographs`
-            with the toy world's judge, else the base model's images.
         group: processes that share the images; rank 0 computes the metrics.
         held_out: the recipe's held-out rewards by label.
     """
@@ -136,27 +122,32 @@ class Measurer:
         model: Model,
         reward: Reward | None,
         judge: Judge | None,
-        reference: Callable[[Pairs], Images] | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
         held_out: Mapping[str, Reward] | None = None,
     ) -> None:
         self.run, self.model, self.group = run, model, group
         settings, device = run.evaluate, next(model.denoiser.parameters()).device
-        rewards = [] if reward is None else [trained_reward_metrics(reward, run, device)]
-        rewards += [held_out_metrics(*each, run, device) for each in (held_out or {}).items()]
-        judges = [] if judge is None else [JudgeMetrics(judge, settings.control_prompts == WORLD)]
-        own = user_metric_functions(settings.metrics, settings.batch_size)
-        self.functions: list[MetricFunction] = [*rewards, *judges, pixel_statistics, *own]
-        prompts = measured_prompts(run.data)
-        self.pairs = fixed_pairs(prompts, settings.num_samples)
-        self._diversity_pairs = diversity_pairs(prompts, settings.diversity_prompts)
-        default = photographs if settings.judge == "world" else self.base_images
-        self.fixed = ReferencePairs(self.pairs, reference or default)
+        self.functions = list[MetricFunction]()
+        if reward is not None:
+            self.functions.append(scores.trained_reward_metrics(reward, run, device))
+        for label, each in (held_out or {}).items():
+            self.functions.append(scores.held_out_metrics(label, each, run, device))
+        if judge is not None:
+            world = settings.control_prompts == WORLD
+            self.functions.append(partial(scores.judge_metrics, judge, world))
+        own = scores.user_metric_functions(settings.metrics, settings.batch_size)
+        self.functions += [scores.pixel_statistics, *own]
+        prompts = eval_prompts.measured_prompts(run.data)
+        self.pairs = eval_prompts.fixed_pairs(prompts, settings.num_samples)
+        self._diversity_pairs = image_metrics.diversity_pairs(prompts, settings.diversity_prompts)
+        is_world = settings.judge == "world"
+        self.fixed = ReferencePairs(self.pairs, photographs if is_world else self.base_images)
         self.control: ReferencePairs | None = None
-        if settings.control_prompts is not None:
-            controls = read_control_prompts(settings.control_prompts, run.method.control_phrases)
+        if (source := settings.control_prompts) is not None:
+            controls = eval_prompts.read_control_prompts(source, run.method.control_phrases)
             count = min(settings.num_samples_during, settings.num_samples)
-            self.control = ReferencePairs(control_pairs(controls, count), self.base_images)
+            pairs = eval_prompts.control_pairs(controls, count)
+            self.control = ReferencePairs(pairs, self.base_images)
 
     def prepare(self) -> None:
         """Make the base model's images before training if all weights are trained."""
@@ -183,11 +174,12 @@ class Measurer:
         if self.group.rank > 0:
             return {}
         each = self.per_image(images)
-        record = self.summary(images, each)
+        record = self.fixed.summary(images, each)
         if self.control is not None and control_images is not None:
-            record |= self.control_summary(control_images)
+            controls = self.control.per_image(control_images, self.functions)
+            record |= self.control.summary(control_images, controls)
         if several is not None:
-            record[metrics.DIVERSITY] = diversity(several)
+            record[metrics.DIVERSITY] = image_metrics.diversity(several)
         record |= self._comparable(images, each)
         return {**record, "seconds": time.perf_counter() - start}
 
@@ -200,26 +192,12 @@ class Measurer:
         if self.run.model.tune == "full":
             device = next(self.model.denoiser.parameters()).device
             return self._generate(pairs, load_model(self.run.model, device))
-        with base_weights(self.model):
+        with ReferenceModel(self.model.denoiser).active():
             return self._generate(pairs)
 
     def per_image(self, images: Images) -> dict[str, PerSample]:
         """Every metric per image, for images of the first pairs."""
-        samples = samples_of(self.pairs.first(len(images)))
-        return per_image(self.functions, MetricInput(samples, images))
-
-    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
-        found = summarise_images(each, self.pairs.prompts[: len(images)])
-        return {**found, COLOR_DRIFT: self.fixed.drift(images)}
-
-    def control_summary(self, images: Images) -> dict[str, Any]:
-        """The same for images of the control prompts, under `off_topic_<name>`."""
-        assert self.control is not None
-        samples = samples_of(self.control.pairs, CONTROL_GROUP)
-        each = per_image(self.functions, MetricInput(samples, images))
-        found = summarise_images(each, self.control.pairs.prompts)
-        return {**found, metrics.OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
+        return self.fixed.per_image(images, self.functions)
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Metrics of the pairs evaluated during the run; per-image values for early stopping."""
@@ -228,7 +206,7 @@ class Measurer:
         first = {name: values[:count] for name, values in each.items()}
         found: dict[str, Any] = {}
         if settings.every > 0 and count < len(images):
-            found["during"] = self.summary(images[:count], first)
+            found["during"] = self.fixed.summary(images[:count], first)
         if self.run.early_stopping is not None:
             watched = dict.fromkeys((judge_of(self.run), score_of(self.run)))
             found["each"] = {

@@ -7,8 +7,8 @@ summarised alike.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -31,70 +31,39 @@ def summarise_images(each: Mapping[str, PerSample], prompts: Sequence[str]) -> d
     return {**rates, **means}
 
 
-class Results:
-    """Metrics by name, candidate and sample index, and the prompt of every index."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.prompts = {int(row["index"]): str(row["prompt"]) for row in rows}
-        self.columns: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-        for row in rows:
-            for name, value in row["numbers"].items():
-                self.columns[name, row["model"]][int(row["index"])] = float(value)
-
-    def mean(self, name: str, key: str) -> dict[str, float]:
-        """Mean of a candidate's metric with its interval."""
-        column = self.columns[name, key]
-        return grouped_mean([*column.values()], self._groups(column)).as_dict()
-
-    def compare(
-        self, a: str, b: str, about: Metric
-    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The difference b − a and b's wins ({} without direction); None without shared samples."""
-        first, second = (self.columns.get((about.name, key), {}) for key in (a, b))
-        shared = [index for index in first if index in second]
-        if not shared:
-            return None
-        x, y = (np.array([column[index] for index in shared]) for column in (first, second))
-        groups = self._groups(shared)
-        resamples = resample_groups(groups)
-        pair = {"a": a, "b": b, "name": about.name}
-        difference = {**pair, **bootstrap_interval(y - x, resamples).as_dict()}
-        if not about.better:
-            return difference, {}
-        wins = win_rate(about.better * x, about.better * y, groups, resamples)
-        return difference, {**pair, **wins.as_dict()}
-
-    def _groups(self, indices: Iterable[int]) -> tuple[str, ...]:
-        """The prompt of each sample, by which samples are resampled."""
-        return tuple(self.prompts[index] for index in indices)
-
-
 def summarise(
     keys: Sequence[str], rows: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    """`summary.json` of a comparison of the candidates `keys`, see docs/evaluation.md.
+    """`summary.json` of a comparison of the candidates `keys`, see docs/evaluation.md: means,
+    differences b − a, and b's wins by metrics with a direction.
 
     `about`: the metrics in the order of the summary; those that no image has are left out.
     """
-    results = Results(rows)
-    columns = results.columns
+    prompts = {int(row["index"]): str(row["prompt"]) for row in rows}
+    columns: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for name, value in row["numbers"].items():
+            columns[name, row["model"]][int(row["index"])] = float(value)
     present = {n: each for n, each in about.items() if any((n, key) in columns for key in keys)}
-    models = {
-        key: {name: results.mean(name, key) for name in present if (name, key) in columns}
-        for key in keys
-    }
-    pairs = [
-        found
-        for a, b in combinations(keys, 2)
-        for each in present.values()
-        if (found := results.compare(a, b, each))
-    ]
-    won = [wins for _, wins in pairs if wins]
+    models: dict[str, dict[str, Any]] = {key: {} for key in keys}
+    for key, name in product(keys, present):
+        if column := columns.get((name, key)):
+            groups = [prompts[index] for index in column]
+            models[key][name] = grouped_mean([*column.values()], groups).as_dict()
+    differences, won = list[dict[str, Any]](), list[dict[str, Any]]()
+    for (a, b), (name, each) in product(combinations(keys, 2), present.items()):
+        first, second = (columns.get((name, key), {}) for key in (a, b))
+        shared = [index for index in first if index in second]
+        if not shared:
+            continue
+        x, y = (np.array([column[index] for index in shared]) for column in (first, second))
+        groups = [prompts[index] for index in shared]
+        resamples, pair = resample_groups(groups), {"a": a, "b": b, "name": name}
+        differences.append({**pair, **bootstrap_interval(y - x, resamples).as_dict()})
+        if each.better:
+            wins = win_rate(each.better * x, each.better * y, groups, resamples)
+            won.append({**pair, **wins.as_dict()})
     for each, p in zip(won, holm([each["p"] for each in won]), strict=True):
         each["p_holm"] = p
-    return {
-        "names": {name: each.as_record() for name, each in present.items()},
-        "models": models,
-        "differences": [difference for difference, _ in pairs],
-        "wins": won,
-    }
+    names = {name: each.as_record() for name, each in present.items()}
+    return {"names": names, "models": models, "differences": differences, "wins": won}

@@ -3,7 +3,7 @@
     MetricInput (samples, images, base images)  ->  per_image  ->  {metric name: (b,)}
 
 Evaluation during training (`in_training`) and comparisons (`compare`) call the same functions. A
-new metric is an entry in `metrics` and a function: for pixels a `@statistic` in `image_metrics`,
+new metric is an entry in `metrics` and a function: for pixels one of `image_metrics.STATISTICS`,
 else a `MetricFunction` here.
 
 Held-out rewards are evaluated beside the trained one and never trained on: a trained score that
@@ -32,7 +32,7 @@ from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
 from .eval_prompts import EvalSample, named_styles
-from .image_metrics import cosine_distance, rmse, to_siblings
+from .image_metrics import color_cast, cosine_distance, rmse, to_siblings
 
 
 @dataclass(frozen=True)
@@ -79,36 +79,33 @@ def pixel_statistics(inputs: MetricInput) -> dict[str, PerSample]:
 
 
 def compared_pixels(inputs: MetricInput) -> dict[str, PerSample]:
-    """Statistics, casts and the mean RMSE to other images of the same prompt; not on control
-    prompts. RMSE and shift of the colour cast from the base model's images, where there are some.
+    """Statistics, length and parts of the colour cast, and the mean RMSE to other images of the
+    same prompt; not on control prompts. RMSE and shift of the cast from the base model's images,
+    where there are some.
     """
-    images, found = inputs.images, pixel_statistics(inputs)
+    images, found, cast = inputs.images, pixel_statistics(inputs), color_cast(inputs.images)
     if not inputs.is_control:
-        found |= image_metrics.casts(images)
+        found |= {"color_cast": cast.norm(dim=1), "red_cast": cast[:, 0]}
+        found |= {"green_cast": cast[:, 1], "blue_cast": cast[:, 2]}
         found[metrics.DIVERSITY] = to_siblings(images, inputs.prompts, rmse)
     if inputs.base is not None:
         base = inputs.base.images
-        shift = image_metrics.color_cast(images) - image_metrics.color_cast(base)
-        found |= {metrics.BASE_RMSE: rmse(images, base), metrics.BASE_CAST: shift.norm(dim=1)}
+        found[metrics.BASE_RMSE] = rmse(images, base)
+        found[metrics.BASE_CAST] = (cast - color_cast(base)).norm(dim=1)
     return found
 
 
-@dataclass(frozen=True)
-class JudgeMetrics:
-    """The judge's answers. On control prompts, if those are the toy world's (`named_styles`),
-    whether style and content are as the prompt says."""
-
-    judge: Judge
-    named_styles: bool
-
-    def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
-        if not inputs.is_control:
-            return self.judge(inputs.images, inputs.prompts)
-        if not self.named_styles:
-            return {}
-        answers, styles = self.judge(inputs.images, inputs.prompts), named_styles(inputs.prompts)
-        kept = [answers[f"style_{style}"][place] for place, style in enumerate(styles)]
-        return {"style_kept": torch.stack(kept), "content": answers["content"]}
+def judge_metrics(judge: Judge, is_world: bool, inputs: MetricInput) -> Mapping[str, PerSample]:
+    """The judge's answers. On control prompts, if those are the toy world's (`is_world`), whether
+    style and content are as the prompt says."""
+    if inputs.is_control and not is_world:
+        return {}
+    answers = judge(inputs.images, inputs.prompts)
+    if not inputs.is_control:
+        return answers
+    styles = enumerate(named_styles(inputs.prompts))
+    kept = [answers[f"style_{style}"][place] for place, style in styles]
+    return {"style_kept": torch.stack(kept), "content": answers["content"]}
 
 
 BARE = ("",)
@@ -177,12 +174,8 @@ class RewardMetrics:
             return torch.stack([by_phrase[each] for each in phrases]).mean(0).cpu()
 
         found = {name: mean_score(own) for name, own in self.scores.items() if own}
-        if members:
-            bare = phrases.index("")
-            found |= {
-                f"{metrics.MEMBER}{label}": each[bare].float().cpu()
-                for label, each in members.items()
-            }
+        for label, each in members.items():
+            found[metrics.MEMBER + label] = each[phrases.index("")].float().cpu()
         if gap:
             found[f"{metrics.SGP}{self.label}"] = mean_score(gap[0]) - mean_score(gap[1])
         embedded = getattr(reward, "image_embeddings", False) and isinstance(features, Tensor)
@@ -309,10 +302,8 @@ def user_metric_functions(paths: Sequence[str], batch_size: int) -> list[MetricF
 
     One raises DirectAlignError if it fails, or does not return one finite number per image.
     """
-    named = {each.name: path for path, each in zip(paths, user_metrics(paths), strict=True)}
-
-    def function(name: str, path: str) -> RewardMetrics:
+    functions = list[MetricFunction]()
+    for path, each in zip(paths, user_metrics(paths), strict=True):
         reward = PythonReward(load_function(path, METRICS_KEY), source=f"{METRICS_KEY}: {path}")
-        return RewardMetrics(reward, {name: BARE}, batch_size, "cpu")
-
-    return [function(*each) for each in named.items()]
+        functions.append(RewardMetrics(reward, {each.name: BARE}, batch_size, "cpu"))
+    return functions

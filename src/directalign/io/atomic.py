@@ -8,6 +8,7 @@ manifest (truncated or missing files).
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from ..errors import DirectAlignError
@@ -25,6 +27,7 @@ try:
 except ImportError:
     fcntl = None
 
+logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 AGAIN = "free some, then give the same command again (train: with --resume)"
@@ -115,6 +118,38 @@ def _locked(folder: Path, busy: str) -> Iterator[None]:
         raise DirectAlignError(busy) from error
     finally:
         os.close(descriptor)
+
+
+def make_folder(out: Path) -> None:
+    """Create the folder and its parents. Raises: DirectAlignError."""
+    try:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DirectAlignError(
+            f"--out {out} cannot be created: {error.strerror}; name a writable folder"
+        ) from error
+
+
+@contextmanager
+def exclusive(out: Path, use: str) -> Iterator[None]:
+    """Hold the folder's lock, which ends with this process; a file system without locks: warning.
+
+    Raises: DirectAlignError if another process holds it, which is `use`: "training in it".
+    """
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DirectAlignError(
+            f"--out {out}: another process is {use}; wait for it, or end it first"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        logger.warning(f"{out} cannot be locked ({error}): let no other process use it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_new(out: Path) -> None:

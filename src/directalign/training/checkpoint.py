@@ -190,9 +190,20 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int:
-    """Restore `state` in place on any number of ranks; returns the checkpoint's finished steps."""
-    record = read_record(folder)
-    own = _rank_state(folder, record, state.run, group)
+    """Restore `state` in place on any number of ranks; returns the checkpoint's finished steps.
+
+    With another batch layout than when writing, all ranks have the method's state of rank 0.
+    """
+    record, batch_size = read_record(folder), state.run.data.batch_size
+    written = record["data"]["ranks"], record["config"]["data"]["batch_size"]
+    is_same = written == (group.size, batch_size)
+    own = _load(folder / (f"rank-{group.rank}.pt" if is_same else "rank-0.pt"))
+    if not is_same and own["method"].get(OWN_SAMPLES):
+        raise DirectAlignError(
+            f"{folder} holds unfinished rollouts (method.updates_per_rollout) for {written[0]} "
+            f"ranks with data.batch_size {written[1]}: continue with these, or from a checkpoint "
+            "between two rollouts"
+        )
     read_tensors(folder, {WEIGHTS: state.parameters})
     if state.average is not None:
         read_tensors(folder, {AVERAGE: state.average.tensors()})
@@ -200,23 +211,6 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
     _restore_optimizer(folder, state)
     state.method.load_state_dict(own["method"])
     return int(record["step"])
-
-
-def _rank_state(
-    folder: Path, record: Mapping[str, Any], run: config.RunConfig, group: TorchProcessGroup
-) -> dict[str, Any]:
-    """This rank's state; with another batch layout than when writing, that of rank 0."""
-    ranks, batch_size = record["data"]["ranks"], record["config"]["data"]["batch_size"]
-    if (ranks, batch_size) == (group.size, run.data.batch_size):
-        return _load(folder / f"rank-{group.rank}.pt")
-    state = _load(folder / "rank-0.pt")
-    if state["method"].get(OWN_SAMPLES):
-        raise DirectAlignError(
-            f"{folder} holds unfinished rollouts (method.updates_per_rollout) for {ranks} ranks "
-            f"with data.batch_size {batch_size}: continue with these, or from a checkpoint "
-            "between two rollouts"
-        )
-    return state
 
 
 def _optimizer_state(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -334,7 +328,13 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
     damaged: list[str] = []
     names = group.gather_texts("\n".join(path.name for path in all_of(folder)))[0].split()
     for candidate in [folder / name for name in reversed(names)]:
-        damage = group.first_text(_damage(candidate, group) or "")
+        found = atomic.damage(candidate, group.rank, group.size)  # of this rank's share
+        if found is None:
+            try:
+                read_record(candidate)
+            except DirectAlignError as error:
+                found = str(error).split(";")[0].removeprefix(f"{candidate}/")
+        damage = group.first_text(found or "")
         if not damage:
             if damaged:
                 logger.warning(f"damaged checkpoint: {'; '.join(damaged)}; using {candidate}")
@@ -345,17 +345,6 @@ def find(folder: Path, group: TorchProcessGroup) -> Path | None:
             f"no checkpoint can be used: {'; '.join(damaged)}; start again in another --out"
         )
     return None
-
-
-def _damage(folder: Path, group: TorchProcessGroup) -> str | None:
-    """As `atomic.damage`, of this rank's share of the files and of the record."""
-    found = atomic.damage(folder, group.rank, group.size)
-    if found is None:
-        try:
-            read_record(folder)
-        except DirectAlignError as error:
-            return str(error).split(";")[0].removeprefix(f"{folder}/")
-    return found
 
 
 def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:

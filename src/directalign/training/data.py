@@ -12,6 +12,7 @@ from ..data.buckets import Bucket, check_buckets, fill_buckets
 from ..data.image_dataset import ImageStream, scan_images
 from ..data.prompts import PromptStream, read_prompts
 from ..data.shuffle import turn
+from ..evaluation.generate import image_size
 from ..interfaces import Model
 from ..types import Batch, DirectAlignError
 from .distributed import TorchProcessGroup
@@ -122,17 +123,11 @@ def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> 
     if run.data.prompts is not None:
         prompts = PromptStream(read_prompts(run.data.prompts), run.seed)
     if run.data.images is not None:
-        images = _open_images(run, run.data.images, model, group)
+        found = scan_images(run.data.images, run.data.strict)
+        if run.data.buckets is None:
+            buckets = (Bucket(image_size(model, run.rollout), tuple(range(len(found)))),)
+        else:
+            buckets = fill_buckets(found.sizes, run.data.buckets)
+            check_buckets(buckets, global_batch_size(run, group))
+        images = ImageStream(found, buckets, run.seed)
     return TrainData(run, group, prompts, images)
-
-
-def _open_images(
-    run: config.RunConfig, source: str, model: Model, group: TorchProcessGroup
-) -> ImageStream:
-    found, (height, width) = scan_images(source, run.data.strict), model.default_size
-    if run.data.buckets is None:
-        size = run.rollout.height or height, run.rollout.width or width
-        return ImageStream(found, (Bucket(size, tuple(range(len(found)))),), run.seed)
-    buckets = fill_buckets(found.sizes, run.data.buckets)
-    check_buckets(buckets, global_batch_size(run, group))
-    return ImageStream(found, buckets, run.seed)

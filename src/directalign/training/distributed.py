@@ -96,11 +96,11 @@ class TorchProcessGroup:
 
     def gather_texts(self, text: str) -> list[str]:
         """The texts of all ranks, by rank."""
-        content = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-        lengths = self.gather(torch.tensor([len(content)])).tolist()
-        padded = torch.nn.functional.pad(content, (0, max(lengths) - len(content)))
-        rows = zip(self.gather(padded[None]), lengths, strict=True)
-        return [bytes(row[: length - 1].tolist()).decode() for row, length in rows]
+        texts: list[Any] = [text] * self.size
+        if self.size > 1:
+            with _collective():
+                dist.all_gather_object(texts, text)
+        return texts
 
     def first_text(self, text: str) -> str:
         """The first text that is not empty, by rank; "" if all are."""

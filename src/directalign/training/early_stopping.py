@@ -128,23 +128,18 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
         if not math.isfinite(value(during(base), name)):
             reason = f"{name} of the base model is not finite"
             raise DirectAlignError(f"early_stopping: {reason}; name another metric")
-    seen = [_evaluation(rules, record, base) for record in found]
-    if rules.settings.score_patience is None:
-        return seen
-    marked, peak = list[Evaluation](), seen[0]  # the highest score before each evaluation
-    for each in seen:
-        tolerance = CLEARLY * standard_error(each, peak, rules.score)
-        marked.append(replace(each, fallen=not peak.score - each.score <= tolerance))
-        peak = each if each.score > peak.score else peak
-    return marked
-
-
-def _evaluation(rules: Rules, record: Record, base: Record) -> Evaluation:
-    now = during(record)
-    metric, used = value(now, rules.metric), used_shares(rules, now, during(base))
-    metric = metric if math.isfinite(metric) else -math.inf
-    each = record.get("each") or {}
-    return Evaluation(record["step"], metric, value(now, rules.score), used, each)
+    seen = list[Evaluation]()
+    for record in found:
+        now, each = during(record), record.get("each") or {}
+        metric, used = value(now, rules.metric), used_shares(rules, now, during(base))
+        metric = metric if math.isfinite(metric) else -math.inf
+        new = Evaluation(record["step"], metric, value(now, rules.score), used, each)
+        if rules.settings.score_patience is not None and seen:
+            peak = max((e for e in seen if math.isfinite(e.score)), key=lambda each: each.score)
+            tolerance = CLEARLY * standard_error(new, peak, rules.score)
+            new = replace(new, fallen=not peak.score - new.score <= tolerance)
+        seen.append(new)
+    return seen
 
 
 def used_shares(rules: Rules, now: Record, base: Record) -> dict[str, float]:
@@ -266,19 +261,6 @@ def save_best(
     )
 
 
-def sweep_best(out: Path, done: int) -> set[int]:
-    """Remove best weights beyond `done` steps and damaged ones; returns the remaining steps."""
-    atomic.sweep(out / "best")
-    for step in best_steps(out):
-        path = best_path(out, step)
-        damage = atomic.damage(path) if step <= done else None
-        if damage is not None:
-            logger.warning(f"removed damaged weights: {path} ({damage}); the best others are used")
-        if step > done or damage is not None:
-            shutil.rmtree(path)
-    return set(best_steps(out))
-
-
 @dataclass
 class EarlyStopping:
     """Applies the rules during a run; `log` is None on ranks other than 0."""
@@ -354,13 +336,22 @@ def resume_state(
     """(lost, dropped) of a run after `done` steps, under the rules of now.
 
     `lost`: evaluated steps without weights, if the best is among them; `dropped`: end events of an
-    earlier process that no longer hold.
+    earlier process that no longer hold. Best weights beyond `done` and damaged ones are removed.
     """
-    saved = sweep_best(out, done if done else NOTHING) if rules is not None else set()
-    if rules is None or not done:
+    if rules is None:
+        return frozenset(), END_EVENTS
+    atomic.sweep(out / "best")
+    for step in best_steps(out):
+        path, is_later = best_path(out, step), step > done or not done
+        damage = None if is_later else atomic.damage(path)
+        if damage is not None:
+            logger.warning(f"removed damaged weights: {path} ({damage}); the best others are used")
+        if is_later or damage is not None:
+            shutil.rmtree(path)
+    if not done:
         return frozenset(), END_EVENTS
     records = [record for record in run_log.read(out) if record["step"] <= done]
-    best, saved = verdict(rules, records).best, {done, *saved}
+    best, saved = verdict(rules, records).best, {done, *best_steps(out)}
     evaluated = {record["step"] for record in records if record["event"] == "evaluate"}
     is_saved = best is not None and best.step in saved
     lost = frozenset() if is_saved else frozenset(evaluated - saved)

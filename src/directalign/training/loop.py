@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .. import config
-from ..evaluation.generate import generate
+from ..evaluation.generate import generate, save_png
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
@@ -92,7 +92,7 @@ def train(context: TrainContext, done: int) -> int:
         DirectAlignError: a step or an evaluation failed; see `checkpoint_on_error`.
     """
     num_steps = context.run.train.num_steps
-    with StopRequest() as stop:
+    with stop_signals() as received:
         with checkpoint_on_error(context, done):
             evaluate_if_due(context, done)
             apply_stop_rules(context, done)
@@ -107,13 +107,13 @@ def train(context: TrainContext, done: int) -> int:
             if context.log is not None:
                 context.log.write(record)
             context.display.step(record)
-            stopped = context.group.any(stop.received is not None)
+            stopped = context.group.any(bool(received))
             if stopped or _is_due(done, context.run.train.save_every, num_steps):
-                with uninterrupted() if stopped else nullcontext():
+                with stop_signals(ignored=True) if stopped else nullcontext():
                     save_checkpoint(context, done)
             if stopped:
                 raise Interrupted(
-                    f"stopped by {stop.received or 'another rank'} after step {done} of "
+                    f"stopped by {(*received, 'another rank')[0]} after step {done} of "
                     f"{num_steps}; continue with --resume --out {context.out}"
                 )
             with checkpoint_on_error(context, done):
@@ -165,7 +165,7 @@ def evaluate_if_due(context: TrainContext, done: int) -> bool:
             images = generate(context.model, prompts, seeds, run.rollout, size, context.group)
             grid = run_log.tiled(images)
             if log is not None:
-                run_log.save_grid(grid, grid_file)
+                save_png(grid[0], grid_file)
                 log.grid(done, grid)
         if evaluates:
             _evaluate(context, done)
@@ -224,7 +224,7 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
         failed_everywhere = context.group.size == 1 or isinstance(error, SynchronizedError)
         if done == 0 or not failed_everywhere or context.step.is_updating:
             raise
-        with uninterrupted():
+        with stop_signals(ignored=True):
             context.state.method.load_state_dict(method_state)
             if not context.has_checkpoint(done):
                 save_checkpoint(context, done)
@@ -238,49 +238,31 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
         raise
 
 
-class StopRequest:
-    """Context: the first of `STOP_SIGNALS` sets `received`; later ones act as before.
+@contextmanager
+def stop_signals(ignored: bool = False) -> Iterator[list[str]]:
+    """The names of the `STOP_SIGNALS` received inside; those after the first act as before.
 
     Later SIGHUPs are ignored, since a closed terminal may send several; with nohup all are.
+    `ignored`: all signals are, for the last save before the run ends.
     """
+    received: list[str] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    former = {each: signal.getsignal(each) for each in STOP_SIGNALS if in_main_thread}
+    former = {e: f for e, f in former.items() if (e.name, f) != ("SIGHUP", signal.SIG_IGN)}
 
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        for each in former:
+            if each.name != "SIGHUP":
+                signal.signal(each, former[each])
 
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                previous = signal.getsignal(number)
-                if number.name != "SIGHUP" or previous != signal.SIG_IGN:
-                    self._previous[number] = previous
-                    signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number).name
-        self._restore(kept="SIGHUP")
-
-    def _restore(self, kept: str = "") -> None:
-        for number in [each for each in self._previous if each.name != kept]:
-            signal.signal(number, self._previous.pop(number))
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignore `STOP_SIGNALS` inside: for the last save before the run ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
-        yield
+        for each in former:
+            signal.signal(each, signal.SIG_IGN if ignored else receive)
+        yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for each, before in former.items():
+            signal.signal(each, before)
 
 
 def _is_due(done: int, every: int, num_steps: int) -> bool:

@@ -151,8 +151,8 @@ class AdamW8bit(torch.optim.Optimizer):
     def _begun(self, p: nn.Parameter) -> dict[str, Tensor]:
         self.state[p] = {"step": torch.zeros(())}
         zeros = torch.zeros_like(_local(p), dtype=torch.float32)
-        for name, signed in AVERAGES.items():
-            _write(p, self.state[p], name, zeros.clone(), signed, None)
+        for name in AVERAGES:
+            _write(p, self.state[p], name, zeros.clone(), torch.Generator(zeros.device))
         return self.state[p]
 
     def _generator(self, p: nn.Parameter, step: int) -> torch.Generator:
@@ -168,15 +168,15 @@ def _update(
     assert p.grad is not None
     weight, gradient = _local(p.detach()), _local(p.grad).float()
     (beta_1, beta_2), step = group["betas"], int(state["step"])
-    average = _read(state, "exp_avg", signed=True).lerp_(gradient, 1 - beta_1)
-    root = _read(state, "exp_avg_sq_root", signed=False).square_().mul_(beta_2)
+    average = _read(state, "exp_avg").lerp_(gradient, 1 - beta_1)
+    root = _read(state, "exp_avg_sq_root").square_().mul_(beta_2)
     root.addcmul_(gradient, gradient, value=1 - beta_2).sqrt_()
     moved = weight.float() * (1 - group["lr"] * group["weight_decay"])
     denominator = root / (1 - beta_2**step) ** 0.5 + group["eps"]
     moved.addcdiv_(average, denominator, value=-group["lr"] / (1 - beta_1**step))
     weight.copy_(rounded(moved, generator) if weight.dtype == torch.bfloat16 else moved)
-    _write(p, state, "exp_avg", average, True, generator)
-    _write(p, state, "exp_avg_sq_root", root, False, generator)
+    _write(p, state, "exp_avg", average, generator)
+    _write(p, state, "exp_avg_sq_root", root, generator)
 
 
 def rounded(values: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
@@ -225,26 +225,22 @@ def code_book(signed: bool, device: torch.device) -> Float[Tensor, " codes"]:
     return torch.cat(numbers).sort().values.to(device)
 
 
-def _read(state: Mapping[str, Tensor], name: str, signed: bool) -> Tensor:
+def _read(state: Mapping[str, Tensor], name: str) -> Tensor:
     held = _local(state[name])
     if held.dtype == torch.float32:
         return held.clone()
-    return decode(held.flatten(1), _local(state[f"{name}_scale"]), signed).view(held.shape)
+    scale = _local(state[f"{name}_scale"])
+    return decode(held.flatten(1), scale, AVERAGES[name]).view(held.shape)
 
 
 def _write(
-    p: nn.Parameter,
-    state: dict[str, Tensor],
-    name: str,
-    values: Tensor,
-    signed: bool,
-    generator: torch.Generator | None,
+    p: nn.Parameter, state: dict[str, Tensor], name: str, values: Tensor, generator: torch.Generator
 ) -> None:
-    """Store a moment in the state, sharded as `p`; no generator: zeros."""
+    """Store a moment in the state, sharded as `p`."""
     if p.dim() < 2 or p.numel() < SMALLEST:
         state[name] = _split_as(p, values)
         return
-    codes, scale = encode(values.flatten(1), signed, generator or torch.Generator(values.device))
+    codes, scale = encode(values.flatten(1), AVERAGES[name], generator)
     state[name] = _split_as(p, codes.view(values.shape))
     state[f"{name}_scale"] = _split_as(p, scale)
 

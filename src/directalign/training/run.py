@@ -85,8 +85,8 @@ def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str]
         checkpoint.seed_all(run.seed)
         loaded = _load(run, group)
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
-            run_folder.make(out)
-            stack.enter_context(run_folder.locked(out))
+            atomic.make_folder(out)
+            stack.enter_context(atomic.exclusive(out, "training in it"))
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
@@ -135,23 +135,9 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
     reward = load_reward(run.reward, group.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
     held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
-    evaluator = Measurer(run, model, reward, judge, None, group, held_out)
+    evaluator = Measurer(run, model, reward, judge, group, held_out)
     method, base = load_method(run, model, reward, group), fingerprint(run.model)
     return Loaded(model, method, evaluator, data, base)
-
-
-def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
-    """Every prompt once: the empty one, of sample grids, evaluations, and training on all ranks."""
-    measured = measured_prompts(run.data)
-    evaluated = fixed_pairs(measured, run.evaluate.num_samples)
-    diverse = diversity_pairs(measured, run.evaluate.diversity_prompts)
-    samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
-    trained = (text for step in range(run.train.num_steps) for text in data.texts(step))
-    texts = dict.fromkeys(["", *samples, *evaluated.prompts, *diverse.prompts])
-    for text in dict.fromkeys(trained):
-        phrases = run.method.asked_phrases()
-        texts |= dict.fromkeys([text, *(f"{phrase}. {text}" for phrase in phrases)])
-    return list(texts)
 
 
 def precompute_embeddings(
@@ -159,10 +145,17 @@ def precompute_embeddings(
 ) -> None:
     """Encode all prompts of the run into the cache on disk and free the model's text encoders.
 
-    Each rank encodes its share, then what other ranks stored on a disk that it cannot read.
+    They are the empty one and those of sample grids, evaluations, and training on all ranks. Each
+    rank encodes its share, then what other ranks stored on a disk that it cannot read.
     """
-    encoder: PromptEncoder = model.prompts
-    prompts, folder = prompts_of_run(run, data), default_folder()
+    measured = measured_prompts(run.data)
+    evaluated = fixed_pairs(measured, run.evaluate.num_samples).prompts
+    diverse = diversity_pairs(measured, run.evaluate.diversity_prompts).prompts
+    samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
+    trained = dict.fromkeys(t for step in range(run.train.num_steps) for t in data.texts(step))
+    asked = (f"{phrase}. {text}" for phrase in run.method.asked_phrases() for text in trained)
+    prompts = list(dict.fromkeys(["", *samples, *evaluated, *diverse, *trained, *asked]))
+    encoder, folder = cast(PromptEncoder, model.prompts), default_folder()
     show = partial(track, description="encoding prompts") if group.is_main else iter
     for share in (prompts[group.rank :: group.size], *([prompts] if group.size > 1 else [])):
         for fault in encoder.store(share, folder, show):
@@ -200,9 +193,8 @@ def train_loaded(
     prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
     lost, dropped = frozenset[int](), early_stopping.END_EVENTS
-    if group.is_main and resume:
-        lost, dropped = resume_state(rules, run, out, done)
     if group.is_main:
+        lost, dropped = resume_state(rules, run, out, done)
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
     log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
@@ -215,7 +207,12 @@ def train_loaded(
             done = loop.train(context, done)
             export_weights(context, done)
             if log is not None:
-                _write_summary(context, log)
+                history, count = run_log.read(out), sum(p.numel() for p in parameters.values())
+                kept = early_stopping.kept_summary(run, history)
+                summary = run_folder.summarize(run, history, group.size, count, kept)
+                summary |= {"base": loaded.base} if loaded.base else {}
+                atomic.write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+                log.summary(summary)
         finally:
             if log is not None:
                 log.close()
@@ -247,9 +244,8 @@ def _open_log(
     run_log.describe_grids(out, prompts)
     if run.evaluate.metrics:
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
-        atomic.write_text(
-            out / "metric_names.json", json.dumps(names, ensure_ascii=False, indent=1)
-        )
+        text = json.dumps(names, ensure_ascii=False, indent=1)
+        atomic.write_text(out / "metric_names.json", text)
     log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = checkpoint.step_of(file.with_suffix(""))
@@ -281,9 +277,8 @@ def export_weights(context: TrainContext, done: int) -> None:
         _evaluate_exported(context, step)
     if log is not None and verdict is not None:
         num_steps = context.run.train.num_steps
-        for level, line in early_stopping.summary_lines(
-            stopping.rules, log.records, verdict, done, num_steps
-        ):
+        lines = early_stopping.summary_lines(stopping.rules, log.records, verdict, done, num_steps)
+        for level, line in lines:
             logger.log(level, line)
 
 
@@ -319,13 +314,3 @@ def _evaluate_exported(context: TrainContext, step: int) -> None:
         unused = ("event", "step", "during", "each")
         numbers = {name: value for name, value in measured.items() if name not in unused}
         log.write_once({"event": "kept", "step": step, **numbers})
-
-
-def _write_summary(context: TrainContext, log: RunLog) -> None:
-    count = sum(p.numel() for p in context.state.parameters.values())
-    history = run_log.read(context.out)
-    kept = early_stopping.kept_summary(context.run, history)
-    summary = run_folder.summarize(context.run, history, context.group.size, count, kept)
-    summary |= {"base": context.state.base} if context.state.base else {}
-    atomic.write_text(context.out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    log.summary(summary)

@@ -1,27 +1,22 @@
-"""The output folder of a run: check and lock it, copy control tokens, content of `summary.json`.
+"""The output folder of a run: check it, copy control tokens, content of `summary.json`.
 
 A run never overwrites another one, and `--resume` continues only what exists.
 """
 
-import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from .. import __version__, config
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError
 from . import run_log
-
-logger = logging.getLogger(__name__)
 
 CONTROL_TOKENS = "control_tokens"
 OWN_NAMES = (
@@ -48,36 +43,6 @@ def check(out: Path, resume: bool) -> None:
         raise DirectAlignError(f"--resume: {found}; remove --resume to start a new run there")
     if resume:
         run_log.read(out)
-
-
-def make(out: Path) -> None:
-    """Create the folder and its parents."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remedy = f"cannot be created: {error.strerror}; name a writable folder"
-        raise DirectAlignError(f"--out {out} {remedy}") from error
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with this process; a file system without locks: warning.
-
-    Raises: DirectAlignError while another process trains in the folder.
-    """
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise DirectAlignError(
-            f"--out {out}: another process is training in it; wait for it, or end it first"
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        logger.warning(f"{out} cannot be locked ({error}): let no other process train in it")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def copy_control_tokens(run: config.RunConfig, out: Path) -> None:

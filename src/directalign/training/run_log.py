@@ -20,15 +20,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..io.atomic import new_file, write_text
+from ..data.image_io import Unreadable, read_pixels
+from ..io.atomic import write_text
 from ..io.tensors import to_pixels
 from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
@@ -189,9 +188,8 @@ class Display:
         self._values: dict[str, float] = {}
         self._budget = ""
         self._seconds: list[float] = []
-        values = TextColumn("{task.fields[values]}")
-        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), values
-        columns = *columns, TimeRemainingColumn()
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn()
+        columns = *columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task("train", total=num_steps, completed=step, values="")
 
@@ -256,19 +254,10 @@ def describe_grids(out: Path, prompts: Sequence[str]) -> None:
     write_text(out / "samples" / "samples.json", text)
 
 
-def save_grid(grid: Images, file: Path) -> None:
-    """Write a grid as PNG, complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(file) as partial:
-        Image.fromarray(to_pixels(grid[0], str(file))).save(partial, format="PNG")
-
-
 def load_grid(file: Path) -> Images | None:
-    """A grid (1, 3, H, W) that `save_grid` wrote; None with a warning if it is damaged."""
+    """The grid (1, 3, H, W) of a PNG file; None with a warning if it is damaged."""
     try:
-        with Image.open(file, formats=["PNG"]) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's
+        return torch.from_numpy(read_pixels(file)).permute(2, 0, 1)[None]
+    except Unreadable as error:
         logger.warning(f"{file}: damaged ({error}), removed")
         return None
-    return pixels.permute(2, 0, 1)[None].float() / 255

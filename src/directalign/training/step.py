@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.nfe.take()
-        sums = _Sums()
+        losses: list[LossTerm] = []
         seconds: dict[str, float] = dict.fromkeys(("forward", "backward", "update"), 0.0)
         start = time.perf_counter()
 
@@ -63,25 +63,22 @@ class TrainStep:
                     sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
                     where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
                     raise _not_finite(step, f"the loss is {value} ({where})")
-                sums.add(loss, value)
-        norm = self._update(step)
-        lap("update")
-        forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
-        return {
-            **sums.record(len(batches), self.group),
-            "grad_norm": norm,
-            "nfe": {"forward": forward, "backward": backward},
-            "phases": seconds,
-        }
-
-    def _update(self, step: int) -> float:
+                detached = torch.tensor(value, dtype=torch.float64)
+                losses.append(replace(loss, value=detached))
         self.group.average_gradients(self.parameters)
         norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         if not math.isfinite(norm):
             raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
         self.is_updating = True
         self.optimizer.step()
-        return norm
+        lap("update")
+        forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
+        return {
+            **_summed(losses, len(batches), self.group),
+            "grad_norm": norm,
+            "nfe": {"forward": forward, "backward": backward},
+            "phases": seconds,
+        }
 
 
 def _not_finite(step: int, what: str) -> NonFiniteError:
@@ -91,29 +88,21 @@ def _not_finite(step: int, what: str) -> NonFiniteError:
     )
 
 
-class _Sums:
-    """Sums over the losses of one step."""
-
-    def __init__(self) -> None:
-        self._losses: dict[str, float] = defaultdict(float)
-        self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._histogram = SigmaHistogram()
-
-    def add(self, loss: LossTerm, value: float) -> None:
-        self._losses[loss.branch] += value
+def _summed(
+    losses: Sequence[LossTerm], num_batches: int, group: TorchProcessGroup
+) -> dict[str, Any]:
+    """Means over batches and ranks: loss in total and by branch, metrics, levels by sigma."""
+    by_branch: dict[str, float] = defaultdict(float)
+    values: dict[str, list[float]] = defaultdict(list)
+    for loss in losses:
+        by_branch[loss.branch] += float(loss.value)
         for key, value in loss.metrics.items():
-            self._metrics[key].append(value)
-        self._histogram.add(loss)
-
-    def record(self, num_batches: int, group: TorchProcessGroup) -> dict[str, Any]:
-        """Means over batches and ranks: loss in total and by branch, metrics, levels by sigma."""
-        by_branch = {branch: value / num_batches for branch, value in self._losses.items()}
-        losses = _mean_over_ranks(by_branch, group)
-        means = {key: sum(values) / len(values) for key, values in self._metrics.items()}
-        metrics = _mean_over_ranks(means, group)
-        levels, reward = self._histogram.record(group), metrics.pop("reward", None)
-        totals = {"loss": sum(losses.values()), "reward": reward, "losses": losses}
-        return {**totals, "metrics": metrics, "levels": levels}
+            values[key].append(value)
+    branches = _mean_over_ranks({key: each / num_batches for key, each in by_branch.items()}, group)
+    metrics = _mean_over_ranks({key: sum(each) / len(each) for key, each in values.items()}, group)
+    levels, reward = levels_by_sigma(losses, group), metrics.pop("reward", None)
+    totals = {"loss": sum(branches.values()), "reward": reward, "losses": branches}
+    return {**totals, "metrics": metrics, "levels": levels}
 
 
 def _mean_over_ranks(values: dict[str, float], group: TorchProcessGroup) -> dict[str, float]:
@@ -122,33 +111,29 @@ def _mean_over_ranks(values: dict[str, float], group: TorchProcessGroup) -> dict
     return {name: float(value) / group.size for name, value in zip(names, total, strict=True)}
 
 
-class SigmaHistogram:
-    """Means of the per-sample values of a step's losses in `NUM_BINS` bins of sigma in [0, 1]."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, dict[str, Tensor]] = {}
-
-    def add(self, loss: LossTerm) -> None:
-        """Add one loss's `levels`: equally long lists, one of them `sigma`."""
+def levels_by_sigma(
+    losses: Sequence[LossTerm], group: TorchProcessGroup
+) -> dict[str, list[dict[str, int | float]]]:
+    """Means of the losses' per-sample `levels` in `NUM_BINS` bins of sigma in [0, 1], over ranks:
+    {branch: [{"n", "sigma", "gain", "reward", ...}]}, one row per bin with samples."""
+    sums: dict[str, dict[str, Tensor]] = {}
+    for loss in losses:
         if "sigma" not in loss.levels:
-            return
+            continue
         sigma = torch.tensor(loss.levels["sigma"], dtype=torch.float64)
         bins = (sigma * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-        sums = self._sums.setdefault(loss.branch, {})
+        own = sums.setdefault(loss.branch, {})
         for key, values in {"n": [1.0] * len(sigma), **loss.levels}.items():
-            total = sums.setdefault(key, torch.zeros(NUM_BINS, dtype=torch.float64))
+            total = own.setdefault(key, torch.zeros(NUM_BINS, dtype=torch.float64))
             total.index_add_(0, bins, torch.tensor(values, dtype=torch.float64))
-
-    def record(self, group: TorchProcessGroup) -> dict[str, list[dict[str, int | float]]]:
-        """{branch: [{"n", "sigma", "gain", "reward", ...}]}, one row per bin with samples."""
-        found: dict[str, list[dict[str, int | float]]] = {}
-        for branch, own in sorted(self._sums.items()):
-            sums = {key: group.sum(own[key]) for key in sorted(own)}
-            count, found[branch] = sums.pop("n"), []
-            for place in count.nonzero().flatten().tolist():
-                means = {key: float(values[place] / count[place]) for key, values in sums.items()}
-                found[branch].append({"n": int(count[place]), **means})
-        return found
+    found: dict[str, list[dict[str, int | float]]] = {}
+    for branch, own in sorted(sums.items()):
+        totals = {key: group.sum(own[key]) for key in sorted(own)}
+        count, found[branch] = totals.pop("n"), []
+        for place in count.nonzero().flatten().tolist():
+            means = {key: float(values[place] / count[place]) for key, values in totals.items()}
+            found[branch].append({"n": int(count[place]), **means})
+    return found
 
 
 class NFECounter:

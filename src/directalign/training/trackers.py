@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -79,23 +78,18 @@ class Tracker(Protocol):
     def close(self, finished: bool) -> None: ...
 
 
-@dataclass(frozen=True)
-class RunInfo:
+class RunInfo(BaseModel):
     """`key` identifies the run across resumes, `caption` describes its sample grids.
 
-    `space` names the trackio Space and project of earlier processes.
+    `space` names the trackio Space and project of earlier processes. Only `key` and `space` are
+    stored, in `tracked.json`.
     """
 
     key: str
-    name: str
-    config: Mapping[str, Any]
-    caption: str
     space: str | None
-
-
-class _KeyFile(BaseModel):
-    key: str
-    space: str | None
+    name: str = ""
+    config: dict[str, Any] = {}
+    caption: str = ""
 
 
 def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInfo:
@@ -104,10 +98,10 @@ def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInf
     stored: Any = {"key": secrets.token_hex(4), "space": None}
     if file.exists():
         remedy = "remove it, and the trackers take this for a new run"
-        stored = read_json(file, remedy, _KeyFile)
+        stored = read_json(file, remedy, RunInfo)
     caption = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
     public = json.loads(re.sub(r'(?<=://)[^/@\s"]+@', "", run.model_dump_json()))
-    return RunInfo(stored["key"], run.name, public, caption, stored["space"])
+    return RunInfo(**{**stored, "name": run.name, "config": public, "caption": caption})
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float | str]:
@@ -158,7 +152,7 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
         if trackio.space is not None:
             catch_up = "To catch up: --resume with --set trackers.trackio.space=null, then trackio "
             catch_up += f"sync --project {trackio.project} --space-id {trackio.space}"
-        if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
+        if add("trackio", catch_up, lambda: Trackio(trackio, info)):
             store_key(f"{trackio.space} {trackio.project}" if trackio.space is not None else None)
     return opened
 
@@ -279,15 +273,30 @@ class WandB(WandBTracker):
 
 
 class Trackio(TrackioTracker):
-    """A trackio run. It starts in its own context: trackio has one current run per context."""
+    """A trackio run: local (rewritten, no request to the Hub) or in a private Space (continued).
 
-    def __init__(
-        self, package: ModuleType, caption: str, has_history: bool, project: str, **init: Any
-    ) -> None:
-        super().__init__(project, **init)
-        self._trackio, self._caption, self.has_history = package, caption, has_history
-        self._last_step = 0
-        copy_context().run(self.start)
+    It starts in its own context: trackio has one current run per context.
+    """
+
+    def __init__(self, settings: config.TrackioConfig, info: RunInfo) -> None:
+        self._trackio, self._caption, self._last_step = require_trackio(settings), info.caption, 0
+        name, project, is_local = trackio_run_name(info), settings.project, settings.space is None
+        if is_local:
+            try:
+                former = [run for run in self._trackio.Api().runs(project) if run.name == name]
+            except ValueError:  # no such project yet
+                former = []
+            for run in former:
+                run.delete()
+        options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "private": True}
+        options |= {"resume": "never" if is_local else "allow", "space_id": settings.space}
+        super().__init__(project, name=name, config=dict(info.config), **options)
+        self.has_history = not is_local and info.space == f"{settings.space} {project}"
+        with hub.offline(huggingface_hub.constants, is_local), redirect_stdout(io.StringIO()):
+            copy_context().run(self.start)
+        shown = f"trackio show --project {project}"
+        where = f"see it with {shown}" if is_local else f"in {settings.space}"
+        logger.info(f"trackio: run {name}; {where}")
 
     def log_values(self, values: Values, step: int) -> None:
         self._last_step = max(self._last_step, step)
@@ -357,28 +366,6 @@ def open_wandb(settings: config.WandbConfig, out: Path, info: RunInfo) -> WandB:
     wandb.setup(wandb.Settings(mode="offline"))  # else the session uses the network at its end
     tracker = create(mode="offline", resume=None)
     logger.info(f"Weights & Biases: offline; send it with {_wandb_sync(out, info)}")
-    return tracker
-
-
-def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
-    """The trackio run: local (rewritten, no request to the Hub) or a private Space (continued)."""
-    trackio, is_local = require_trackio(settings), settings.space is None
-    name, project = trackio_run_name(info), settings.project
-    if is_local:
-        try:
-            former = [run for run in trackio.Api().runs(project) if run.name == name]
-        except ValueError:  # no such project yet
-            former = []
-        for run in former:
-            run.delete()
-    options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "private": True}
-    options |= {"resume": "never" if is_local else "allow", "space_id": settings.space}
-    options |= {"name": name, "config": dict(info.config)}
-    has_history = not is_local and info.space == f"{settings.space} {project}"
-    with hub.offline(huggingface_hub.constants, is_local), redirect_stdout(io.StringIO()):
-        tracker = Trackio(trackio, info.caption, has_history, project, **options)
-    where = f"see it with trackio show --project {project}" if is_local else f"in {settings.space}"
-    logger.info(f"trackio: run {name}; {where}")
     return tracker
 
 

@@ -18,20 +18,20 @@ import torch
 
 from ... import config
 from ...config.load import is_recipe, load_run, parse_section
-from ...io import hub
 from ...io.yaml_text import parse_yaml
 from ...rewards import clip, qwen_vl
 from ...rewards.weights import locate, read_model_type
 from ...types import DirectAlignError, Images, PerSample
 from ..eval_prompts import PromptRow
 from . import detector
+from .detector import KEY
 from .geneval import Judged, Verdict, facts_of, numbers
 
-KEY = "evaluate.adherence"
+OPTION = "--adherence"
 DECISION = 0.5
 
 
-def adherence_settings(text: str, option: str = "--adherence") -> config.AdherenceConfig:
+def adherence_settings(text: str) -> config.AdherenceConfig:
     """Of a recipe with `evaluate.adherence`, of the section itself in YAML, or of a model's path.
 
     A bare path gets the defaults of its kind of model, and no CLIP for colours.
@@ -39,84 +39,79 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
     Raises: DirectAlignError for no or an invalid section, and for no or another kind of model.
     """
     if text.lstrip().startswith("{"):
-        section = parse_yaml(text, f"{option} {text!r:.80}", "is not YAML")
+        section = parse_yaml(text, f"{OPTION} {text!r:.80}", "is not YAML")
         remedy = "write {name: detector, path: ...} or {name: vlm, path: ...}"
-        return parse_section(config.AdherenceConfig, section, option, remedy)
+        return parse_section(config.AdherenceConfig, section, OPTION, remedy)
     if is_recipe(text):
         found = load_run(text).evaluate.adherence
         if found is None:
             raise DirectAlignError(
-                f"{option} {text}: has no evaluate.adherence; "
+                f"{OPTION} {text}: has no evaluate.adherence; "
                 "add it (name: detector or vlm, and path), or give the path of a model"
             )
         return found
-    is_remote = hub.is_hub_id(text)
-    folder = hub.download(text, ("config.json",), option) if is_remote else locate(text, option, ())
-    kind = read_model_type(folder, option, "transformers detector or VLM")
+    folder = locate(text, OPTION, ("config.json",))
+    kind = read_model_type(folder, OPTION, "transformers detector or VLM")
     if kind in qwen_vl.KINDS:
         return config.QwenVLConfig(path=text)
     if kind in detector.KINDS:
         return config.DetectorConfig(path=text)
     raise DirectAlignError(
-        f"{option} {text}: holds a model of type {kind}; known are the detectors "
+        f"{OPTION} {text}: holds a model of type {kind}; known are the detectors "
         f"{', '.join(detector.KINDS)}, and the VLMs {', '.join(qwen_vl.KINDS)}"
     )
 
 
-def check_adherence(settings: config.AdherenceConfig, key: str = KEY, online: bool = False) -> None:
+def check_adherence(settings: config.AdherenceConfig, online: bool = False) -> None:
     """Refuse what loading would refuse, without weights; on the hub only when `online`."""
     if isinstance(settings, config.QwenVLConfig):
-        require_probability(settings, key)
-        qwen_vl.VlmReward.check(settings, key, online)
+        require_probability(settings)
+        qwen_vl.VlmReward.check(settings, KEY, online)
         return
-    detector.check_detector(settings, key, online)
+    detector.check_detector(settings, online)
     if settings.colors is not None:
-        clip.ClipReward.check(settings.colors, f"{key}.colors", online)
+        clip.ClipReward.check(settings.colors, f"{KEY}.colors", online)
 
 
-def check_rows(settings: config.AdherenceConfig, rows: Sequence[PromptRow], key: str = KEY) -> None:
+def check_rows(settings: config.AdherenceConfig, rows: Sequence[PromptRow]) -> None:
     """Check that the prompts can be judged: a detector takes those with facts about its classes.
 
     Raises: DirectAlignError for a prompt without facts, an unknown class, an unsupported colour.
     """
     if isinstance(settings, config.DetectorConfig):
-        check_facts(settings, rows, detector.known_classes(settings, key), key)
+        folder = locate(settings.path, detector.PATH_KEY, ("config.json",))
+        check_facts(settings, rows, detector.classes_of(folder))
 
 
 def check_facts(
-    settings: config.DetectorConfig,
-    rows: Sequence[PromptRow],
-    classes: Mapping[int, str] | None,
-    key: str,
+    settings: config.DetectorConfig, rows: Sequence[PromptRow], classes: Mapping[int, str] | None
 ) -> None:
     """As `check_rows`, for a detector of these classes (None: any)."""
     free = next((row.prompt for row in rows if not row.facts), None)
     if free is not None:
         raise DirectAlignError(
-            f"{key}: a detector judges facts, and {free!r:.60} comes without: "
+            f"{KEY}: a detector judges facts, and {free!r:.60} comes without: "
             "give a GenEval file of prompts, or set name: vlm"
         )
     objects = [each for row in rows for each in (*row.facts["include"], *row.facts["exclude"])]
     colors = [entry["color"] for entry in objects if "color" in entry]
     if colors and settings.colors is None:
         raise DirectAlignError(
-            f"{key}.colors: missing, and prompts ask for what is {colors[0]}; "
+            f"{KEY}.colors: missing, and prompts ask for what is {colors[0]}; "
             "give a CLIP, e.g. path: openai/clip-vit-large-patch14"
         )
     unnamed = next((color for color in colors if color not in detector.COLORS), None)
     if unnamed is not None:
         raise DirectAlignError(
-            f"{key}: prompts ask for {unnamed}, and the supported colours are "
+            f"{KEY}: prompts ask for {unnamed}, and the supported colours are "
             f"{', '.join(detector.COLORS)}; leave those prompts out, or set name: vlm"
         )
     things = dict.fromkeys(entry["class"] for entry in objects)
-    known = None if classes is None else set(classes.values())
-    unknown = [
-        thing for thing in things if known is not None and detector.coco_name(thing) not in known
-    ]
-    if unknown:
+    known = set((classes or {}).values())
+    unknown = [thing for thing in things if detector.coco_name(thing) not in known]
+    if classes is not None and unknown:
         raise DirectAlignError(
-            f"{key}.path: {settings.path} knows no {unknown[0]} ({len(unknown)} of {len(things)} "
+            f"{KEY}.path: {settings.path} knows no {unknown[0]} ({len(unknown)} of {len(things)} "
             "classes are unknown to it); take an OWLv2"
         )
 
@@ -126,12 +121,6 @@ class VlmJudge:
     """Judges by the answers of a frozen `vlm` reward."""
 
     reward: qwen_vl.VlmReward
-
-    @classmethod
-    def load(cls, settings: config.QwenVLConfig, device: torch.device | str, key: str) -> VlmJudge:
-        """Of a section `adherence: {name: vlm, ...}`."""
-        require_probability(settings, key)
-        return cls(qwen_vl.VlmReward.from_config(settings, device, key))
 
     @torch.no_grad()
     def judge(self, image: detector.Image, row: PromptRow) -> Judged:
@@ -145,11 +134,11 @@ class VlmJudge:
         return Judged(row.facts["tag"] if row.facts else None, tuple(verdicts))
 
 
-def require_probability(settings: config.QwenVLConfig, key: str) -> None:
+def require_probability(settings: config.QwenVLConfig) -> None:
     """Raises DirectAlignError for answers that are not a probability."""
     if settings.answer != "probability" or settings.scale != 1:
         raise DirectAlignError(
-            f"{key}: answer: {settings.answer}, scale: {settings.scale:g}; "
+            f"{KEY}: answer: {settings.answer}, scale: {settings.scale:g}; "
             "a fact is decided by P(yes): leave both out"
         )
 
@@ -161,7 +150,6 @@ class Adherence:
     by: detector.DetectorJudge | VlmJudge
     settings: config.AdherenceConfig
     device: torch.device | str
-    key: str
 
     def __call__(self, images: Images, rows: Sequence[PromptRow]) -> dict[str, PerSample]:
         """`numbers` of images (b, 3, h, w) in [0, 1], one row each, on the CPU."""
@@ -171,17 +159,16 @@ class Adherence:
         """The verdicts on every image. Raises DirectAlignError as `check_rows`."""
         by, settings = self.by, self.settings
         if isinstance(by, detector.DetectorJudge) and isinstance(settings, config.DetectorConfig):
-            check_facts(settings, rows, by.detector.classes, self.key)
+            check_facts(settings, rows, by.detector.classes)
         pairs = zip(images, rows, strict=True)
         return [by.judge(image.to(self.device), row) for image, row in pairs]
 
 
-def adherence_of(
-    settings: config.AdherenceConfig, device: torch.device | str = "cpu", key: str = KEY
-) -> Adherence:
-    """Load the judge of a section; `key` names it in errors."""
+def adherence_of(settings: config.AdherenceConfig, device: torch.device | str = "cpu") -> Adherence:
+    """Load the judge of a section."""
     if isinstance(settings, config.QwenVLConfig):
-        by = VlmJudge.load(settings, device, key)
+        require_probability(settings)
+        by = VlmJudge(qwen_vl.VlmReward.from_config(settings, device, KEY))
     else:
-        by = detector.DetectorJudge.load(settings, device, key)
-    return Adherence(by, settings, device, key)
+        by = detector.DetectorJudge.load(settings, device)
+    return Adherence(by, settings, device)

@@ -12,8 +12,8 @@ classes. Frozen, float32, no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from ...io import hub
 from ...rewards import weights
 from ...rewards.clip import ClipReward
 from ...rewards.common import read_json, read_settings
-from ...rewards.weights import locate
 from ...types import DirectAlignError, Images
 from ..eval_prompts import PromptRow
 from .geneval import Box, Found, Judged, Limits, judge
@@ -188,14 +187,41 @@ class Detector:
     @torch.no_grad()
     def find(self, image: Image, things: Sequence[str], threshold: float) -> list[Found]:
         """Those of `things` in an image in [0, 1] with scores above `threshold`, in its pixels."""
-        detect = KINDS[self.model.config.model_type].detect
-        return detect(self, image, tuple(dict.fromkeys(things)), threshold)
+        things = tuple(dict.fromkeys(things))
+        output = self.model(pixel_values=self.pixels(image[None]), **self.queries(things))
+        if self.model.config.model_type == "mask2former":
+            return _masks(output, self.numbers(things), image, threshold)
+        scores, (height, width) = output.logits[0].float().sigmoid(), image.shape[-2:]
+        if self.classes is None:  # OWLv2: a box is of its best thing; the image became a square
+            highest, best = scores.max(-1, keepdim=True)
+            scores = torch.full_like(scores, -1).scatter(1, best, highest)
+            height = width = max(height, width)
+        return [
+            Found(thing, float(scores[q, number]), _box(output.pred_boxes[0, q], height, width))
+            for number, thing in self.numbers(things).items()
+            for q in (scores[:, number] > threshold).nonzero()[:, 0].tolist()
+        ]
 
     def numbers(self, things: Sequence[str]) -> dict[int, str]:
-        """The class numbers of `things`."""
-        assert self.classes is not None
+        """The class numbers of `things`, of text queries their places."""
+        if self.classes is None:
+            return dict(enumerate(things))
         wanted = {coco_name(thing): thing for thing in things}
         return {number: wanted[name] for number, name in self.classes.items() if name in wanted}
+
+    def queries(self, things: Sequence[str]) -> dict[str, Tensor]:
+        """The further arguments of the model: the text queries that it reads, if it does."""
+        if self.tokenizer is None:
+            return {}
+        settings: Any = self.model.config
+        tokens: Any = self.tokenizer(
+            [QUERY.format(thing) for thing in things],
+            padding="max_length",
+            truncation=True,
+            max_length=settings.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 def coco_name(thing: str) -> str:
@@ -203,53 +229,11 @@ def coco_name(thing: str) -> str:
     return COCO_NAMES.get(thing, thing)
 
 
-def _detect_boxes(
-    detector: Detector, image: Image, things: Sequence[str], threshold: float
-) -> list[Found]:
-    """RT-DETR and D-FINE: a query may be of any class, each with its own probability."""
-    output = detector.model(pixel_values=detector.pixels(image[None]))
-    scores, size = output.logits[0].float().sigmoid(), image.shape[-2:]
-    return [
-        Found(thing, float(scores[query, number]), _box(output.pred_boxes[0, query], *size))
-        for number, thing in detector.numbers(things).items()
-        for query in (scores[:, number] > threshold).nonzero()[:, 0].tolist()
-    ]
-
-
-def _detect_named(
-    detector: Detector, image: Image, things: Sequence[str], threshold: float
-) -> list[Found]:
-    """OWLv2: each box is of the best-matching thing; the image is padded to a square."""
-    assert detector.tokenizer is not None
-    settings: Any = detector.model.config
-    tokens: Any = detector.tokenizer(
-        [QUERY.format(thing) for thing in things],
-        padding="max_length",
-        truncation=True,
-        max_length=settings.text_config.max_position_embeddings,
-        return_tensors="pt",
-    ).to(detector.model.device)
-    output = detector.model(
-        pixel_values=detector.pixels(image[None]),
-        input_ids=tokens["input_ids"],
-        attention_mask=tokens["attention_mask"],
-    )
-    scores, best = output.logits[0].float().sigmoid().max(-1)
-    side = max(image.shape[-2:])
-    return [
-        Found(things[int(best[q])], float(scores[q]), _box(output.pred_boxes[0, q], side, side))
-        for q in (scores > threshold).nonzero()[:, 0].tolist()
-    ]
-
-
-def _detect_masks(
-    detector: Detector, image: Image, things: Sequence[str], threshold: float
-) -> list[Found]:
+def _masks(output: Any, numbers: dict[int, str], image: Image, threshold: float) -> list[Found]:
     """Mask2Former: score is the class probability times the mean probability of the mask."""
-    output = detector.model(pixel_values=detector.pixels(image[None]))
     scores = output.class_queries_logits[0].float().softmax(-1)[:, :-1]
     found = []
-    for number, thing in detector.numbers(things).items():
+    for number, thing in numbers.items():
         for query in (scores[:, number] > threshold).nonzero()[:, 0].tolist():
             small = output.masks_queries_logits[:1, query : query + 1].float()
             logits = F.interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)
@@ -276,74 +260,67 @@ def _box(box: Tensor, height: int, width: int) -> Box:
 
 @dataclass(frozen=True)
 class Kind:
-    """A detector architecture; the thresholds are defaults of the section's keys."""
+    """A detector architecture; the limits are defaults of the section's keys."""
 
     model: type[transformers.PreTrainedModel]
-    detect: Callable[[Detector, Image, Sequence[str], float], list[Found]]
-    threshold: float
-    counting_threshold: float
+    limits: Limits
 
 
 KINDS = {
-    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, _detect_masks, 0.3, 0.9),
-    "rt_detr": Kind(transformers.RTDetrForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "d_fine": Kind(transformers.DFineForObjectDetection, _detect_boxes, 0.5, 0.5),
-    "owlv2": Kind(transformers.Owlv2ForObjectDetection, _detect_named, 0.1, 0.1),
+    "mask2former": Kind(transformers.Mask2FormerForUniversalSegmentation, Limits(0.3, 0.9)),
+    "rt_detr": Kind(transformers.RTDetrForObjectDetection, Limits(0.5, 0.5)),
+    "rt_detr_v2": Kind(transformers.RTDetrV2ForObjectDetection, Limits(0.5, 0.5)),
+    "d_fine": Kind(transformers.DFineForObjectDetection, Limits(0.5, 0.5)),
+    "owlv2": Kind(transformers.Owlv2ForObjectDetection, Limits(0.1, 0.1)),
 }
 """By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
 
 
-def load_detector(
-    settings: config.DetectorConfig, device: torch.device | str, key: str
-) -> Detector:
+KEY = "evaluate.adherence"
+PATH_KEY = f"{KEY}.path"
+
+
+def load_detector(settings: config.DetectorConfig, device: torch.device | str) -> Detector:
     """The detector of a section, float32. Raises DirectAlignError, which names the key."""
-    key, patterns = f"{key}.path", (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS)
-    folder = locate(settings.path, key, patterns)
-    kind, pixels, tokenizer = _read(folder, key, has_weights=True)
-    model = weights.load_model(KINDS[kind].model, folder, key).eval().requires_grad_(False)
+    patterns = (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS)
+    folder = weights.locate(settings.path, PATH_KEY, patterns)
+    kind, pixels, tokenizer = _read(folder, has_weights=True)
+    model = weights.load_model(KINDS[kind].model, folder, PATH_KEY).eval().requires_grad_(False)
     torch.nn.Module.to(model, device)
-    return Detector(model, pixels, classes_of(folder, kind), tokenizer)
+    return Detector(model, pixels, classes_of(folder), tokenizer)
 
 
-def check_detector(settings: config.DetectorConfig, key: str, online: bool = False) -> None:
+def check_detector(settings: config.DetectorConfig, online: bool = False) -> None:
     """Refuse what `load_detector` would refuse, without weights; on the hub when `online`."""
-    is_remote = hub.is_hub_id(settings.path)
-    if online or not is_remote:
-        folder = locate(settings.path, f"{key}.path", weights.FOLDER_SETTINGS)
-        _read(folder, f"{key}.path", has_weights=not is_remote)
+    folder = weights.locate_offline(settings.path, PATH_KEY, weights.FOLDER_SETTINGS, online)
+    if folder is not None:
+        _read(folder, has_weights=not hub.is_hub_id(settings.path))
 
 
 def _read(
-    folder: Path, key: str, has_weights: bool
+    folder: Path, has_weights: bool
 ) -> tuple[str, DetectorPixels, transformers.PreTrainedTokenizerBase | None]:
-    kind = kind_of(folder, key)
+    kind = kind_of(folder)
     if has_weights:
-        weights.check_folder(folder, key, KINDS[kind].model)
-    tokenizer = weights.read_tokenizer(folder, key) if kind == "owlv2" else None
+        weights.check_folder(folder, PATH_KEY, KINDS[kind].model)
+    tokenizer = weights.read_tokenizer(folder, PATH_KEY) if kind == "owlv2" else None
     return kind, DetectorPixels.read(folder, kind), tokenizer
 
 
-def known_classes(settings: config.DetectorConfig, key: str) -> dict[int, str] | None:
-    """The class names by number, None for any; fetches only config.json from the hub."""
-    folder = locate(settings.path, f"{key}.path", ("config.json",))
-    return classes_of(folder, kind_of(folder, f"{key}.path"))
-
-
-def kind_of(folder: Path, key: str) -> str:
+def kind_of(folder: Path) -> str:
     """`model_type` of a detector's folder. Raises DirectAlignError for another model."""
-    kind = weights.read_model_type(folder, key, "transformers detector")
+    kind = weights.read_model_type(folder, PATH_KEY, "transformers detector")
     if kind not in KINDS:
         raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {kind}, which is no supported detector; "
+            f"{PATH_KEY}: {folder}: holds a model of type {kind}, which is no supported detector; "
             f"known are {', '.join(KINDS)}"
         )
     return kind
 
 
-def classes_of(folder: Path, kind: str) -> dict[int, str] | None:
+def classes_of(folder: Path) -> dict[int, str] | None:
     """A detector's class names by number; None if it detects any named class."""
-    if kind == "owlv2":
+    if kind_of(folder) == "owlv2":
         return None
     names = read_json(folder / "config.json").get("id2label", {})
     return {int(number): str(name).lower() for number, name in names.items()}
@@ -358,20 +335,15 @@ class DetectorJudge:
     colors: ColorReader | None
 
     @classmethod
-    def load(
-        cls, settings: config.DetectorConfig, device: torch.device | str, key: str
-    ) -> DetectorJudge:
+    def load(cls, settings: config.DetectorConfig, device: torch.device | str) -> DetectorJudge:
         """Of a section `adherence: {name: detector, ...}`."""
-        detector, colors = load_detector(settings, device, key), None
+        detector, colors = load_detector(settings, device), None
         if settings.colors is not None:
-            colors = ColorReader(ClipReward.from_config(settings.colors, device, f"{key}.colors"))
-        usual, counting = KINDS[detector.model.config.model_type], settings.counting_threshold
-        limits = Limits(
-            usual.threshold if settings.threshold is None else settings.threshold,
-            usual.counting_threshold if counting is None else counting,
-            settings.max_overlap,
-        )
-        return cls(detector, limits, colors)
+            colors = ColorReader(ClipReward.from_config(settings.colors, device, f"{KEY}.colors"))
+        given = {"threshold": settings.threshold, "counting": settings.counting_threshold}
+        given = {name: value for name, value in given.items() if value is not None}
+        usual = KINDS[detector.model.config.model_type].limits
+        return cls(detector, replace(usual, max_overlap=settings.max_overlap, **given), colors)
 
     def judge(self, image: Image, row: PromptRow) -> Judged:
         """A verdict on each fact of the row, which must have some; one detection per image."""

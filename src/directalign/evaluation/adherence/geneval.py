@@ -9,7 +9,7 @@ Rules and thresholds: djghosh13/geneval (arXiv 2310.11513).
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,58 +50,21 @@ def noun(count: int, thing: str) -> str:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """At least `least` of a thing, fewer than `below`; `place`: index in "include" or None."""
+class Fact:
+    """At least `count` of a thing, fewer than `below`. With a `color` or a `relation` to object
+    `target`: the `count` most certain of object `place` have it.
 
+    Objects are numbers in "include".
+    """
+
+    text: str
     thing: str
-    least: int
+    count: int
     below: int | None = None
-    place: int | None = None
-
-    @property
-    def text(self) -> str:
-        at_least = some(self.least, self.thing, "at least ")
-        if self.below is None:
-            return at_least
-        if self.below == self.least + 1:
-            none = f"no {noun(1, self.thing)}"
-            return some(self.least, self.thing, "exactly ") if self.least else none
-        fewer = f"fewer than {some(self.below, self.thing, '')}"
-        return f"{at_least}, and {fewer}" if self.least else fewer
-
-
-@dataclass(frozen=True)
-class Colored:
-    """The `count` most certain of a thing all have the colour."""
-
-    thing: str
-    count: int
-    color: str
-    place: int
-
-    @property
-    def text(self) -> str:
-        return some(self.count, self.thing, "", self.color)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """The `count` most certain of a thing are in the relation to all of object `target`."""
-
-    thing: str
-    count: int
-    relation: str
-    target: int
-    target_text: str
-    place: int
-
-    @property
-    def text(self) -> str:
-        side = f"to the {self.relation}" if self.relation.endswith(" of") else self.relation
-        return f"{some(self.count, self.thing, '')} {side} {self.target_text}"
-
-
-Fact = Counted | Colored | Placed
+    color: str | None = None
+    relation: str | None = None
+    target: int = 0
+    place: int = 0
 
 
 def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
@@ -110,15 +73,27 @@ def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
     excluded = {entry["class"]: entry["count"] for entry in metadata["exclude"]}
     for place, entry in enumerate(include):
         thing, count = entry["class"], entry["count"]
-        yield Counted(thing, count, excluded.pop(thing, None), place)
-        if "color" in entry:
-            yield Colored(thing, count, entry["color"], place)
+        yield counted(thing, count, excluded.pop(thing, None))
+        if color := entry.get("color"):
+            yield Fact(some(count, thing, "", color), thing, count, color=color, place=place)
         if "position" in entry:
             relation, target = entry["position"]
-            target_text = some(include[target]["count"], include[target]["class"], "")
-            yield Placed(thing, count, relation, target, target_text, place)
+            side = f"to the {relation}" if relation.endswith(" of") else relation
+            other = some(include[target]["count"], include[target]["class"], "")
+            text = f"{some(count, thing, '')} {side} {other}"
+            yield Fact(text, thing, count, relation=relation, target=target, place=place)
     for thing, below in excluded.items():
-        yield Counted(thing, 0, below)
+        yield counted(thing, 0, below)
+
+
+def counted(thing: str, count: int, below: int | None) -> Fact:
+    """The fact that there are at least `count` of a thing and fewer than `below`."""
+    parts = [some(count, thing, "at least ")] if count else []
+    if below == count + 1:
+        parts = [some(count, thing, "exactly ") if count else f"no {thing}"]
+    elif below is not None:
+        parts.append(f"fewer than {some(below, thing, '')}")
+    return Fact(", and ".join(parts), thing, count, below)
 
 
 Box = tuple[float, float, float, float]
@@ -202,10 +177,6 @@ class Judged:
         """Whether all facts are."""
         return all(verdict.right for verdict in self.verdicts)
 
-    def record(self) -> list[dict[str, Any]]:
-        """For a line of results: [{"fact", "right", "saw"}, ...]."""
-        return [asdict(verdict) for verdict in self.verdicts]
-
 
 def numbers(judged: Sequence[Judged]) -> dict[str, PerSample]:
     """`adherence` (b,), 1 where all facts are right, else 0; and `adherence_<tag>`, else NaN."""
@@ -249,14 +220,14 @@ def judge(
         wanted.append(things[: entry["count"]] if len(things) >= entry["count"] else [])
 
     def verdict(fact: Fact) -> Verdict:
-        if isinstance(fact, Counted):
-            number = len(seen(fact.thing))
-            right = fact.least <= number and (fact.below is None or number < fact.below)
-            return Verdict(fact.text, right, f"{number} found")
         things = wanted[fact.place]
-        if not things or (isinstance(fact, Placed) and not wanted[fact.target]):
+        if fact.color is None and fact.relation is None:
+            number = len(seen(fact.thing))
+            right = fact.count <= number and (fact.below is None or number < fact.below)
+            return Verdict(fact.text, right, f"{number} found")
+        if not things or (fact.relation is not None and not wanted[fact.target]):
             return Verdict(fact.text, False, "too few found")
-        if isinstance(fact, Colored):
+        if fact.color is not None:
             colors = read_colors(things, fact.thing)
             right = all(color == fact.color for color in colors)
             return Verdict(fact.text, right, ", ".join(colors))
