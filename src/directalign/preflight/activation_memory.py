@@ -29,7 +29,6 @@ FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 """The mode of all fake tensors here. It is not entered: results without a weight (noise levels,
 token ids, seeds) stay real and can be read; the others become fake from a fake weight."""
 aten: Any = torch.ops.aten
-_autograd: Any = torch._C._autograd  # pyright: ignore
 
 
 class MemoryTracker(TorchDispatchMode):
@@ -196,6 +195,7 @@ def _pass(second: Any, passed: Sequence[Any], held: list[Tensor]) -> None:
 
     def measured(*args: Any, **kwargs: Any) -> Any:
         nonlocal start, made
+        _hold_casts(held)
         start = _active().now
         answer = original(*args, **kwargs)
         made = tree_map_only(Tensor, weakref.ref, answer)
@@ -205,16 +205,15 @@ def _pass(second: Any, passed: Sequence[Any], held: list[Tensor]) -> None:
         return tree_map_only(weakref.ref, lambda tensor: tensor(), made)
 
     def again_and_hold(*_: Any, **__: Any) -> Any:
-        answer, kept = again(), _active().now - start
-        tensors = [each for each in tree_leaves(answer) if isinstance(each, Tensor)]
+        answer, casts = again(), _hold_casts(held)
+        saved = [_bytes(len(passed) * (_active().now - start - casts))]
+        tensors = (each for each in tree_leaves(answer) if isinstance(each, Tensor))
         lead = next((each for each in tensors if each.requires_grad), None)
-        of_graph, inputs = kept if lead is not None else 0, sum(each.nbytes for each in tensors)
-        if _under_checkpoint():  # it keeps at most the inputs, autocast the weights that it casts
-            of_graph = inputs if kept >= inputs else 0
-        if lead is not None:
-            saved = [_bytes(len(passed) * of_graph)]
+        if lead is None:
+            held.extend(saved)
+        else:
             lead.register_hook(lambda _: saved.clear())
-        held.append(_bytes(len(passed) * (kept - of_graph)))
+        held.append(_bytes(len(passed) * casts))
         return answer
 
     second.forward = functools.wraps(original)(measured)
@@ -232,10 +231,13 @@ def _bytes(size: int) -> Tensor:
     return fake((max(0, size),), torch.uint8)
 
 
-def _under_checkpoint() -> bool:
-    """Whether gradient checkpointing drops saved tensors now, to recompute them later."""
-    hooks = _autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and hooks[0].__qualname__.startswith("_checkpoint_hook")
+def _hold_casts(held: list[Tensor]) -> int:
+    """Bytes of cast weights that only autocast's cache keeps; they are held in their place."""
+    before = _active().now
+    torch.clear_autocast_cache()
+    casts = before - _active().now
+    held.append(_bytes(casts))
+    return casts
 
 
 def trace_once(network: Any) -> None:
