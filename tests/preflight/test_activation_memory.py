@@ -1,4 +1,4 @@
-"""Fake tensors take what real ones take, to the byte; replayed modules what they first took."""
+"""Fake tensors take what real ones take, to the byte; passed blocks what the second one keeps."""
 
 from typing import Any
 
@@ -15,18 +15,19 @@ from directalign.preflight.activation_memory import (
     MemoryTracker,
     fake,
     make_fake,
-    replay_repeated,
+    pass_repeated,
+    trace_once,
 )
 
 BLOCKS = {
-    "in_channels": 16, "num_layers": 3, "num_single_layers": 3, "attention_head_dim": 16,
+    "in_channels": 16, "num_layers": 5, "num_single_layers": 6, "attention_head_dim": 16,
     "num_attention_heads": 4, "joint_attention_dim": 16, "pooled_projection_dim": 16,
     "axes_dims_rope": [4, 6, 6],
 }  # fmt: skip
 
 
 def denoiser(on: str, lora: bool, checkpointing: bool, dtype: torch.dtype) -> Any:
-    """A small FLUX with real weights, with fake ones, or with fake ones and replayed blocks."""
+    """A small FLUX with real weights, with fake ones, or with fake ones and passed blocks."""
     with torch.device("cpu" if on == "real" else "meta"):
         network: Any = FluxTransformer2DModel.from_config(BLOCKS)
     network.requires_grad_(not lora).eval().to(dtype)
@@ -39,8 +40,9 @@ def denoiser(on: str, lora: bool, checkpointing: bool, dtype: torch.dtype) -> An
         network.enable_gradient_checkpointing()
     if on != "real":
         make_fake(network)
-    if on == "replayed":
-        replay_repeated(network)
+    if on == "passed":
+        pass_repeated(network)
+        trace_once(network)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     return network
@@ -85,8 +87,8 @@ def test_a_call_on_fake_tensors_takes_what_a_real_one_takes(
 ):
     real = taken(denoiser("real", lora, checkpointing, dtype), dtype, with_gradient)
     assert taken(denoiser("fake", lora, checkpointing, dtype), dtype, with_gradient) == real
-    network = denoiser("replayed", lora, checkpointing, dtype)
-    for _ in ("measured", "replayed"):
+    network = denoiser("passed", lora, checkpointing, dtype)
+    for _ in ("traced", "known"):
         assert taken(network, dtype, with_gradient) == pytest.approx(real, rel=0.03)
 
 
@@ -109,11 +111,12 @@ def test_tied_weights_stay_tied_and_numbers_can_be_read_off():
         assert float(network[0].bias.sum()) == 1.0 and bool(network[0].bias.isfinite().all())
 
 
-def test_modules_that_differ_are_measured_apart():
-    class Pair(nn.Module):
+def test_only_blocks_that_are_alike_are_passed():
+    class Chain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 32), nn.Linear(32, 8)])
+            alike = [nn.Linear(8, 8) for _ in range(9)]
+            self.layers = nn.ModuleList([nn.Linear(8, 32), nn.Linear(32, 8), *alike])
 
         def forward(self, x: Tensor) -> Tensor:
             for layer in self.layers:
@@ -121,9 +124,9 @@ def test_modules_that_differ_are_measured_apart():
             return x
 
     with torch.device("meta"):
-        network = Pair()
+        network = Chain()
     make_fake(network)
-    replay_repeated(network)
+    pass_repeated(network)
     with MemoryTracker() as tracker, torch.no_grad(), FAKE:
         assert network(torch.empty(2, 8)).shape == (2, 8)
-    assert tracker.peaks[""] == 4 * 2 * (8 + 8 + 32)
+    assert tracker.peaks[""] == 4 * 2 * (8 + 32 + 8)

@@ -40,7 +40,7 @@ from ..rewards.mixture import Member, MixReward, key_of
 from ..training.data import accumulation
 from ..training.distributed import TorchProcessGroup, is_sharded_run
 from ..types import Batch, DirectAlignError, Images, PerSample
-from .activation_memory import MemoryTracker, fake, make_fake, replay_repeated
+from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
 from .meta_models import MetaModel, RewardConfigs, meta_model, nearest_size, on_meta
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
@@ -234,7 +234,7 @@ class MetaRewards:
         modules = [each for each in vars(reward).values() if isinstance(each, nn.Module)]
         for module in modules:
             make_fake(module.requires_grad_(False).eval())
-            replay_repeated(module)
+            pass_repeated(module)
         if modules:
             self.modules[label] = settings.name, modules
         return reward

@@ -38,7 +38,7 @@ from ..rewards.common import is_weight_file
 from ..rewards.weights import locate, on_the_hub
 from ..toyworld import assets
 from ..types import DirectAlignError
-from .activation_memory import make_fake, replay_repeated
+from .activation_memory import MemoryTracker, make_fake, pass_repeated, trace_once
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 USUAL = {
@@ -381,7 +381,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
         parts[name] = made
         if name != kind.part:
             make_fake(made)
-            replay_repeated(made)
+            pass_repeated(made)
         elif settings.quantization is not None:
             _quantize(made, settings.quantization)
         made.to = lambda *_, **__: made  # it stays fake
@@ -389,7 +389,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
 
     source = Source(settings.path, found.folder, build=build)
     plain = settings.model_copy(update={"quantization": None, "text_encoders": "keep"})
-    with warnings.catch_warnings(), without_init():
+    with warnings.catch_warnings(), without_init(), MemoryTracker():
         warnings.simplefilter("ignore")
         model = kind(source, plain, torch.device("cpu"), 0)
     denoiser = model.denoiser
@@ -407,7 +407,8 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):
                 nn.Module.float(module).register_forward_pre_hook(_widen)
     make_fake(denoiser)
-    replay_repeated(denoiser)
+    pass_repeated(denoiser)
+    trace_once(denoiser)
     weights = trained(denoiser)
     for parameter in weights.values():
         parameter.grad = torch.empty_like(parameter)
@@ -423,7 +424,8 @@ def encoder_cuts(model: Model, prompts: Sequence[str]) -> list[str]:
     texts, found = list(dict.fromkeys(prompts)), list[str]()
     stubs = [each for each in getattr(model, "tokenizers", []) if isinstance(each, Tokenizer)]
     for number, stub in enumerate(stubs):
-        with suppress(Exception):  # the files may be missing, or only published configs
+        # the files may be missing, or only published configs
+        with suppress(Exception), MemoryTracker():
             assert stub.load is not None
             stub.cut, stub.real = 0, stub.load()
             model.encode_prompt(texts)
