@@ -27,6 +27,10 @@ def named(key: str) -> Iterator[None]:
         raise DirectAlignError(f"{key}: {error}") from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's message; the name of its class if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def first_line(error: BaseException) -> str:
+    """The first line of another's message; the name of its class if it says nothing."""
+    try:
+        text = str(error).strip()
+    except Exception:  # a message of a user's class
+        text = ""
+    return (text or type(error).__name__).splitlines()[0][:200]

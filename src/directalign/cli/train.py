@@ -40,15 +40,15 @@ def train(
 
         if resume:
             overrides = resumed_overrides(out, overrides)
-        run = load_run(recipe, overrides)
-        from ..training import run_folder
+        run, is_main = load_run(recipe, overrides), os.environ.get("RANK", "0") == "0"
+        if is_main:  # before the slow estimate; all ranks look again in the training
+            from ..training import run_folder
 
-        run_folder.check(out, resume)
+            run_folder.check(out, resume)
         from ..preflight import plan  # slow imports: diffusers
         from ..training import run as run_training
 
         warnings = plan(run, out).warnings
-        is_main = os.environ.get("RANK", "0") == "0"
         for warning in warnings if is_main else ():
             typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume, overrides)

@@ -25,7 +25,7 @@ ENDINGS = set(
     ".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .heic .avif .jxl".split()  # noqa: SIM905
 )
 """Endings of image files; those that cannot be decoded (.heic) are reported, not ignored."""
-MIN_SIDE = 8
+MIN_SIDE = 4
 """Smallest side of a usable image, in pixels."""
 
 

@@ -199,8 +199,9 @@ def sample_images(
 def _require_no_images(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
-    if (out / RECORD).exists():
-        raise DirectAlignError(f"{out}: holds images already ({RECORD}); name another folder")
+    for name in (RECORD, "run.yaml"):
+        if (out / name).exists():
+            raise DirectAlignError(f"{out}: holds {name} already; name another folder")
 
 
 def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:

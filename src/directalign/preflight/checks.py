@@ -79,7 +79,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     memory = estimate(run, place)
     disk, disk_warnings = check_disk(run, out, memory)
     warnings = (
-        *unused_settings(run.method),
+        *unused_settings(run),
         *held_out_warnings(run),
         *early_stopping_warnings(run),
         *tracker_warnings,
@@ -202,13 +202,16 @@ def _check_phrases(
             check_phrases(learned, reward.name, folder, f"{key}.{side}")
 
 
-def unused_settings(method: config.MethodConfig) -> list[str]:
-    """Warnings for settings that the form does not use; a preset may set them."""
-    form, unused = method.form, []
+def unused_settings(run: config.RunConfig) -> list[str]:
+    """Warnings for settings that have no effect; a preset or another recipe may set them."""
+    method, form, unused = run.method, run.method.form, list[str]()
+    if run.model.tune == "full" and run.model.lora != config.LoRAConfig():
+        unused.append("model.lora: tune is full")
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
         unused.append(f"method.denoise, method.inversion: form {form} has no ramps")
-    if form == "absolute" and method.control_phrases.negative:
+    negative = {*method.control_phrases.negative} - {*method.asked_phrases()}
+    if form == "absolute" and negative:
         unused.append("method.control_phrases.negative: form absolute scores positive phrases only")
     return [f"{each}; they have no effect" for each in unused]
 

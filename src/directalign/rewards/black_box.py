@@ -47,6 +47,7 @@ import io
 import json
 import logging
 import numbers
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .. import config
+from ..errors import first_line
 from ..interfaces import ProcessGroup, Reward
 from ..io import hub
 from ..io.tensors import to_pixels
@@ -168,7 +170,7 @@ class PythonReward(BaseReward):
             raise  # reported by the run
         except BaseException as error:  # any error of the user's code
             raise DirectAlignError(
-                f"{self.source} fails ({type(error).__name__}: {error}); correct the function, "
+                f"{self.source} fails ({type(error).__name__}: {first_line(error)}); correct it, "
                 "--debug shows the traceback"
             ) from error
 
@@ -183,13 +185,15 @@ class PythonReward(BaseReward):
 
 @contextmanager
 def _global_state_kept() -> Iterator[None]:
-    """Undo what the user's code does to torch's random state, gradient mode and default dtype."""
-    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    """Undo what the user's code does to the current folder, and to torch's random state, gradient
+    mode and default dtype."""
+    folder, grad, dtype = os.getcwd(), torch.is_grad_enabled(), torch.get_default_dtype()  # noqa: PTH109
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
+        os.chdir(folder)
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
 

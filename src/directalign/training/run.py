@@ -34,6 +34,7 @@ from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
 from ..toyworld.judges import load_judge
+from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
 from .data import TrainData, open_data
@@ -228,6 +229,11 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
             atomic.sweep(each)
     path = checkpoint.find(folder, group)
     if path is None:
+        if (out / "summary.json").exists():
+            raise DirectAlignError(
+                f"--resume: {out} holds a finished run without checkpoints, which would be trained "
+                "again from its start; name another --out"
+            )
         logger.info(f"no checkpoint in {out} yet: starting from the beginning")
         return 0
     done = checkpoint.restore(path, state, group)

@@ -22,7 +22,7 @@ CONTROL_TOKENS = "control_tokens"
 OWN_NAMES = (
     *("run.yaml", "metrics.jsonl", "checkpoints", "best", "samples", "tensorboard"),
     *("tracked.json", "wandb", CONTROL_TOKENS, "summary.json", "report.html"),
-    *("lora.safetensors", "transformer", "unet"),
+    *("lora.safetensors", "transformer", "unet", "images.jsonl"),
 )
 """Files and folders that a run writes."""
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")

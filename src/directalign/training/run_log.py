@@ -118,6 +118,12 @@ class RunLog:
         """
         found = read(out)
         self.records = [r for r in found if r["step"] <= step and r["event"] not in dropped]
+        lacking = {*range(1, step + 1)} - {r["step"] for r in found if r["event"] == "step"}
+        if lacking:
+            raise DirectAlignError(
+                f"{out / NAME}: lacks {len(lacking)} of the {step} updates before the checkpoint, "
+                f"first {min(lacking)}; restore the file from a copy"
+            )
         write_text(out / NAME, "".join(_line(record) for record in self.records))
         self._stream = (out / NAME).open("a", encoding="utf-8")
         self._trackers, self._finished = trackers, False
