@@ -126,7 +126,7 @@ def spoil(file: Path, how: str) -> None:
         save_file(chosen, file)
 
 
-TYPES = {"int8": "int8", "bool": "bool", "complex": "complex64"}
+TYPES = {"int8": "int8", "int32": "int32", "bool": "bool", "complex": "complex64"}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,25 @@ def test_weights(refuses, recipe, tiny_flux, trained, how):
     shutil.copytree(tiny_flux, "model")
     spoil(Path("model/transformer/diffusion_pytorch_model.safetensors"), how)
     refuses("train", recipe, "--set", "model.path=model", "--out", "out", about=["transformer"])
+
+
+@pytest.mark.parametrize(("file", "key", "value"), TABLE["configs"])
+def test_configs(refuses, recipe, tiny_flux, file, key, value):
+    shutil.copytree(tiny_flux, "model")
+    config = Path("model", file)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    folder = config.parent.name
+    refuses("train", recipe, "--set", "model.path=model", "--out", "out", about=[folder])
+
+
+def test_a_shard_outside_of_the_folder(refuses, recipe, tiny_flux):
+    shutil.copytree(tiny_flux, "model")
+    weights = Path("model/transformer/diffusion_pytorch_model.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(weights), "../../out.safetensors")}
+    weights.rename("out.safetensors")
+    save_file({"a": torch.zeros(1)}, weights)
+    Path(f"{weights}.index.json").write_text(json.dumps(index))
+    refuses("train", recipe, "--set", "model.path=model", "--out", "out", about=["its index names"])
 
 
 @pytest.mark.parametrize("option", TABLE["sampling"])

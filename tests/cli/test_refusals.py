@@ -144,96 +144,28 @@ def without_gradient(models: Any) -> None:
     Path("leaves.py").write_text("raise SystemExit(3)\n")
 
 
-# --- one table: (setup, overrides, expected); `train` and `check` end with the same line ----------
+def pickled_model(models: Models) -> None:
+    Path("model.ckpt").write_bytes(b"")
+
+
+def sd3(models: Models) -> None:
+    use_model("sd3", models["sd3"])
+
+
+def flux_without_guidance(models: Models) -> None:
+    use_model("flux", write_flux(Path("schnell"), guidance_embeds=False))
+
+
+# --- the table ------------------------------------------------------------------------------------
 
 SIZE = "36x32 does not fit: image size 36x32: both sides must be multiples of 8"
-PHRASES = "method.control_phrases={{positive: [Photo], negative: [CG]}}"
-ONE, MODEL = "model.path=one.safetensors", "model.path=model"
-CLIP = "{{name: clip, path: world:reward}}"
-Case = tuple[Callable[[Models], Any] | None, tuple[str, ...], str]
-OVERRIDES: dict[str, str] = {
-    "reward={name: clip, path: nowhere}": "reward.path: nowhere: no such folder",
-    "method.control_phrases.positive=['  ']": "control_phrases.positive: contains a blank phrase",
-    "method.noise_levels={kind: window, first: 0}": "method.noise_levels.first: 0 is pure noise",
-    "method.noise_levels={kind: uniform, sigma_low: 0.9, sigma_high: 0.5}": "not below sigma_high",
-    "train.warmup_steps=9": "train.warmup_steps: 9 is more than train.num_steps: 2",
-    "model.path=world:fluks": "world:fluks",
-    "model.variant=fp16": ": no fp16 weights, there are plain ones: leave model.variant out",
-    "model.lora={rank: 2, targets: [attn.to_qq]}": "['attn.to_qq'] fit no linear or conv",
-    "method.embedded_guidance=null": "method.embedded_guidance: missing",
-}
-"""Cases of one override and no set-up."""
-CASES: list[Case] = [
-    (
-        None,
-        ("reward={{name: clip, path: {flux}}}",),
-        "give a complete transformers CLIPModel folder",
-    ),
-    (
-        text_encoder_as_reward,
-        ("reward={{name: clip, path: encoder}}",),
-        "reward.path: encoder: holds a model of type clip_text_model; give the folder of",
-    ),
-    (None, (f"evaluate.rewards={{{{a_pos: {CLIP}}}}}",), "evaluate.rewards.a_pos: a label has"),
-    (
-        without_gradient,
-        ("reward={{name: python, path: 'leaves.py:score'}}",),
-        "reward.path: leaves.py cannot be run (SystemExit: 3)",
-    ),
-    (
-        without_gradient,
-        ("reward={{name: remote, url: 'http://'}}",),
-        "reward.url: http:// names no host",
-    ),
-    (
-        None,
-        ("method.form=relative", PHRASES),
-        "reward.name: pixels ignores prompts, and method.form: relative compares two",
-    ),
-    (without_a_tokenizer, (MODEL,), "model/tokenizer_2: lacks spiece.model, tokenizer.json: copy"),
-    (
-        original_flux,
-        (ONE, "model.components={flux}"),
-        "give the model.components that it was trained from",
-    ),
-    (
-        lambda models: Path("model.ckpt").write_bytes(b""),
-        ("model.path=model.ckpt",),
-        "model.path: model.ckpt: pickled weights can run code",
-    ),
-    # settings of models
-    (None, ("rollout.height=36", "rollout.width=32"), f"rollout.height, rollout.width: {SIZE}"),
-    (
-        lambda models: use_model("sd3", models["sd3"]),
-        ("rollout.sizes=[[32, 200]]",),
-        "rollout.sizes: 32x200 does not fit: ",
-    ),
-    (
-        lambda models: use_model("flux", write_flux(Path("schnell"), guidance_embeds=False)),
-        (),
-        "rollout.embedded_guidance: 1.0, and this model has no input for it",
-    ),
-    (
-        distilled_klein,
-        ("method.cfg_scale=4",),
-        "method.cfg_scale: 4, and this model is step-distilled, without guidance: set it to 1",
-    ),
-    (
-        pictures,
-        ("data.images=pictures", "data.buckets=[[32, 32], [32, 64]]", "data.batch_size=4"),
-        "data.buckets: [32, 32] has 3, [32, 64] has 0 images, and an update takes 4",
-    ),
-    *(
-        (None, (override.replace("{", "{{").replace("}", "}}"),), expected)
-        for override, expected in OVERRIDES.items()
-    ),
-]
+CASES = yaml.safe_load(Path(__file__).with_name("refusals.yaml").read_text("utf-8"))
 
 
 @pytest.mark.parametrize(("setup", "overrides", "expected"), CASES, ids=[c[2] for c in CASES])
 def test_train_and_check_refuse_alike(command, recipe, models, setup, overrides, expected):
     if setup is not None:
-        setup(models)
+        globals()[setup](models)
     line = refused_alike(command, *(each.format_map(models) for each in overrides))
     assert expected in line
 

@@ -110,7 +110,8 @@ def test_a_vlm_trains_only_its_language_model(vlm, plates):
 def test_unusable_inputs_are_refused(clip, vlm, examples, plates):
     few = Examples(*(each[:2] for each in list(vars(examples).values())[:4]), paired=True)
     one_side, same = (
-        ControlPhrases(positive=["Anime"], negative=negative) for negative in ([], ["Anime"])
+        PHRASES.model_copy(update={"positive": ["Anime"], "negative": negative})
+        for negative in ([], ["Anime"])
     )
     for reward, images, phrases, settings, message in (
         (clip, examples, one_side, SETTINGS, "--negative"),

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,12 +115,13 @@ def test_the_global_state_is_as_before_the_call():
         torch.set_grad_enabled(False)
         torch.set_default_dtype(torch.float64)
         torch.manual_seed(len(prompts))
+        os.chdir("/")
         return means(given)
 
-    before = torch.get_rng_state()
+    before, folder = torch.get_rng_state(), Path.cwd()
     assert score(PythonReward(careless)).equal(means(images()))
     assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
-    assert torch.get_rng_state().equal(before)
+    assert torch.get_rng_state().equal(before) and Path.cwd() == folder
 
 
 @pytest.mark.parametrize(

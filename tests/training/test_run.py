@@ -173,6 +173,18 @@ def test_a_bad_line_before_the_last_is_named_and_nothing_rewritten(tmp_path, run
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize("lost", ["checkpoints", "metrics.jsonl"])
+def test_a_run_that_lost_its_checkpoints_or_records_is_refused(tmp_path, run, lost):
+    out = tmp_path / "out"
+    stubs.start(run, out)
+    for file in [*(out / lost).rglob("*.*"), out / lost]:
+        file.unlink() if file.is_file() else shutil.rmtree(file)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(DirectAlignError, match=r"without checkpoints|lacks 6 of the 6 updates"):
+        stubs.start(run, out, resume=True)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def test_a_torn_sample_grid_is_made_again_or_left_out(tmp_path, run, capsys):
     out, names = tmp_path / "out", ("step-000003", "step-000006")
     stubs.start(run, out)

@@ -199,9 +199,9 @@ def sample_images(
 def _require_no_images(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
-    for name in (RECORD, "run.yaml"):
+    for what, name in (("images", RECORD), ("a run", "run.yaml")):
         if (out / name).exists():
-            raise DirectAlignError(f"{out}: holds {name} already; name another folder")
+            raise DirectAlignError(f"{out}: holds {what} already ({name}); name another folder")
 
 
 def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:

@@ -238,7 +238,8 @@ class EncodedSide:
         return EncodedSide(self.features[chosen], captions, self.probed[:, chosen])
 
 
-SideTables = list[tuple[EncodedSide, Features, Float[Tensor, "c b"]]]
+SideTables = list[tuple[EncodedSide, Tensor, Tensor]]
+"""Each side, its features (c, d) under its captions, and their products (c, b) with its images."""
 
 
 @dataclass(frozen=True)

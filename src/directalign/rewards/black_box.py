@@ -170,8 +170,8 @@ class PythonReward(BaseReward):
             raise  # reported by the run
         except BaseException as error:  # any error of the user's code
             raise DirectAlignError(
-                f"{self.source} fails ({type(error).__name__}: {first_line(error)}); correct it, "
-                "--debug shows the traceback"
+                f"{self.source} fails ({type(error).__name__}: {first_line(error)}); correct the "
+                "function, --debug shows the traceback"
             ) from error
 
     def _require_gradient(self, given: Tensor, result: Any) -> None:

@@ -238,6 +238,7 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
         return 0
     done = checkpoint.restore(path, state, group)
     if group.is_main:
+        run_log.require_updates(out, done)
         checkpoint.drop_oldest(folder, state.run.train.keep_checkpoints, path)
     logger.info(f"continuing from {path}")
     return done

@@ -101,6 +101,16 @@ def read(out: Path) -> list[dict[str, Any]]:
     return records
 
 
+def require_updates(out: Path, done: int) -> None:
+    """Raise DirectAlignError unless all updates up to step `done` are recorded."""
+    lacking = {*range(1, done + 1)} - {r["step"] for r in read(out) if r["event"] == "step"}
+    if lacking:
+        raise DirectAlignError(
+            f"{out / NAME}: lacks {len(lacking)} of the {done} updates before the checkpoint, "
+            f"first {min(lacking)}; restore the file from a copy"
+        )
+
+
 def last(records: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any] | None:
     """The last record of an event, None if there is none."""
     return next((record for record in reversed(records) if record["event"] == event), None)
@@ -118,12 +128,6 @@ class RunLog:
         """
         found = read(out)
         self.records = [r for r in found if r["step"] <= step and r["event"] not in dropped]
-        lacking = {*range(1, step + 1)} - {r["step"] for r in found if r["event"] == "step"}
-        if lacking:
-            raise DirectAlignError(
-                f"{out / NAME}: lacks {len(lacking)} of the {step} updates before the checkpoint, "
-                f"first {min(lacking)}; restore the file from a copy"
-            )
         write_text(out / NAME, "".join(_line(record) for record in self.records))
         self._stream = (out / NAME).open("a", encoding="utf-8")
         self._trackers, self._finished = trackers, False
