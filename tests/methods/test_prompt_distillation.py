@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from directalign.config import PromptDistillationConfig, RolloutConfig, SRPOConfig
-from directalign.methods.prompt_distillation import BaseTarget, PromptDistillation
+from directalign.methods.objective import BaseTarget
+from directalign.methods.prompt_distillation import PromptDistillation
 from directalign.methods.srpo import SRPO
 from directalign.types import Batch, Conditioning
 from methods.by_hand import CASES, PROMPTS

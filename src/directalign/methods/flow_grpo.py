@@ -25,8 +25,7 @@ from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
-from .objective import ObjectiveMethod
-from .prompt_distillation import BaseTarget
+from .objective import BaseTarget, ObjectiveMethod
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
-from .objective import ObjectiveMethod, build_sigma_sampler
-from .prompt_distillation import BaseTarget
+from .objective import BaseTarget, ObjectiveMethod, build_sigma_sampler
 
 
 class SRPO(ObjectiveMethod):
