@@ -40,8 +40,8 @@ def train(
 
         if resume:
             overrides = resumed_overrides(out, overrides)
-        run, is_main = load_run(recipe, overrides), os.environ.get("RANK", "0") == "0"
-        if is_main:  # before the slow estimate; all ranks look again in the training
+        run = load_run(recipe, overrides)
+        if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
             from ..training import run_folder
 
             run_folder.check(out, resume)
@@ -49,6 +49,7 @@ def train(
         from ..training import run as run_training
 
         warnings = plan(run, out).warnings
+        is_main = os.environ.get("RANK", "0") == "0"
         for warning in warnings if is_main else ():
             typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume, overrides)
