@@ -174,7 +174,7 @@ def test_existing_results_are_reused(run_folder, evaluated, tmp_path, monkeypatc
 
 def test_another_comparison_is_refused_by_name(run_folder, evaluated):
     for change, words in (
-        ({"num_samples": 4}, "prompts and seeds was"),
+        ({"num_samples": 4}, r"prompts and seeds \(--prompts, --num-samples"),
         ({"rewards": ()}, r"metrics\.reward-light"),
         (
             {"rollout": {"num_inference_steps": 3}},

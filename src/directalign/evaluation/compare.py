@@ -35,6 +35,7 @@ from .results import summarise
 
 logger = logging.getLogger(__name__)
 OWN = ("images", "scores", RESULTS, SUMMARY)
+PAIRS = "prompts and seeds"
 UNTRAINED_SECTIONS = ("model", "rollout")
 """The sections of a recipe that determine an untrained model's images."""
 BATCH_SIZE = 16
@@ -259,7 +260,7 @@ def _identity(
             each.key: {"source": each.source, "kind": each.kind} | _weights(each) | _sections(each)
             for each in candidates
         },
-        "prompts and seeds": hashlib.sha256(pairs.encode()).hexdigest()[:16],
+        PAIRS: hashlib.sha256(pairs.encode()).hexdigest()[:16],
         "metrics": {group.name: group.settings for group in groups},
         "control_phrases": phrases.model_dump(mode="json"),
         "control_prompts": control_prompts,
@@ -327,7 +328,9 @@ def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     changed = next((name for name in (*new, *old) if old.get(name) != new.get(name)), None)
     if changed is not None:
         was, is_ = (f"{s[changed]!r:.80}" if changed in s else "nothing" for s in (old, new))
+        what = f"{changed} was {was} and is now {is_}"
+        if changed == PAIRS:
+            what = f"{changed} (--prompts, --num-samples, --seeds-per-prompt) are others now"
         raise DirectAlignError(
-            f"--out {out} holds another comparison: {changed} was {was} and is now {is_}; "
-            "name another folder, or remove that one"
+            f"--out {out} holds another comparison: {what}; name another folder, or remove that one"
         )

@@ -1,6 +1,7 @@
 """Read networks, configs and tokenizers of a folder without running Python that lies in it."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,22 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
         raise DirectAlignError(f"{folder / 'config.json'}: {NEVER_RUN}")
     if kind.__module__.startswith("transformers."):  # diffusers runs none for a class
         options["trust_remote_code"] = False
-    with readable(folder, kind):
+    with readable(folder, kind), _silent("diffusers", "transformers"):
         return kind.from_pretrained(folder, local_files_only=True, **options)
+
+
+@contextmanager
+def _silent(*libraries: str) -> Iterator[None]:
+    """Without warnings about weights that lack or are left over, which are errors here."""
+    loggers = {name: logging.getLogger(name) for name in libraries}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])
 
 
 def load_network(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..io.atomic import new_file
+from ..io.atomic import new_file, require_new
 from ..types import DirectAlignError
 from .common import read_annotated
 
@@ -72,6 +72,7 @@ def write_tokens(file: Path, made: ControlTokens) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {name: str(getattr(made, name)) for name in FACTS}
     tokens = {"tokens": made.tokens.detach().float().cpu().contiguous()}
+    require_new(file)  # another process may have written it meanwhile
     with new_file(file) as partial:
         save_file(tokens, partial, metadata={"format": "pt", **facts})
 
