@@ -432,6 +432,8 @@ def tiny_recipe(folder: Path, text_encoders: str = "keep") -> config.RunConfig:
     nouns = [f"{color} {shape}" for color in ("red", "blue") for shape in ("star", "circle")]
     lines = [f"a {noun} .{'.' * place}" for place in range(10) for noun in nouns]
     (folder / "prompts.txt").write_text("\n".join(lines))
+    (folder / "controls.txt").write_text("an oil painting")
+    phrases = {"control_phrases": {"positive": ["Photo"]}, "kl_beta": 0.1}
     model = {"architecture": "flux", "path": str(folder / "flux"), "lora": {"rank": 2}}
     size = {"height": tiny.SIZE, "width": tiny.SIZE}
     train = {"num_steps": 2, "gradient_accumulation_steps": 2}
@@ -439,11 +441,15 @@ def tiny_recipe(folder: Path, text_encoders: str = "keep") -> config.RunConfig:
         "name": "tiny",
         "model": {**model, "text_encoders": text_encoders},
         "reward": {"name": "pixels", "statistic": "redness"},
-        "method": {"name": "srpo", "form": "absolute", "embedded_guidance": 3.5},
+        "method": {"embedded_guidance": 3.5, "form": "absolute", "kl_to": "base_with_phrases"}
+        | phrases,
         "rollout": {"num_inference_steps": 2, "embedded_guidance": 3.5, **size},
         "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
         "train": {**train, "sample_prompts": ["a green square"]},
-        "evaluate": {"num_samples": 2, "num_samples_during": 1, "diversity_prompts": 1},
+        "evaluate": {
+            "num_samples": 2, "num_samples_during": 1, "diversity_prompts": 1, "every": 2,
+            "control_prompts": str(folder / "controls.txt"),
+        },
     }
     return config.RunConfig.model_validate(given)
 

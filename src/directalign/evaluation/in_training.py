@@ -82,6 +82,18 @@ def _score_names(run: config.RunConfig) -> list[str]:
     return names
 
 
+def sampled_pairs(run: config.RunConfig) -> tuple[Pairs, Pairs, Pairs | None]:
+    """The pairs of a run's evaluations: its own, those for diversity, those of control prompts."""
+    settings, control = run.evaluate, None
+    prompts = eval_prompts.measured_prompts(run.data)
+    if (source := settings.control_prompts) is not None:
+        controls = eval_prompts.read_control_prompts(source, run.method.control_phrases)
+        count = min(settings.num_samples_during, settings.num_samples)
+        control = eval_prompts.control_pairs(controls, count)
+    diverse = image_metrics.diversity_pairs(prompts, settings.diversity_prompts)
+    return eval_prompts.fixed_pairs(prompts, settings.num_samples), diverse, control
+
+
 @dataclass
 class ReferencePairs:
     """Pairs that are evaluated; `make` makes the images that colour drift is measured against."""
@@ -137,17 +149,12 @@ class Measurer:
             self.functions.append(partial(scores.judge_metrics, judge, world))
         own = scores.user_metric_functions(settings.metrics, settings.batch_size)
         self.functions += [scores.pixel_statistics, *own]
-        prompts = eval_prompts.measured_prompts(run.data)
-        self.pairs = eval_prompts.fixed_pairs(prompts, settings.num_samples)
-        self._diversity_pairs = image_metrics.diversity_pairs(prompts, settings.diversity_prompts)
+        self.pairs, self._diversity_pairs, control = sampled_pairs(run)
         is_world = settings.judge == "world"
         self.fixed = ReferencePairs(self.pairs, photographs if is_world else self.base_images)
         self.control: ReferencePairs | None = None
-        if (source := settings.control_prompts) is not None:
-            controls = eval_prompts.read_control_prompts(source, run.method.control_phrases)
-            count = min(settings.num_samples_during, settings.num_samples)
-            pairs = eval_prompts.control_pairs(controls, count)
-            self.control = ReferencePairs(pairs, self.base_images)
+        if control is not None:
+            self.control = ReferencePairs(control, self.base_images)
 
     def prepare(self) -> None:
         """Make the base model's images before training if all weights are trained."""
