@@ -61,7 +61,7 @@ def demo(
     out: Annotated[Path, option("Folder for the runs and the page.", "DIR")] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
-    """SRPO and plain Direct-Align on the embedded FLUX: about two minutes on two cores."""
+    """SRPO and plain Direct-Align on the embedded FLUX, four runs: two minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
         from ..demo import demo as run_demo
 

@@ -206,7 +206,8 @@ class KLConfig(ObjectiveConfig):
     """The centre of a method's KL term."""
 
     kl_beta: NonNegativeFloat = 0.0
-    """Weight of the KL term; above 0 it costs one more forward pass per loss."""
+    """Weight of the KL term; above 0 it costs one more forward pass per loss, and with phrases one
+    per averaged phrase and one for the guidance."""
     kl_to: Literal["base", "base_with_phrases"] = "base"
     """Centre of the KL term: the base model under the same prompt, or under the positive
     phrases."""
@@ -266,7 +267,7 @@ class SRPOConfig(KLConfig):
     """The known noise."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of mean((pred − centre)²) at the same x_t and sigma, added to every loss
-    (velocity-space KL, see kl_to); above 0 it costs one more forward pass per loss."""
+    (velocity-space KL, see kl_to)."""
     embedded_guidance: NonNegativeFloat | None = None
     """Guidance input of the network in the training call."""
     cfg_scale: Guidance = 1.0

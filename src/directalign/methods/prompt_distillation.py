@@ -2,10 +2,10 @@
 
 No reward pulls: at noised rollouts (or real images) the prediction for "a fox" is fitted to the
 base's prediction for "Realistic photo. a fox", optionally guided away from the negative phrases or
-the empty prompt. It is the baseline for every reward: where the base obeys words, it reaches what
-asking reaches, keeps detail and diversity, and does not drift further. Where the base does not
-know the words, it does nothing. The reward is measured for the log only. The KL terms of other
-methods may be centred on the same target (`kl_to: base_with_phrases`).
+the empty prompt. It is the baseline for every reward: where the base obeys words, it can reach what
+asking reaches; where it does not know the words, it does nothing. The reward is measured for the
+log only. The KL terms of other methods may be centred on the same target (`kl_to:
+base_with_phrases`).
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,8 @@ class PromptDistillation(ObjectiveMethod):
         model = self.model
         x0, noise, cond = sampling.clean_latents(model, self.settings, self.rollout, batch)
         if noise is None:
-            noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape))
+            scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
+            noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), scope)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         sigma = self.sampler.denoise(drawn).sigma_from

@@ -207,6 +207,8 @@ def unused_settings(run: config.RunConfig) -> list[str]:
     method, form, unused = run.method, run.method.form, list[str]()
     if run.model.tune == "full" and run.model.lora != config.LoRAConfig():
         unused.append("model.lora: tune is full")
+    if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
+        unused.append("method.kl_to: kl_beta is 0")
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
         unused.append(f"method.denoise, method.inversion: form {form} has no ramps")

@@ -23,6 +23,7 @@ OWN_NAMES = (
     *("run.yaml", "metrics.jsonl", "checkpoints", "best", "samples", "tensorboard"),
     *("tracked.json", "wandb", CONTROL_TOKENS, "summary.json", "report.html"),
     *("lora.safetensors", "transformer", "unet", "images.jsonl"),
+    "metric_names.json",
 )
 """Files and folders that a run writes."""
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
