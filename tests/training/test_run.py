@@ -447,7 +447,10 @@ def tiny_recipe(folder: Path, text_encoders: str = "keep") -> config.RunConfig:
         "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
         "train": {**train, "sample_prompts": ["a green square"]},
         "evaluate": {
-            "num_samples": 2, "num_samples_during": 1, "diversity_prompts": 1, "every": 2,
+            "num_samples": 2,
+            "num_samples_during": 1,
+            "diversity_prompts": 1,
+            "every": 2,
             "control_prompts": str(folder / "controls.txt"),
         },
     }

@@ -129,20 +129,20 @@ def _code(call: dict[str, Any], part: str, run: config.RunConfig) -> str:
 
 
 def opening_code(
-    pipeline: str, model: config.ModelConfig, shown: Callable[[str], str] | None = None
+    pipeline: str, model: config.ModelConfig, path_of: Callable[[str], str] | None = None
 ) -> tuple[list[str], str]:
     """The classes and the expression that open the base model, with parts of a single file.
 
-    `shown` replaces paths; None takes those on this machine.
+    `path_of` replaces paths; None takes those on this machine.
     """
-    shown = shown or (lambda path: str(assets.resolve(path)))
+    path_of = path_of or (lambda path: str(assets.resolve(path)))
     dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
     version = {"revision": model.revision, "variant": model.variant}
     chosen = _keywords({name: value for name, value in version.items() if value is not None})
     if model.components is None:
-        return [pipeline], f"{pipeline}.from_pretrained({shown(model.path)!r}{chosen}{dtype})"
-    file, folder = Path(model.path).expanduser(), shown(model.components)
-    load = f"from_single_file({shown(str(file))!r}, config={folder!r}"
+        return [pipeline], f"{pipeline}.from_pretrained({path_of(model.path)!r}{chosen}{dtype})"
+    file, folder = Path(model.path).expanduser(), path_of(model.components)
+    load = f"from_single_file({path_of(str(file))!r}, config={folder!r}"
     held = single_file.contents(file) if file.is_file() else None
     if held is None or "text_encoder" in held.parts:
         return [pipeline], f"{pipeline}.{load}{dtype})"

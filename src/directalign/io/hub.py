@@ -150,7 +150,7 @@ def ask_once(question: Callable[[], Answer]) -> Answer:
 
 
 def answer_within(seconds: float, question: Callable[[], Answer]) -> Answer:
-    """What `question` returns or raises; TimeoutError if it takes longer, and is left alone."""
+    """What `question` returns or raises; TimeoutError if it takes longer, and is not waited for."""
     answer: futures.Future[Answer] = futures.Future()
 
     def ask() -> None:

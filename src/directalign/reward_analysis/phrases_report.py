@@ -132,7 +132,7 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
             widest=max(ends, default=1.0) or 1.0,
             sections=[(form, as_yaml(section), as_override(section)) for form, section in sections],
             images=zip(("Wanted", "Unwanted"), examples.sides, gaps, strict=True),
-            shown=MAX_IMAGES,
+            limit=MAX_IMAGES,
             probed={"original": original[0], **probed},
             uri=lambda image: data_uri(Image.fromarray(to_pixels(image))),
         )

@@ -294,8 +294,8 @@ class Trackio(TrackioTracker):
         self.has_history = not is_local and info.space == f"{settings.space} {project}"
         with hub.offline(huggingface_hub.constants, is_local), redirect_stdout(io.StringIO()):
             copy_context().run(self.start)
-        shown = f"trackio show --project {project}"
-        where = f"see it with {shown}" if is_local else f"in {settings.space}"
+        command = f"trackio show --project {project}"
+        where = f"see it with {command}" if is_local else f"in {settings.space}"
         logger.info(f"trackio: run {name}; {where}")
 
     def log_values(self, values: Values, step: int) -> None:
