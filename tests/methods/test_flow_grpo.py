@@ -205,6 +205,16 @@ def test_a_run_resumes_in_the_middle_of_a_rollout():
         assert found[0] == found[1]
 
 
+def test_equal_rewards_are_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(ToyReward, "score", lambda self, f, prompts: torch.full((len(f),), 0.3))
+    grpo = method()
+    for step in range(2):
+        list(grpo.losses(Batch(step, PROMPTS)))
+    assert caplog.messages == [
+        "all samples of a prompt have one reward: nothing is learned from them"
+    ]
+
+
 # --- the base model -------------------------------------------------------------------------------
 
 

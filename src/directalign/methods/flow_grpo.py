@@ -11,6 +11,7 @@ smaller ones for its updates (each takes all samples, and its own steps of them)
 training than in sampling (one rollout for both).
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -26,6 +27,8 @@ from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import BaseTarget, ObjectiveMethod
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class FlowGRPO(ObjectiveMethod):
         self.centre = None
         if settings.kl_beta > 0:
             self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
-        self.stored: dict[int, Rollouts] = {}
+        self.stored, self.warned = dict[int, Rollouts](), False
 
     @staticmethod
     def check(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig, path: str) -> None:
@@ -146,6 +149,9 @@ class FlowGRPO(ObjectiveMethod):
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
+        if not self.warned and bool((reward.view(-1, size) == reward.view(-1, size)[:, :1]).all()):
+            self.warned = True
+            logger.warning("all samples of a prompt have one reward: nothing is learned from them")
         metrics = {**output.metrics, "group_spread": spread}
         samples = sigmas, states, log_probs, reward, advantage
         return Rollouts(batch.step, batch.prompts, *samples, metrics)
