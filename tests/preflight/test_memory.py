@@ -113,11 +113,12 @@ def test_an_update_of_every_model_takes_what_is_predicted(models, name):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "python"])
-def test_every_method_can_be_traced(models, name):
+def test_every_method_can_be_traced_and_says_nothing(models, name, caplog):
     method = {"name": name, "form": "absolute", "control_phrases": {"positive": ["Photo"]}}
     run = changed(a_run("sd", models["sd"]), method=method, rollout={"num_inference_steps": 4})
     traced = trace(run, meta_model(run.model), MetaRewards(run))
     assert traced.warnings == () and traced.peaks["train"] > 0 and traced.peaks["rollout"] > 0
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", MODELS)
