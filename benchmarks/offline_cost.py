@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 from directalign.config.load import load_run, recipe_path
-from directalign.data.prompts import train_captions
 from directalign.methods import load_method
 from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
-from directalign.toyworld.scenes import render, scenes_of
+from directalign.toyworld.scenes import render, scenes_of, train_captions
 from directalign.training.run_folder import commit, machine, versions
 from directalign.types import Batch
 

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from directalign.data.prompts import train_captions
 from directalign.evaluation.generate import generate
 from directalign.interfaces import Reward
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
-from directalign.toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of
+from directalign.toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of, train_captions
 from directalign.types import PerSample
 from tools.build_toyworld import reward_card
 

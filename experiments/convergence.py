@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from directalign import config
 from directalign.config.load import load_run
-from directalign.data.prompts import train_captions
 from directalign.diffusion.sampling import sampling_step, start_rollout
 from directalign.interfaces import Method
 from directalign.methods.draft import DRaFT
@@ -34,6 +33,7 @@ from directalign.methods.objective import build_objective
 from directalign.methods.srpo import SRPO
 from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
+from directalign.toyworld.scenes import train_captions
 from directalign.training.step import NFECounter
 from directalign.types import Batch
 

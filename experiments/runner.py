@@ -32,6 +32,7 @@ from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
+from directalign.toyworld.worlds import WORLDS
 from directalign.training import checkpoint
 from directalign.training import run as train
 from directalign.training.data import open_data
@@ -303,7 +304,7 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
     model = load_run_model(run, None if base else trained)
     device = next(model.denoiser.parameters()).device
-    judge = load_judge() if run.evaluate.judge == "world" else None
+    judge = load_judge(WORLDS[run.evaluate.judge]) if run.evaluate.judge != "none" else None
     return Measurer(run, model, load_reward(run.reward, device), judge)
 
 

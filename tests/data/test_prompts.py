@@ -5,8 +5,15 @@ import sys
 
 import pytest
 
-from directalign.data.prompts import PromptStream, held_out_captions, read_prompts, train_captions
-from directalign.toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, all_captions
+from directalign.data.prompts import PromptStream, read_prompts
+from directalign.toyworld.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    all_captions,
+    held_out_captions,
+    train_captions,
+)
 from directalign.types import DirectAlignError
 
 TWO = ["a red star", 'a sign that says "Peace, now"']

@@ -6,7 +6,6 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from directalign import config
-from directalign.data.prompts import held_out_captions, train_captions
 from directalign.evaluation.eval_prompts import (
     CONTROL_GROUP,
     FIRST_SEED,
@@ -21,6 +20,7 @@ from directalign.evaluation.eval_prompts import (
     samples_of_rows,
     seed_noise,
 )
+from directalign.toyworld.scenes import held_out_captions, train_captions
 from directalign.types import DirectAlignError
 
 ROWS = [PromptRow(letter, group="g", facts={"tag": letter}) for letter in "abcde"]

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from directalign.data.prompts import held_out_captions
 from directalign.diffusion.rng import generator_for
 from directalign.evaluation.compare import Request, compare
 from directalign.evaluation.generate import save_png
 from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED, Metric
-from directalign.toyworld.scenes import render, scenes_of
+from directalign.toyworld.scenes import held_out_captions, render, scenes_of
 
 RATES = {"base": 0.2, "direct_align": 0.5, "refl": 0.45, "srpo": 0.8}
 RENDERED = {"base": 0.2, "refl": 0.25, "srpo": 0.8}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from directalign.data.prompts import read_prompts, train_captions
+from directalign.data.prompts import read_prompts
 from directalign.evaluation.eval_prompts import RELATIONS, STYLES, PromptRow, read_prompt_set
+from directalign.toyworld.scenes import train_captions
 from directalign.types import DirectAlignError
 
 Row = dict[str, Any]

@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from directalign.config.load import load_run
-from directalign.data.prompts import PromptStream, train_captions
+from directalign.data.prompts import PromptStream
 from directalign.toyworld import assets
+from directalign.toyworld.scenes import train_captions
 from directalign.training import run
 
 ROOT = Path(__file__).parents[2]

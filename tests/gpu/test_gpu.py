@@ -12,11 +12,11 @@ import torch._dynamo
 from safetensors.torch import load_file
 
 from directalign.config.load import load_run
-from directalign.data.prompts import train_captions
 from directalign.diffusion.path import DDPMTable
 from directalign.methods import load_method
 from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
+from directalign.toyworld.scenes import train_captions
 from directalign.training import run as train
 from directalign.types import Batch
 

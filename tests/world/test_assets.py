@@ -4,6 +4,7 @@ Nothing depends on the exact weights: a rebuilt toy world passes if it is as goo
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -22,10 +23,12 @@ from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import draw_scenes, render
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
 LIMIT = 24_000_000
-NAMES = [*assets.PIPELINES, *assets.REWARDS]
+WORLD = WORLDS["world"]
+NAMES = list(WORLD.models)
 RECIPE_OF = {"flux": "world_srpo", "sd": "world_sd", "sd_v": "world_sd_v"}
 
 
@@ -47,10 +50,10 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights():
-    files = [path for path in assets.ASSETS.rglob("*") if path.is_file()]
+    files = [path for path in WORLD.assets.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {path.suffix for path in files} <= {".safetensors", ".json"}
-    shipped = weights_in(assets.ASSETS)
+    shipped = weights_in(WORLD.assets)
     assert len(shipped) >= 9
     for path in shipped:
         assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}, path
@@ -59,8 +62,8 @@ def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights():
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_weights_are_float32_copies(exported, name):
     compared = 0
-    for part, source in assets.PIPELINES.get(name, {".": name}).items():
-        for shipped in weights_in(assets.ASSETS / source):
+    for part, source in WORLD.pipelines.get(name, {".": name}).items():
+        for shipped in weights_in(WORLD.assets / source):
             narrow, wide = load_file(shipped), load_file(exported / name / part / shipped.name)
             assert narrow.keys() == wide.keys()
             for key, weight in narrow.items():
@@ -77,7 +80,7 @@ def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sd"]
 
 
-@pytest.mark.parametrize("name", assets.PIPELINES)
+@pytest.mark.parametrize("name", WORLD.pipelines)
 def test_diffusers_samples_from_the_folders(exported, name):
     flux = name == "flux"
     kind = diffusers.FluxPipeline if flux else diffusers.StableDiffusionPipeline
@@ -132,8 +135,8 @@ def test_a_damaged_folder_is_written_again(cache, damage):
 
 
 def test_changed_weights_get_a_cache_folder_of_their_own(cache, tmp_path, monkeypatch):
-    shutil.copytree(assets.ASSETS / "reward", tmp_path / "assets" / "reward")
-    monkeypatch.setattr(assets, "ASSETS", tmp_path / "assets")
+    shutil.copytree(WORLD.assets / "reward", tmp_path / "assets" / "reward")
+    monkeypatch.setitem(WORLDS, "world", replace(WORLD, assets=tmp_path / "assets"))
     before = assets.resolve("world:reward")
     (tmp_path / "assets" / "reward" / "more.json").write_text("{}")
     assert assets.resolve("world:reward") != before

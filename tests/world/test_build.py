@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from directalign.toyworld import assets
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 from tools import build_toyworld as build
 from tools.build_toyworld import autoencoder, denoisers, session, tokenizers
@@ -70,7 +71,7 @@ def test_the_autoencoder_trains_and_scales_its_latents(tmp_path, monkeypatch):
 
 def test_tokenizers_are_the_same_at_every_build_and_as_shipped():
     first, second = tokenizers.clip_tokenizer(), tokenizers.clip_tokenizer()
-    shipped = type(first).from_pretrained(assets.file("clip_tokenizer"))
+    shipped = type(first).from_pretrained(assets.file(WORLDS["world"], "clip_tokenizer"))
     assert first.get_vocab() == second.get_vocab() == shipped.get_vocab()
     for phrase in tokenizers.phrases():
         assert len(first(phrase).input_ids) <= tokenizers.MAX_TOKENS

@@ -1,13 +1,12 @@
 """Scenes round-trip and are drawn in four styles; the judges read them and refuse others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from directalign.interfaces import Judge
-from directalign.toyworld import assets
 from directalign.toyworld.judges import (
-    CONTENT_HEADS,
-    STYLE_HEADS,
     Classifier,
     WorldJudge,
     load_judge,
@@ -16,6 +15,7 @@ from directalign.toyworld.judges import (
 from directalign.toyworld.scenes import (
     BACKGROUNDS,
     COLORS,
+    CONTENT,
     IMAGE_SIZE,
     SHAPES,
     STYLES,
@@ -25,9 +25,11 @@ from directalign.toyworld.scenes import (
     render,
     scenes_of,
 )
+from directalign.toyworld.worlds import WORLDS
 from tools.build_toyworld.reward_card import retouch
 
 COUNT = 160
+WORLD = WORLDS["world"]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -39,7 +41,8 @@ def answers(judge: WorldJudge, images: torch.Tensor, scenes: Scenes) -> dict[str
 
 
 def untrained() -> WorldJudge:
-    return WorldJudge(Classifier(STYLE_HEADS), Classifier(CONTENT_HEADS))
+    style, content = Classifier({"style": len(STYLES)}), Classifier(CONTENT)
+    return WorldJudge(WORLD, style, content)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +66,10 @@ def test_content_is_right_when_all_three_parts_are():
     scenes = draw_scenes(16, seeded(1))
     found = answers(judge, torch.rand(16, 3, 64, 64, generator=seeded(2)), scenes)
     styles = [f"style_{style}" for style in STYLES]
-    assert set(found) == {"photo_rate", "content", "color", "shape", "background", *styles}
+    assert set(found) == {*WORLD.judged, "style_photo"} and {"color", *styles} < set(found)
     assert torch.equal(found["content"], found["color"] * found["shape"] * found["background"])
     assert torch.equal(found["photo_rate"], found["style_photo"])
+    assert torch.equal(found["photo_and_content"], found["photo_rate"] * found["content"])
     assert torch.equal(torch.stack([found[style] for style in styles]).sum(0), torch.ones(16))
     assert all(set(answer.tolist()) <= {0.0, 1.0} for answer in found.values())
 
@@ -94,10 +98,9 @@ def test_shipped_judges_are_not_moved_by_tint_or_muted_colour(shipped, images, s
         assert found["content"].mean() >= 0.95
 
 
-def test_a_missing_asset_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(assets, "ASSETS", tmp_path)
+def test_a_missing_asset_says_how_to_get_it(tmp_path):
     with pytest.raises(ValueError, match=r"judges/style\.safetensors"):
-        load_judge()
+        load_judge(replace(WORLD, assets=tmp_path))
 
 
 # --- scenes ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from directalign.toyworld import assets
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
 from .autoencoder import train_autoencoder
@@ -22,7 +22,7 @@ from .tokenizers import clip_tokenizer, t5_tokenizer
 
 
 def build_world(
-    folder: Path, only: list[str] | None = None, device: str = "cpu", target: Path = assets.ASSETS
+    folder: Path, only: list[str] | None = None, device: str = "cpu", target: Path = WORLDS["world"].assets
 ) -> None:
     """Train what is not trained yet in `folder` and write the 16-bit assets to `target`.
 

@@ -15,8 +15,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
 
-from directalign.toyworld.judges import CONTENT_HEADS, STYLE_HEADS, Classifier
-from directalign.toyworld.scenes import Scenes, draw_scenes, render
+from directalign.toyworld.judges import Classifier
+from directalign.toyworld.scenes import CONTENT, STYLES, Scenes, draw_scenes, render
 
 from .session import Budget, fit
 
@@ -31,7 +31,7 @@ def train_judges(
 ) -> None:
     """Train both judges and write `folder/judges/{style,content}.safetensors` in float16."""
     images, scenes = pool(POOL, autoencoder, seed=41, device=device)
-    for name, heads in {"style": STYLE_HEADS, "content": CONTENT_HEADS}.items():
+    for name, heads in {"style": {"style": len(STYLES)}, "content": CONTENT}.items():
         torch.manual_seed(43)
         judge = Classifier(heads).to(device)
 

@@ -80,7 +80,8 @@ def comparison_options(
     ] = [],
     negative: Annotated[list[str], option("Undesired phrase of the style gap. Repeatable.")] = [],
     judge: Annotated[
-        Literal["world", "none"] | None, option(f"Classifiers of the toy world, or none; {RECIPE}.")
+        Literal["world", "world2", "none"] | None,
+        option(f"Classifiers of a toy world, or none; {RECIPE}."),
     ] = None,
     control_prompts: Annotated[
         str | None, option(f"Prompts to measure leakage on, or world; {RECIPE}.", "SET")

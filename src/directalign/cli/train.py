@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -84,22 +84,23 @@ def schema(
 
 
 world = typer.Typer(
-    no_args_is_help=True, help="The toy world: tiny models that come with the package."
+    no_args_is_help=True, help="The toy worlds: tiny models that come with the package."
 )
+World = Annotated[Literal["world", "world2"], option("world: drawn shapes; world2: drawn things.")]
 
 
 @world.command()
 def export(
-    folder: Annotated[
-        Path, argument("Folder for flux, sd, sd_v, reward and second_reward.", "DIR")
-    ],
+    folder: Annotated[Path, argument("Folder for the base models and rewards.", "DIR")],
+    name: World = "world",
     debug: Debug = False,
 ) -> None:
     """Write the embedded models as complete diffusers and transformers folders."""
     with one_line_errors(debug):
         from ..toyworld.assets import export as export_models
+        from ..toyworld.worlds import WORLDS
 
-        for written in export_models(folder):
+        for written in export_models(folder, WORLDS[name]):
             typer.echo(written)
 
 
@@ -107,12 +108,16 @@ def export(
 def images(
     folder: Annotated[Path, argument("New folder for the images.", "DIR")],
     count: Annotated[int, option("Number of images.", min=1)] = 256,
-    style: Annotated[str, option("photo, cg, painting or anime.")] = "photo",
+    style: Annotated[
+        str, option("photo, cg, painting or anime; world2: photo, cg, flat or soft.")
+    ] = "photo",
+    name: World = "world",
     seed: Annotated[int, seed_option("Random seed.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Draw images with captions, as a set of real images for offline training."""
     with one_line_errors(debug):
         from ..toyworld.assets import write_pictures
+        from ..toyworld.worlds import WORLDS
 
-        typer.echo(write_pictures(folder, count, style, seed))
+        typer.echo(write_pictures(folder, count, style, seed, WORLDS[name]))

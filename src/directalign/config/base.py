@@ -45,6 +45,8 @@ def _fits_a_file_system(path: str) -> str:
 PathText = Annotated[Text, AfterValidator(_fits_a_file_system)]
 """A path, or a name in its place: a hub id, world:..., hf:..."""
 
+Judge = Literal["world", "world2", "none"]
+"""Whose classifiers judge images: those of a toy world, or nobody's."""
 
 RESUME = "resume"
 """Attribute of a key in the JSON schema: whether a resumed run may have another value there and

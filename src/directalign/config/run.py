@@ -14,6 +14,7 @@ from .base import (
     Fraction,
     Free,
     Guidance,
+    Judge,
     Layout,
     Measured,
     Moved,
@@ -302,8 +303,9 @@ class TrainConfig(Strict):
 class EvaluateConfig(Strict):
     """Measurements during a run, on fixed prompts and seeds."""
 
-    judge: Literal["world", "none"] = "none"
-    """world: the style and content classifiers of the toy world; none: rewards and drift only."""
+    judge: Judge = "none"
+    """world, world2: the style and content classifiers of that toy world; none: rewards and drift
+    only."""
     every: Annotated[NonNegative, Free] = 0
     """Updates between measurements; 0 measures only before and after the run."""
     num_samples: Positive = 256

@@ -1,7 +1,7 @@
 """Prompt lists: text, JSON lines, tables, parquet, Hugging Face datasets, lists of the package.
 
 `read_prompts` reads and checks a list; `PromptStream` serves its prompts as a pure function of the
-step. Lists of the package are `photographs` and `world`, the captions of the toy world.
+step. Lists of the package are `photographs`, and `world` and `world2`, captions of the toy worlds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,28 +11,13 @@ from pathlib import Path
 
 from ..config.load import RECIPES
 from ..io.text import checked_prompt, json_rows, numbered_lines, prompt_key, prompt_of_row, table
-from ..toyworld.scenes import all_captions
+from ..toyworld.worlds import WORLDS
 from ..types import DirectAlignError
 from . import hf_datasets
 from .shuffle import indices
 
-HELD_OUT_EVERY = 7
-"""Every seventh caption of the toy world is for evaluation and never trained on. Seven has no
-common factor with the numbers of colors, shapes and backgrounds, so every word is held out in some
-captions and trained on in others."""
-
 Lines = Iterator[tuple[int, str]]
 """(line or row number, text)."""
-
-
-def train_captions() -> list[str]:
-    """The 205 training captions of the toy world."""
-    return [text for i, text in enumerate(all_captions()) if i % HELD_OUT_EVERY]
-
-
-def held_out_captions() -> list[str]:
-    """The 35 held-out captions of the toy world."""
-    return all_captions()[::HELD_OUT_EVERY]
 
 
 def read_prompts(source: str | Path) -> list[str]:
@@ -40,14 +25,15 @@ def read_prompts(source: str | Path) -> list[str]:
 
     Args:
         source: a file, with its format as ending; a dataset, `hf:owner/name[@split][#column]` or
-            `hf:folder` (see `hf_datasets`); "photographs"; or "world" for `train_captions()`.
+            `hf:folder` (see `hf_datasets`); "photographs"; or the name of
+            a toy world: its training captions.
     Raises:
         DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, an error of
             `hf_datasets.open_rows`, a row without a prompt, a prompt over 2,000 characters or with
             a control character; names file and line, or dataset and row.
     """
-    if source == "world":
-        return train_captions()
+    if source in WORLDS:
+        return WORLDS[str(source)].scenes.train_captions()
     prompts = [prompt for text, where in _rows(source) if (prompt := checked_prompt(text, where))]
     if not prompts:
         raise DirectAlignError(

@@ -22,6 +22,7 @@ from ..metrics import SHARE, Metric
 from ..report.read import RESULTS
 from ..rewards import load_reward, reward_class
 from ..toyworld.judges import load_judge
+from ..toyworld.worlds import WORLDS
 from ..types import PerSample
 from . import scores
 from .adherence import Adherence, adherence_of, check_adherence, check_rows
@@ -52,17 +53,19 @@ def metric_groups(
     batch_size: int,
     own: Sequence[str] = (),
 ) -> list[MetricGroup]:
-    """Pixels, the toy world's judge (for "world"), every reward, and `own`, metrics of users'
-    files; to be loaded one at a time."""
+    """Pixels, a toy world's judge, every reward, and `own`, metrics of users' files; to be loaded
+    one at a time."""
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
     groups = [MetricGroup("pixels", pixel_metrics, lambda: [scores.compared_pixels], {})]
-    if judge == "world":
+    if judge != "none":
+        names_styles, world = control_prompts == judge, WORLDS[judge]
+        judged = {name: each for name, each in metrics.JUDGED.items() if name in world.judged}
         groups.append(
             MetricGroup(
                 "judge",
-                metrics.JUDGED | metrics.CONTROL,
-                lambda: [partial(scores.judge_metrics, load_judge(), control_prompts == "world")],
+                judged | metrics.CONTROL,
+                lambda: [partial(scores.judge_metrics, load_judge(world), names_styles)],
                 {"judge": judge},
             )
         )

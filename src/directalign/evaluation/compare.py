@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .. import config
 from ..io.atomic import exclusive, make_folder, write_text
@@ -24,7 +24,7 @@ from ..report.page import flat
 from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward, reward_cuts
 from ..toyworld.judges import plain_caption
-from ..toyworld.scenes import all_captions
+from ..toyworld.worlds import WORLDS
 from ..types import DirectAlignError
 from . import eval_prompts
 from .adherence import adherence_settings
@@ -65,7 +65,7 @@ class Request:
     metrics: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
-    judge: Literal["world", "none"] | None = None
+    judge: config.Judge | None = None
     control_prompts: str | None = None
     adherence: str | None = None
     batch_size: int | None = None
@@ -189,17 +189,20 @@ def _judge(
     samples: Sequence[eval_prompts.EvalSample],
 ) -> str:
     """The requested judge, else that of the recipes if it can read the prompts."""
-    of_recipes = "world" if any(each.evaluate.judge == "world" for each in recipes) else "none"
-    judge, known = request.judge or of_recipes, set(all_captions())
-    unknown = [each.prompt for each in samples if plain_caption(each.prompt) not in known]
-    if judge == "none" or not unknown:
+    of_recipes = (each.evaluate.judge for each in recipes if each.evaluate.judge != "none")
+    judge = request.judge or next(of_recipes, "none")
+    if judge == "none":
         return judge
-    problem = f"{unknown[0]!r:.80} is no caption of the toy world"
+    known = set(WORLDS[judge].scenes.all_captions())
+    unknown = [each.prompt for each in samples if plain_caption(each.prompt) not in known]
+    if not unknown:
+        return judge
+    problem = f"{unknown[0]!r:.80} is no caption of {WORLDS[judge].title}"
     if request.judge is not None:
         raise DirectAlignError(
-            f"--judge world: {problem}, which is all that its judge can read; leave it out"
+            f"--judge {judge}: {problem}, which is all that its judge can read; leave it out"
         )
-    logger.info(f"the toy world's judge is left out: {problem}")
+    logger.info(f"its judge is left out: {problem}")
     return "none"
 
 

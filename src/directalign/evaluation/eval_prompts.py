@@ -29,10 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from .. import config
 from ..data.hf_datasets import is_address
 from ..data.image_dataset import scan_images
-from ..data.prompts import held_out_captions, read_prompts, train_captions
+from ..data.prompts import read_prompts
 from ..data.shuffle import permutation
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
-from ..toyworld.scenes import STYLE_WORDS
+from ..toyworld.worlds import WORLDS
 from ..types import DirectAlignError, Latents
 
 FIRST_SEED = 10_000
@@ -72,9 +72,9 @@ def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
 
 
 def measured_prompts(data: config.DataConfig) -> list[str]:
-    """The evaluation prompts of a run: all 240 captions of the toy world, or its own."""
-    if data.prompts == "world":
-        return sorted(held_out_captions() + train_captions())
+    """The evaluation prompts of a run: all captions of its toy world, or its own."""
+    if data.prompts in WORLDS:
+        return sorted(WORLDS[data.prompts].scenes.all_captions())
     if data.prompts is not None:
         return read_prompts(data.prompts)
     assert data.images is not None
@@ -123,7 +123,7 @@ def read_prompt_set(source: str | Path) -> tuple[PromptRow, ...]:
 
 def _recognised(source: str) -> Form:
     path = Path(source)
-    if source == "world" or is_address(source) or not path.exists():
+    if source in WORLDS or is_address(source) or not path.exists():
         return "plain"
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".json":
@@ -256,7 +256,6 @@ def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 CONTROL_KEY = "evaluate.control_prompts"
-WORLD = "world"
 FIRST_CONTROL_SEED = 3 * FIRST_SEED
 CONTROL_GROUP = "control_prompts"
 
@@ -264,22 +263,24 @@ CONTROL_GROUP = "control_prompts"
 def read_control_prompts(source: str, phrases: config.ControlPhrases) -> list[str]:
     """The prompts of a recipe's `evaluate.control_prompts`.
 
-    Raises: DirectAlignError for an unreadable list, and for "world" if the positive phrases name
-    every style of the toy world.
+    Raises: DirectAlignError for an unreadable list, and for a toy world if the positive phrases
+    name every style of it.
     """
-    if source != WORLD:
+    if source not in WORLDS:
         try:
             return read_prompts(source)
         except DirectAlignError as error:
             raise DirectAlignError(f"{CONTROL_KEY}: {error}") from error
     wanted = set(phrases.positive)
-    others = [names[0] for names in STYLE_WORDS.values() if not set(names) & wanted]
+    world = WORLDS[source]
+    others = [names[0] for names in world.scenes.STYLE_WORDS.values() if not set(names) & wanted]
     if not others:
         raise DirectAlignError(
-            f"{CONTROL_KEY}: world: method.control_phrases.positive names every style of the toy "
-            "world, so none of its prompts is off topic; give a file of prompts"
+            f"{CONTROL_KEY}: {source}: method.control_phrases.positive names every style of "
+            f"{world.title}, so none of its prompts is off topic; give a file of prompts"
         )
-    return [f"{phrase}. {caption}" for caption in held_out_captions() for phrase in others]
+    captions = world.scenes.held_out_captions()
+    return [f"{phrase}. {caption}" for caption in captions for phrase in others]
 
 
 def control_pairs(prompts: Sequence[str], count: int) -> Pairs:
@@ -289,8 +290,9 @@ def control_pairs(prompts: Sequence[str], count: int) -> Pairs:
 
 
 def named_styles(prompts: Sequence[str]) -> tuple[str, ...]:
-    """The toy world's style that each prompt begins with."""
-    style_of = {phrases[0]: style for style, phrases in STYLE_WORDS.items()}
+    """The toy worlds' style that each prompt begins with."""
+    named = (world.scenes.STYLE_WORDS.items() for world in WORLDS.values())
+    style_of = {phrases[0]: style for words in named for style, phrases in words}
     return tuple(style_of[prompt.split(". ")[0]] for prompt in prompts)
 
 

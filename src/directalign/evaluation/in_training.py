@@ -18,10 +18,10 @@ from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
 from ..models import load_model
 from ..models.lora import ReferenceModel
 from ..rewards import reward_class
-from ..toyworld.scenes import STYLES, render, scenes_of
+from ..toyworld.worlds import WORLDS, World
 from ..types import Images, PerSample
 from . import eval_prompts, image_metrics, scores
-from .eval_prompts import WORLD, Pairs, samples_of
+from .eval_prompts import Pairs, samples_of
 from .generate import generate
 from .results import summarise_images
 from .scores import MetricFunction, MetricInput, per_image
@@ -38,13 +38,12 @@ def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
     users' files must have been loaded (`scores.user_metrics`).
     """
     settings, rewarded = run.evaluate, _score_names(run)
-    judged = ["photo_rate", "content", *(f"{metrics.STYLE}{style}" for style in STYLES)]
-    is_world = settings.judge == "world"
+    judged = WORLDS[settings.judge].judged if settings.judge != "none" else ()
     own = [path.rpartition(":")[2] for path in settings.metrics]
-    names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT]
+    names = [*judged, *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT]
     if settings.control_prompts is not None:
         names += [f"{metrics.OFF_TOPIC}{name}" for name in (*rewarded, *own, COLOR_DRIFT)]
-        if settings.control_prompts == WORLD and is_world:
+        if settings.control_prompts == settings.judge:
             names += [name for name, each in metrics.CONTROL.items() if each.is_rate]
     if settings.diversity_prompts:
         names.append(metrics.DIVERSITY)
@@ -145,13 +144,15 @@ class Measurer:
         for label, each in (held_out or {}).items():
             self.functions.append(scores.held_out_metrics(label, each, run, device))
         if judge is not None:
-            world = settings.control_prompts == WORLD
-            self.functions.append(partial(scores.judge_metrics, judge, world))
+            names_styles = settings.control_prompts == settings.judge
+            self.functions.append(partial(scores.judge_metrics, judge, names_styles))
         own = scores.user_metric_functions(settings.metrics, settings.batch_size)
         self.functions += [scores.pixel_statistics, *own]
         self.pairs, self._diversity_pairs, control = sampled_pairs(run)
-        is_world = settings.judge == "world"
-        self.fixed = ReferencePairs(self.pairs, photographs if is_world else self.base_images)
+        make = self.base_images
+        if settings.judge != "none":
+            make = partial(photographs, world=WORLDS[settings.judge])
+        self.fixed = ReferencePairs(self.pairs, make)
         self.control: ReferencePairs | None = None
         if control is not None:
             self.control = ReferencePairs(control, self.base_images)
@@ -229,10 +230,11 @@ class Measurer:
         return generate(model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group)
 
 
-def photographs(pairs: Pairs) -> Images:
-    """The renderer's photographs of the pairs' captions, one fixed draw each."""
+def photographs(pairs: Pairs, world: World = WORLDS["world"]) -> Images:
+    """The photographs of the pairs' captions as a toy world draws them, one fixed draw each."""
+    scenes = world.scenes
     drawn = [
-        render(scenes_of([prompt]), generator_for(seed))
+        scenes.render(scenes.scenes_of([prompt]), generator_for(seed))
         for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)
     ]
     return torch.cat(drawn)

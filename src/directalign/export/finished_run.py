@@ -18,6 +18,7 @@ from ..io import hub
 from ..models import model_class
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
+from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
 
 
@@ -51,7 +52,7 @@ PUBLISHED: dict[str, Any] = yaml.safe_load(
 
 def base_model_info(model: config.ModelConfig) -> BaseModelInfo:
     """Name and license of a recipe's `model.path`, without loading it."""
-    if model.path.startswith("world:"):
+    if world_of(model.path):
         return BaseModelInfo(f"{model.path} (embedded in directalign)", None, License("apache-2.0"))
     path, hub_id = Path(model.path).expanduser(), model.path
     if path.exists():  # diffusers records the id of a model that it downloaded

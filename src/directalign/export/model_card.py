@@ -29,10 +29,8 @@ MARGIN = 24
 WEB_UI = {"sd": "A1111 or Forge", "sdxl": "A1111 or Forge", "flux": "Forge"}
 """Web interfaces that run a model; for FLUX only with kohya's format."""
 NOT_MEASURES = ("step", "event", "seconds")
-JUDGES = {
-    "world": "the embedded style and content judges, which are not used in training",
-    "none": "no judge: only the reward and drift statistics",
-}
+JUDGED = "the embedded style and content judges, which are not used in training"
+NOT_JUDGED = "no judge: only the reward and drift statistics"
 
 
 def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Path) -> None:
@@ -73,7 +71,7 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         file=file,
         web_ui=WEB_UI.get(architecture) if has_web_ui else None,
         rows=measured(finished.records),
-        judge=JUDGES[run.evaluate.judge],
+        judge=NOT_JUDGED if run.evaluate.judge == "none" else JUDGED,
         commit=summary.get("commit"),
         versions=", ".join(f"{name} {versions[name]}" for name in libraries if name in versions),
         local=LOCAL,

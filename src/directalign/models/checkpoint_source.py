@@ -16,6 +16,7 @@ import torch
 from .. import config
 from ..io import hub, text
 from ..toyworld import assets
+from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
 from . import single_file
 from .weight_files import chosen, read_json, variant_of_part
@@ -85,7 +86,7 @@ def _folder(
             f"model.revision: {model.revision} is for the hub, and {key}: {path} is not a hub id "
             "(owner/name): leave it out"
         )
-    return assets.resolve(path) if path.startswith("world:") else Path(path).expanduser()
+    return assets.resolve(path) if world_of(path) else Path(path).expanduser()
 
 
 def _download(

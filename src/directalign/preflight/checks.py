@@ -20,7 +20,7 @@ from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
-from ..evaluation.eval_prompts import CONTROL_KEY, WORLD, read_control_prompts
+from ..evaluation.eval_prompts import CONTROL_KEY, read_control_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..evaluation.scores import check_labels, held_out_key, user_metrics
 from ..io import hub
@@ -34,6 +34,7 @@ from ..models.quantization import check_quantization
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
+from ..toyworld.worlds import WORLDS
 from ..training import trackers
 from ..training.data import accumulation
 from ..types import DirectAlignError
@@ -455,7 +456,9 @@ def check_model(run: config.RunConfig, meta: MetaModel) -> None:
 
 def _is_remote(source: str, online: bool) -> bool:
     """Whether reading this needs the network, which may not be used."""
-    return source != WORLD and not online and is_address(source) and parse(source).folder is None
+    if online or source in WORLDS or not is_address(source):
+        return False
+    return parse(source).folder is None
 
 
 def cut_prompts(

@@ -37,6 +37,7 @@ from ..models.weight_files import read_json
 from ..rewards.common import is_weight_file
 from ..rewards.weights import locate, on_the_hub
 from ..toyworld import assets
+from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
 from .activation_memory import MemoryTracker, make_fake, pass_repeated, trace_once
 
@@ -121,7 +122,7 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
 
 def local_folder(path: str, revision: str | None, file: str) -> Path | None:
     """A local or embedded (world:...) folder, or the hub's cache if it holds `file`, else None."""
-    if path.startswith("world:"):
+    if world_of(path):
         return assets.resolve(path)
     if not hub.is_hub_id(path):
         return Path(path).expanduser()

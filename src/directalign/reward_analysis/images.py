@@ -19,12 +19,11 @@ from torch import Tensor
 from ..config.base import MAX_SEED
 from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
-from ..toyworld.scenes import STYLES, draw_scenes, render
+from ..toyworld.worlds import WORLDS, World
 from ..types import DirectAlignError, Images
 
 logger = logging.getLogger(__name__)
 
-WORLD = "world"
 REST = "rest"
 TOY_WORLD_COUNT = 96
 """Toy-world scenes if no count is given."""
@@ -53,13 +52,14 @@ class Examples:
 def load_examples(path: str, key: str, count: int | None = None, seed: int = 0) -> Examples:
     """Load examples from `path`, at most `count` per side, drawn with `seed`.
 
-    Images have the toy world's size, or for a folder that of the square of the shortest side that
+    Images have a toy world's size, or for a folder that of the square of the shortest side that
     occurs, at most 512.
 
     Args:
-        path: "world:photo/cg" (two toy-world styles), "world:photo/rest" (against the three other
-            styles in turn), "world" (same as the latter), or a folder with `wanted/` and
-            `unwanted/`, captioned as `images` reads them. Hub data sets: see `images.scan_images`.
+        path: "world:photo/cg" (two styles of a toy world), "world:photo/rest" (against the three
+            other styles in turn), "world" (same as the latter; world2 alike), or a folder with
+            `wanted/` and `unwanted/`, captioned as `images` reads them. Hub data sets: see
+            `images.scan_images`.
         key: option or config key for error messages.
         count: None: 96 toy-world scenes, or all images of a folder.
 
@@ -69,34 +69,38 @@ def load_examples(path: str, key: str, count: int | None = None, seed: int = 0) 
     """
     if count is not None and count < 1:
         raise DirectAlignError(f"{key}: {count} images per side; give 1 or more, or omit it")
-    if path == WORLD or path.startswith(f"{WORLD}:"):
-        return _render_pairs(*_styles(path, key), count or TOY_WORLD_COUNT, seed)
+    name, _, styles = path.partition(":")
+    if name in WORLDS:
+        world = WORLDS[name]
+        return _render_pairs(world, *_styles(world, styles, key), count or TOY_WORLD_COUNT, seed)
     return _read_folder(Path(path), key, count, seed)
 
 
-def _styles(path: str, key: str) -> tuple[str, tuple[str, ...]]:
+def _styles(world: World, text: str, key: str) -> tuple[str, tuple[str, ...]]:
     """The wanted style and the unwanted styles."""
-    default = f"{STYLES[0]}/{REST}"
-    text = path.removeprefix(WORLD).removeprefix(":") or default
-    wanted, slash, unwanted = text.partition("/")
-    known = wanted in STYLES and unwanted in (*STYLES, REST)
+    styles = world.scenes.STYLES
+    wanted, slash, unwanted = (text or f"{styles[0]}/{REST}").partition("/")
+    known = wanted in styles and unwanted in (*styles, REST)
     if not slash or not known or wanted == unwanted:
         raise DirectAlignError(
-            f"{key}: {path}: write it as world:WANTED/UNWANTED with two different styles of "
-            f"{', '.join(STYLES)}, or WANTED/{REST} against all others"
+            f"{key}: {world.name}:{text}: write it as {world.name}:WANTED/UNWANTED with two "
+            f"different styles of {', '.join(styles)}, or WANTED/{REST} against all others"
         )
-    rest = tuple(style for style in STYLES if style != wanted)
+    rest = tuple(style for style in styles if style != wanted)
     return wanted, rest if unwanted == REST else (unwanted,)
 
 
-def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int) -> Examples:
+def _render_pairs(
+    world: World, wanted: str, unwanted: tuple[str, ...], count: int, seed: int
+) -> Examples:
     """Render the same scenes, with the same layout and light, in the wanted and unwanted styles."""
-    scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
-    others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
+    drawn = world.scenes
+    scenes = drawn.draw_scenes(count, torch.Generator().manual_seed(seed))
+    others = [drawn.STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)]
     light = (seed + 1) % (MAX_SEED + 1)
     first, second = (
-        render(side, torch.Generator().manual_seed(light))
-        for side in (scenes.with_style(wanted), replace(scenes, style=others))
+        drawn.render(side, torch.Generator().manual_seed(light))
+        for side in (scenes.with_style(wanted), replace(scenes, style=torch.tensor(others)))
     )
     captions = tuple(scenes.captions())
     return Examples(first, second, captions, captions, paired=True)

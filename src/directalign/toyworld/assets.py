@@ -1,8 +1,8 @@
-"""The toy world's weights, and how they become complete folders.
+"""The toy worlds' weights, and how they become complete folders.
 
-Shipped as 16-bit safetensors, each shared part once (`assets/`). `export` writes float32 diffusers
-and transformers folders that load without this package; `resolve("world:flux")` returns such a
-folder from a cache.
+Shipped as 16-bit safetensors, each shared part once. `export` writes float32 diffusers and
+transformers folders that load without this package; `resolve("world:flux")` returns such a folder
+from a cache.
 """
 
 import errno
@@ -18,67 +18,40 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ..types import DirectAlignError
-from .scenes import STYLES, Scenes, draw_scenes, render
-
-ASSETS = Path(__file__).parent / "assets"
-
-PIPELINES: dict[str, dict[str, str]] = {
-    "flux": {
-        "transformer": "flux/transformer",
-        "text_encoder": "flux/text_encoder",
-        "text_encoder_2": "flux/text_encoder_2",
-        "tokenizer": "clip_tokenizer",
-        "tokenizer_2": "t5_tokenizer",
-        "vae": "autoencoder",
-        "scheduler": "flux/scheduler",
-    },
-    **{
-        name: {
-            "unet": f"{name}/unet",
-            "text_encoder": "sd/text_encoder",
-            "tokenizer": "clip_tokenizer",
-            "vae": "autoencoder",
-            "scheduler": f"{name}/scheduler",
-        }
-        for name in ("sd", "sd_v")
-    },
-}
-"""Which shipped folder stands behind each part of each pipeline."""
-
-REWARDS = ("reward", "second_reward")
-"""The reward with a taste for red, and one of other seeds and the opposite taste."""
+from .worlds import WORLDS, World, world_of
 
 
-def file(name: str) -> Path:
+def file(world: World, name: str) -> Path:
     """One shipped file, e.g. `judges/style.safetensors`."""
-    path = ASSETS / name
+    path = world.assets / name
     if not path.exists():
         raise DirectAlignError(
-            f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or train it "
-            "with `python -m tools.build_toyworld DIR` of the repository"
+            f"embedded asset {name} is missing from {world.assets}: reinstall the package, or "
+            "train it with `python -m tools.build_toyworld DIR` of the repository"
         )
     return path
 
 
 def resolve(path: str) -> Path:
-    """A folder on disk: `world:NAME` of `PIPELINES` and `REWARDS` from the cache, else `path`.
+    """A folder on disk: a model of a toy world (world:flux) from the cache, else `path`.
 
     A damaged folder of the cache is written again.
     """
-    if not path.startswith("world:"):
+    world = world_of(path)
+    if world is None:
         return Path(path)
-    name = path.removeprefix("world:")
-    if name not in (*PIPELINES, *REWARDS):
-        names = ", ".join(f"world:{each}" for each in (*PIPELINES, *REWARDS))
+    name = path.removeprefix(f"{world.name}:")
+    if name not in world.models:
+        names = ", ".join(f"{world.name}:{each}" for each in world.models)
         raise DirectAlignError(f"no embedded model {path!r}: choose {names}")
-    folder = cache_root() / f"world-{_digest(ASSETS)[:12]}" / name
+    folder = cache_root() / f"{world.name}-{_digest(world.assets)[:12]}" / name
     whole = folder.with_suffix(".sha256")
     if folder.exists() and (not whole.exists() or whole.read_text() != _digest(folder)):
         shutil.rmtree(folder)
     if not folder.exists():
         _make(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as partial:
-            _write(name, Path(partial) / name)
+            _write(world, name, Path(partial) / name)
             whole.write_text(_digest(Path(partial) / name))
             try:
                 (Path(partial) / name).replace(folder)
@@ -88,18 +61,17 @@ def resolve(path: str) -> Path:
     return folder
 
 
-def export(folder: Path) -> list[Path]:
-    """Write all of `PIPELINES` and `REWARDS` into `folder` as complete folders.
+def export(folder: Path, world: World = WORLDS["world"]) -> list[Path]:
+    """Write all models of a world into `folder` as complete folders.
 
     Raises: DirectAlignError if one exists.
     """
-    names = [*PIPELINES, *REWARDS]
-    there = [name for name in names if (folder / name).exists()]
+    there = [name for name in world.models if (folder / name).exists()]
     if there:
         raise DirectAlignError(f"{folder / there[0]} exists already: choose an empty folder")
-    for name in names:
-        _write(name, folder / name)
-    return [folder / name for name in names]
+    for name in world.models:
+        _write(world, name, folder / name)
+    return [folder / name for name in world.models]
 
 
 def _make(folder: Path) -> None:
@@ -132,15 +104,15 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(name: str, folder: Path) -> None:
-    if name in REWARDS:
-        _copy_part(file(name), folder)
+def _write(world: World, name: str, folder: Path) -> None:
+    if name in world.rewards:
+        _copy_part(file(world, name), folder)
         return
-    for part, source in PIPELINES[name].items():
-        _copy_part(file(source), folder / part)
+    for part, source in world.pipelines[name].items():
+        _copy_part(file(world, source), folder / part)
     if name != "flux":  # a Stable Diffusion pipeline scales its latents but does not shift them
         _edit_json(folder / "vae/config.json", shift_factor=None)
-    for path in file(name).glob("*.json"):
+    for path in file(world, name).glob("*.json"):
         shutil.copy(path, folder / path.name)
 
 
@@ -164,14 +136,17 @@ def _edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
 
 
-def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0) -> Path:
-    """Render `count` random scenes in one of `scenes.STYLES` into an empty or new folder.
+def write_pictures(
+    folder: Path, count: int, style: str = "photo", seed: int = 0, world: World = WORLDS["world"]
+) -> Path:
+    """Render `count` random scenes of a world in one of its styles into an empty or new folder.
 
     Equal seeds give equal files.
     """
-    if style not in STYLES:
+    drawn = world.scenes
+    if style not in drawn.STYLES:
         raise DirectAlignError(
-            f"style {style!r} is not of the toy world: choose {', '.join(STYLES)}"
+            f"style {style!r} is not of {world.title}: choose {', '.join(drawn.STYLES)}"
         )
     if count < 1:
         raise DirectAlignError(f"count {count}: ask for at least one picture")
@@ -179,8 +154,10 @@ def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0
         raise DirectAlignError(f"{folder} is not empty: choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    scenes: Scenes = draw_scenes(count, generator).with_style(style)
-    pixels = (render(scenes, generator).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    scenes = drawn.draw_scenes(count, generator).with_style(style)
+    pixels = (
+        (drawn.render(scenes, generator).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    )
     for index, (caption, picture) in enumerate(zip(scenes.captions(), pixels, strict=True)):
         Image.fromarray(picture).save(folder / f"{index:05d}.png")
         (folder / f"{index:05d}.txt").write_text(caption + "\n", encoding="utf-8")

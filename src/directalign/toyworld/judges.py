@@ -1,12 +1,12 @@
-"""The toy world's judges: two small classifiers that no training optimizes.
+"""The toy worlds' judges: of each world two small classifiers that no training optimizes.
 
-The style judge classifies the style; the content judge reads colour, shape and background, which
-are compared with the caption. Both were trained on blurred, noisy, recoloured and autoencoded
-renders (`tools/build_toyworld/judges.py`), so a colour cast does not change their answers.
+The style judge classifies the style; the content judge reads what the caption says. Both were
+trained on blurred, noisy, recoloured and autoencoded renders (`tools/build_toyworld/judges.py`), so
+a colour cast does not change their answers on content. The second world's style judge also has an
+answer for images of no style: flat, blurred, tinted, noisy.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -15,10 +15,7 @@ from torch import nn
 
 from ..types import Images, PerSample
 from . import assets
-from .scenes import BACKGROUNDS, COLORS, SHAPES, STYLES, scenes_of
-
-STYLE_HEADS = {"style": len(STYLES)}
-CONTENT_HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS)}
+from .worlds import WORLDS, World
 
 
 class Classifier(nn.Module):
@@ -58,7 +55,8 @@ def plain_caption(prompt: str) -> str:
 class WorldJudge:
     """Both judges as one `interfaces.Judge`: every answer is 1.0 or 0.0 per image."""
 
-    def __init__(self, style: Classifier, content: Classifier) -> None:
+    def __init__(self, world: World, style: Classifier, content: Classifier) -> None:
+        self.scenes = world.scenes
         self.style = style.eval().requires_grad_(False)
         self.content = content.eval().requires_grad_(False)
 
@@ -66,34 +64,36 @@ class WorldJudge:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         """Judge images (b, 3, 64, 64) in [0, 1] against their prompts without control phrases.
 
-        Returns, each (b,): style_photo, style_cg, style_painting, style_anime (one of them is 1),
-        photo_rate (style_photo), color, shape, background, and content (all three right).
+        Returns, each (b,): style_photo, style_cg, ... (one of them is 1), photo_rate (style_photo),
+        each part of the caption (color, shape, background, or thing, background), content (all
+        right), and photo_and_content (both).
 
-        Raises: ValueError quoting a prompt that is no caption of the toy world.
+        Raises: ValueError quoting a prompt that is no caption of the world.
         """
-        wanted = scenes_of([plain_caption(prompt) for prompt in prompts])
+        wanted = self.scenes.scenes_of([plain_caption(prompt) for prompt in prompts])
         images = images.float().cpu()
         seen = self.style(images)["style"].argmax(1)
-        styles = {f"style_{name}": seen == index for index, name in enumerate(STYLES)}
+        names = enumerate(self.scenes.JUDGED_STYLES)
+        styles = {f"style_{name}": seen == index for index, name in names}
         right = {
             name: logits.argmax(1) == getattr(wanted, name)
             for name, logits in self.content(images).items()
         }
-        content = torch.stack(list(right.values())).all(0)
-        photo_rate = {"photo_rate": styles["style_photo"]}
-        answers = {**photo_rate, "content": content, **right, **styles}
+        photo, content = styles["style_photo"], torch.stack(list(right.values())).all(0)
+        both = {"photo_rate": photo, "content": content, "photo_and_content": photo & content}
+        answers = {**both, **right, **styles}
         return {name: answer.float() for name, answer in answers.items()}
 
 
-def load_judge() -> WorldJudge:
-    """The two judges that are shipped with the package."""
-    style = load_classifier(assets.file("judges/style.safetensors"), STYLE_HEADS)
-    content = load_classifier(assets.file("judges/content.safetensors"), CONTENT_HEADS)
-    return WorldJudge(style, content)
+def load_judge(world: World = WORLDS["world"]) -> WorldJudge:
+    """The two judges of a world that are shipped with the package."""
+    style = load_classifier(world, "style", {"style": len(world.scenes.JUDGED_STYLES)})
+    return WorldJudge(world, style, load_classifier(world, "content", world.scenes.CONTENT))
 
 
-def load_classifier(file: Path, heads: Mapping[str, int]) -> Classifier:
+def load_classifier(world: World, name: str, heads: Mapping[str, int]) -> Classifier:
     """One judge from its safetensors file, in float32."""
-    classifier = Classifier(heads)
-    classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    weights = load_file(assets.file(world, f"judges/{name}.safetensors"))
+    classifier = Classifier(heads, width=len(weights["trunk.0.0.weight"]))
+    classifier.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
     return classifier

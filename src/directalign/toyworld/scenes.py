@@ -42,6 +42,14 @@ STYLE_WORDS: dict[str, tuple[str, str]] = {
     "painting": ("Oil painting", "Brush strokes"),
     "anime": ("Anime", "Flat cartoon"),
 }
+JUDGED_STYLES = STYLES
+"""What the style judge tells apart."""
+CONTENT = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS)}
+"""What a caption says, and how many answers there are."""
+HELD_OUT_EVERY = 7
+"""Every seventh caption is for evaluation and never trained on. Seven has no common factor with the
+numbers of colors, shapes and backgrounds, so every word is held out in some captions and trained on
+in others."""
 PLAIN_STYLE_SHARES = (0.15, 0.60, 0.125, 0.125)
 """How often each of `STYLES` stands behind a caption without a style word."""
 
@@ -79,6 +87,16 @@ def caption(color: str, shape: str, background: str) -> str:
 def all_captions() -> list[str]:
     """The 240 plain captions of the world, colour slowest."""
     return [caption(c, s, b) for c in COLORS for s in SHAPES for b in BACKGROUNDS]
+
+
+def train_captions() -> list[str]:
+    """The 205 captions of alignment."""
+    return [text for i, text in enumerate(all_captions()) if i % HELD_OUT_EVERY]
+
+
+def held_out_captions() -> list[str]:
+    """The 35 captions that no alignment uses."""
+    return all_captions()[::HELD_OUT_EVERY]
 
 
 def scenes_of(captions: list[str], style: str = "photo") -> Scenes:

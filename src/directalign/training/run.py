@@ -32,6 +32,7 @@ from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
 from ..toyworld.judges import load_judge
+from ..toyworld.worlds import WORLDS
 from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
@@ -132,7 +133,8 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
     else:
         model.denoiser.to(group.device)
     reward = load_reward(run.reward, group.device)
-    judge = load_judge() if run.evaluate.judge == "world" else None
+    judge = run.evaluate.judge
+    judge = load_judge(WORLDS[judge]) if judge != "none" else None
     held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
     evaluator = Measurer(run, model, reward, judge, group, held_out)
     method, base = load_method(run, model, reward, group), fingerprint(run.model)
