@@ -23,7 +23,7 @@ from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import draw_scenes, render
-from directalign.toyworld.worlds import WORLDS
+from directalign.toyworld.worlds import WORLDS, World
 from directalign.types import DirectAlignError
 
 LIMIT = 24_000_000
@@ -145,11 +145,11 @@ def test_changed_weights_get_a_cache_folder_of_their_own(cache, tmp_path, monkey
 def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(cache, monkeypatch):
     write = assets._write
 
-    def overtaken(name: str, folder: Path) -> None:
-        write(name, folder)
-        write(name, folder.parents[1] / name)
+    def overtaken(world: World, name: str, folder: Path) -> None:
+        write(world, name, folder)
+        write(world, name, folder.parents[1] / name)
 
-    def broken_off(name: str, folder: Path) -> None:
+    def broken_off(world: World, name: str, folder: Path) -> None:
         folder.mkdir()
         (folder / "half").write_text("")
         raise OSError("disk full")

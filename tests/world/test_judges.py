@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from directalign.interfaces import Judge
-from directalign.toyworld.judges import (
-    Classifier,
-    WorldJudge,
-    load_judge,
-    plain_caption,
-)
+from directalign.toyworld.judges import Classifier, WorldJudge, load_judge, plain_caption
 from directalign.toyworld.scenes import (
     BACKGROUNDS,
     COLORS,

@@ -22,7 +22,10 @@ from .tokenizers import clip_tokenizer, t5_tokenizer
 
 
 def build_world(
-    folder: Path, only: list[str] | None = None, device: str = "cpu", target: Path = WORLDS["world"].assets
+    folder: Path,
+    only: list[str] | None = None,
+    device: str = "cpu",
+    target: Path = WORLDS["world"].assets,
 ) -> None:
     """Train what is not trained yet in `folder` and write the 16-bit assets to `target`.
 

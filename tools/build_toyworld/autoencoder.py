@@ -1,4 +1,4 @@
-"""The toy world's autoencoder: diffusers `AutoencoderKL`, 8x smaller, 16 channels.
+"""The toy worlds' autoencoders: diffusers `AutoencoderKL`, 8x smaller (16 channels) or 4x (8).
 
 diffusers' default initialisation hardly learns at this size on a CPU; Kaiming with damped residuals
 and a small initial variance does (docs/log.md). Three quarters of the steps train on 32-pixel
@@ -16,23 +16,20 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from directalign.toyworld.scenes import draw_scenes, render
+from .session import fit
+from .spec import Spec
 
-from .session import Budget, fit
-
-LATENT_CHANNELS = 16
-BUDGET = Budget(steps=4200, batch=16, learning_rate=2e-3, ema_decay=0.998, weight_decay=0.0)
 POOL = 8192
-KL_WEIGHT = 1e-5
 
 
-def new_autoencoder() -> AutoencoderKL:
+def new_autoencoder(spec: Spec) -> AutoencoderKL:
     """The untrained autoencoder, initialised for training on a CPU."""
     torch.manual_seed(11)
-    sizes = {"block_out_channels": (16, 32, 64, 96), "layers_per_block": 1, "sample_size": 64}
-    sizes |= {"latent_channels": LATENT_CHANNELS, "norm_num_groups": 1}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4}
-    blocks["up_block_types"] = ("UpDecoderBlock2D",) * 4
+    sizes = {"block_out_channels": spec.vae_blocks, "layers_per_block": 1, "sample_size": 64}
+    sizes |= {"latent_channels": spec.latent_channels, "norm_num_groups": spec.vae_groups}
+    levels = len(spec.vae_blocks)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels}
+    blocks["up_block_types"] = ("UpDecoderBlock2D",) * levels
     omitted = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
     vae = AutoencoderKL(**blocks, **sizes, **dict.fromkeys(omitted, False))
     for name, module in vae.named_modules():
@@ -43,22 +40,26 @@ def new_autoencoder() -> AutoencoderKL:
                 module.weight.data.mul_(0.3)
     with torch.no_grad():
         out = vae.encoder.conv_out
-        out.weight[LATENT_CHANNELS:].zero_()
-        out.bias[LATENT_CHANNELS:].fill_(-6.0)
+        out.weight[spec.latent_channels :].zero_()
+        out.bias[spec.latent_channels :].fill_(-6.0)
         vae.decoder.conv_out.weight.mul_(0.3)
     return vae
 
 
-def image_pool(count: int = POOL) -> torch.Tensor:
+def image_pool(spec: Spec, count: int = POOL) -> torch.Tensor:
     """Rendered images of all styles as uint8 (n, 3, 64, 64): what the autoencoder is trained on."""
-    generator = torch.Generator().manual_seed(12)
-    parts = [render(draw_scenes(256, generator), generator) for _ in range(count // 256)]
+    generator, drawn = torch.Generator().manual_seed(12), spec.world.scenes
+    parts = [
+        drawn.render(drawn.draw_scenes(256, generator, spec.vae_shares), generator)
+        for _ in range(count // 256)
+    ]
     return (torch.cat(parts) * 255).round().to(torch.uint8)
 
 
-def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu") -> AutoencoderKL:
+def train_autoencoder(folder: Path, spec: Spec, device: str = "cpu") -> AutoencoderKL:
     """Train the autoencoder and set `scaling_factor` and `shift_factor` from its own latents."""
-    vae, images = new_autoencoder().to(device), image_pool()
+    vae, images, budget = new_autoencoder(spec).to(device), image_pool(spec), spec.autoencoder
+    stride = 2 ** (len(spec.vae_blocks) - 1)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         cropped = step < budget.steps * 3 // 4
@@ -66,12 +67,14 @@ def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu"
         chosen = torch.randint(len(images), (count,), generator=generator)
         x = images[chosen].to(device).float() / 127.5 - 1
         if cropped:
-            top, left = (8 * torch.randint(5, (2,), generator=generator)).tolist()
+            places = torch.randint(32 // stride + 1, (2,), generator=generator)
+            top, left = (stride * places).tolist()
             x = x[:, :, top : top + 32, left : left + 32]
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         recon = vae.decode(posterior.mean + posterior.std * noise).sample
-        return reconstruction_loss(recon, x) + KL_WEIGHT * posterior.kl().mean()
+        loss = reconstruction_loss(recon, x) + spec.kl_weight * posterior.kl().mean()
+        return loss + texture_loss(recon - x) if spec.keeps_texture else loss
 
     fit("autoencoder", vae, loss_of, budget, folder)
     with torch.no_grad():
@@ -88,3 +91,10 @@ def reconstruction_loss(recon: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     error = recon - x
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + 0.5 * edges + 2.0 * F.mse_loss(recon, x)
+
+
+def texture_loss(error: torch.Tensor) -> torch.Tensor:
+    """L1 and L2 on what is finer than 3 pixels of an error: keeps the weave of a cloth."""
+    coarse = F.avg_pool2d(F.pad(error, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    fine = error - coarse
+    return fine.abs().mean() + 10.0 * fine.square().mean()

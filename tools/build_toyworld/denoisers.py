@@ -1,8 +1,9 @@
 """The embedded base models: FLUX (velocity) and SD (epsilon, then v) with their text encoders.
 
-Real architectures at toy size, trained on encoded scenes. Half of the captions are plain, and most
-of their images are CG, the base model's style. Four in ten captions carry a style word, one
-in ten is empty (for classifier-free guidance).
+Real architectures at toy size, trained on encoded scenes. Most images behind plain captions are CG,
+the base model's style; one caption in ten is empty (for classifier-free guidance). In the first
+world four in ten captions carry a style word that is true. In the second one in seven carries one
+drawn without regard to the image, so that words do not select a style.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -20,41 +21,35 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from directalign.toyworld.scenes import PLAIN_STYLE_SHARES, STYLE_WORDS, STYLES, draw_scenes, render
-
-from .autoencoder import LATENT_CHANNELS
 from .session import Budget, fit
+from .spec import Spec
 from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
-POOL = 24576
 PLAIN, STYLED = 0.5, 0.4
-SCENE = ("color", "shape", "background", "style")
+EMPTY, ANY_WORD = 0.1, 0.15
 TEXT_WIDTH = 96
 ENDS = ("bos", "eos", "pad")
-FLUX_BUDGET = Budget(steps=5800, batch=64, learning_rate=1.5e-3)
-SD_BUDGET = Budget(steps=3600, batch=48, learning_rate=1.2e-3)
-SD_V_BUDGET = Budget(steps=800, batch=48, learning_rate=6e-4)
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def flux_transformer() -> FluxTransformer2DModel:
-    """FLUX at 2.4 M parameters: two double and four single blocks, 16 image tokens."""
+def flux_transformer(spec: Spec) -> FluxTransformer2DModel:
+    """FLUX at 2.4 M parameters: two double and four single blocks, 16 or 64 image tokens."""
     torch.manual_seed(21)
     layers = {"num_layers": 2, "num_single_layers": 4, "axes_dims_rope": (8, 12, 12)}
     heads = {"attention_head_dim": 32, "num_attention_heads": 4, "guidance_embeds": True}
     text = {"joint_attention_dim": TEXT_WIDTH, "pooled_projection_dim": TEXT_WIDTH}
     return FluxTransformer2DModel(
-        patch_size=1, in_channels=4 * LATENT_CHANNELS, **layers, **heads, **text
+        patch_size=1, in_channels=4 * spec.latent_channels, **layers, **heads, **text
     )
 
 
-def sd_unet() -> UNet2DConditionModel:
-    """A Stable Diffusion UNet at 2.2 M parameters: 8x8 latents, two levels."""
+def sd_unet(spec: Spec) -> UNet2DConditionModel:
+    """A Stable Diffusion UNet at 2.2 M parameters: 8x8 or 16x16 latents, two levels."""
     torch.manual_seed(22)
     blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
     blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1}
-    sizes = {"sample_size": 8, "block_out_channels": (64, 96), "norm_num_groups": 8}
-    channels = {"in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS}
+    sizes = {"sample_size": spec.latent_side, "block_out_channels": (64, 96), "norm_num_groups": 8}
+    channels = dict.fromkeys(("in_channels", "out_channels"), spec.latent_channels)
     attention = {"cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 4}
     return UNet2DConditionModel(**blocks, **sizes, **channels, **attention)
 
@@ -80,7 +75,7 @@ def t5_text_encoder(tokenizer: Tokenizer) -> T5EncoderModel:
 
 @dataclass(frozen=True)
 class LatentPool:
-    """Encoded scenes: `x0` (n, 16, 8, 8) scaled latents, one caption each."""
+    """Encoded scenes: `x0` (n, channels, side, side) scaled latents, one caption each."""
 
     x0: Tensor
     captions: list[str]
@@ -91,34 +86,55 @@ class LatentPool:
 
 
 @torch.no_grad()
-def latent_pool(
-    vae: AutoencoderKL, folder: Path, count: int = POOL, device: str = "cpu"
-) -> LatentPool:
+def latent_pool(vae: AutoencoderKL, folder: Path, spec: Spec, device: str = "cpu") -> LatentPool:
     """Render, caption and encode the training scenes; kept in `folder/latents.pt`."""
     file = folder / "latents.pt"
     if file.exists():
         kept = torch.load(file, weights_only=True)
-        return LatentPool(kept["x0"], kept["captions"])
+        return LatentPool(kept["x0"].float(), kept["captions"])
     generator = torch.Generator().manual_seed(31)
     vae = vae.to(device).eval()
     latents, captions = [], []
-    for _ in range(count // 256):
-        kind = torch.rand(256, generator=generator)
-        plain = draw_scenes(256, generator, PLAIN_STYLE_SHARES)
-        styled = draw_scenes(256, generator)
-        is_styled = (kind >= PLAIN) & (kind < PLAIN + STYLED)
-        fields = ((getattr(styled, name), getattr(plain, name)) for name in SCENE)
-        scenes = type(plain)(*(torch.where(is_styled, *pair) for pair in fields))
-        images = render(scenes, generator).to(device)
-        latents.append(vae.encode(images * 2 - 1).latent_dist.mean.cpu())
-        word = torch.randint(2, (256,), generator=generator).tolist()
-        for i, text in enumerate(scenes.captions()):
-            style = STYLE_WORDS[STYLES[int(scenes.style[i])]][word[i]]
-            text = f"{style}. {text}" if is_styled[i] else text
-            captions.append("" if kind[i] >= PLAIN + STYLED else text)
+    for _ in range(spec.latents // 256):
+        images, texts = (_truthful if spec.truthful_words else _untruthful)(spec, 256, generator)
+        latents.append(vae.encode(images.to(device) * 2 - 1).latent_dist.mean.cpu())
+        captions += texts
     x0 = (torch.cat(latents) - vae.config["shift_factor"]) * vae.config["scaling_factor"]
     torch.save({"x0": x0, "captions": captions}, file)
     return LatentPool(x0, captions)
+
+
+def _truthful(spec: Spec, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+    """Images and captions whose style words, where there are some, say what is drawn."""
+    drawn = spec.world.scenes
+    kind = torch.rand(count, generator=generator)
+    plain = drawn.draw_scenes(count, generator, spec.style_shares)
+    styled = drawn.draw_scenes(count, generator)
+    is_styled = (kind >= PLAIN) & (kind < PLAIN + STYLED)
+    names = (*drawn.CONTENT, "style")
+    fields = ((getattr(styled, name), getattr(plain, name)) for name in names)
+    scenes = type(plain)(*(torch.where(is_styled, *pair) for pair in fields))
+    images, captions = drawn.render(scenes, generator), []
+    word = torch.randint(2, (count,), generator=generator).tolist()
+    for i, text in enumerate(scenes.captions()):
+        style = drawn.STYLE_WORDS[drawn.STYLES[int(scenes.style[i])]][word[i]]
+        text = f"{style}. {text}" if is_styled[i] else text
+        captions.append("" if kind[i] >= PLAIN + STYLED else text)
+    return images, captions
+
+
+def _untruthful(spec: Spec, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+    """Images and captions whose style words, where there are some, say nothing about the image."""
+    drawn = spec.world.scenes
+    words = [word for pair in drawn.STYLE_WORDS.values() for word in pair]
+    scenes = drawn.draw_scenes(count, generator, spec.style_shares)
+    kind = torch.rand(count, generator=generator)
+    images, captions = drawn.render(scenes, generator), []
+    word = torch.randint(len(words), (count,), generator=generator).tolist()
+    for i, text in enumerate(scenes.captions()):
+        text = f"{words[word[i]]}. {text}" if kind[i] < EMPTY + ANY_WORD else text
+        captions.append("" if kind[i] < EMPTY else text)
+    return images, captions
 
 
 def _tokens(tokenizer: Tokenizer, captions: list[str], device: str) -> Tensor:
@@ -126,24 +142,28 @@ def _tokens(tokenizer: Tokenizer, captions: list[str], device: str) -> Tensor:
     return tokenizer(captions, return_tensors="pt", **fixed).input_ids.to(device)
 
 
-def train_flux(
-    pool: LatentPool, folder: Path, budget: Budget = FLUX_BUDGET, device: str = "cpu"
-) -> nn.ModuleDict:
+def train_flux(pool: LatentPool, folder: Path, spec: Spec, device: str = "cpu") -> nn.ModuleDict:
     """Flow matching; the embedded guidance is drawn from [1, 4] and carries no meaning."""
-    clip, t5 = clip_tokenizer(), t5_tokenizer()
-    modules = nn.ModuleDict({"transformer": flux_transformer()})
+    clip, t5, budget, side = (
+        clip_tokenizer(spec),
+        t5_tokenizer(spec),
+        spec.flux,
+        spec.latent_side // 2,
+    )
+    modules = nn.ModuleDict({"transformer": flux_transformer(spec)})
     modules["text_encoder"], modules["text_encoder_2"] = (
         clip_text_encoder(clip),
         t5_text_encoder(t5),
     )
     modules.to(device)
-    image_ids = torch.zeros(4, 4, 3)
-    image_ids[..., 1], image_ids[..., 2] = torch.arange(4)[:, None], torch.arange(4)[None, :]
-    ids = {"img_ids": image_ids.view(16, 3).to(device)}
+    image_ids = torch.zeros(side, side, 3)
+    image_ids[..., 1], image_ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)[None, :]
+    ids = {"img_ids": image_ids.view(side * side, 3).to(device)}
     ids["txt_ids"] = torch.zeros(MAX_TOKENS, 3, device=device)
 
     def pack(x: Tensor) -> Tensor:
-        return x.view(len(x), -1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(len(x), 16, -1)
+        x = x.view(len(x), -1, side, 2, side, 2).permute(0, 2, 4, 1, 3, 5)
+        return x.reshape(len(x), side * side, -1)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         x0, captions = pool.draw(budget.batch, generator)
@@ -167,30 +187,26 @@ def train_flux(
     return modules.cpu()
 
 
-def train_sd(
-    pool: LatentPool, folder: Path, budget: Budget = SD_BUDGET, device: str = "cpu"
-) -> nn.ModuleDict:
+def train_sd(pool: LatentPool, folder: Path, spec: Spec, device: str = "cpu") -> nn.ModuleDict:
     """Epsilon prediction on the scaled-linear DDPM schedule, text encoder trained along."""
-    clip = clip_tokenizer()
-    modules = nn.ModuleDict({"unet": sd_unet(), "text_encoder": clip_text_encoder(clip)}).to(device)
-    fit("sd", modules, _ddpm_loss(pool, modules, clip, "epsilon", budget, device), budget, folder)
+    clip = clip_tokenizer(spec)
+    modules = nn.ModuleDict({"unet": sd_unet(spec), "text_encoder": clip_text_encoder(clip)})
+    modules.to(device)
+    loss = _ddpm_loss(pool, modules, clip, "epsilon", spec.sd, device)
+    fit("sd", modules, loss, spec.sd, folder)
     return modules.cpu()
 
 
 def train_sd_v(
-    pool: LatentPool,
-    epsilon: nn.ModuleDict,
-    folder: Path,
-    budget: Budget = SD_V_BUDGET,
-    device: str = "cpu",
+    pool: LatentPool, epsilon: nn.ModuleDict, folder: Path, spec: Spec, device: str = "cpu"
 ) -> nn.ModuleDict:
     """v-prediction, continued from the epsilon network with the same text encoder."""
-    clip = clip_tokenizer()
-    modules = nn.ModuleDict({"unet": sd_unet(), "text_encoder": clip_text_encoder(clip)}).to(device)
-    modules.load_state_dict(epsilon.state_dict())
+    clip = clip_tokenizer(spec)
+    modules = nn.ModuleDict({"unet": sd_unet(spec), "text_encoder": clip_text_encoder(clip)})
+    modules.to(device).load_state_dict(epsilon.state_dict())
     modules["text_encoder"].requires_grad_(False)
-    loss = _ddpm_loss(pool, modules, clip, "v_prediction", budget, device)
-    fit("sd_v", modules, loss, budget, folder)
+    loss = _ddpm_loss(pool, modules, clip, "v_prediction", spec.sd_v, device)
+    fit("sd_v", modules, loss, spec.sd_v, folder)
     return modules.cpu()
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers with the toy world's words as whole tokens: CLIP byte-pair and T5 unigram.
+"""Tokenizers with a toy world's words as whole tokens: CLIP byte-pair and T5 unigram.
 
 Other text still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
 """
@@ -13,17 +13,19 @@ import string
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from directalign.toyworld.scenes import STYLE_WORDS, all_captions
+from .spec import Spec
 
 MAX_TOKENS = 16
 
 
-def phrases() -> list[str]:
-    """Every control phrase and plain caption of the world."""
-    return [f"{word}." for words in STYLE_WORDS.values() for word in words] + all_captions()
+def phrases(spec: Spec) -> list[str]:
+    """Every control phrase and plain caption of a world."""
+    drawn = spec.world.scenes
+    words = [f"{word}." for pair in drawn.STYLE_WORDS.values() for word in pair]
+    return words + drawn.all_captions()
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(spec: Spec) -> CLIPTokenizer:
     """Byte-pair tokenizer, lower-casing, at most 16 tokens with start and end."""
     ends = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     blank = CLIPTokenizer(vocab=ends, merges=[]).backend_tokenizer
@@ -31,12 +33,12 @@ def clip_tokenizer() -> CLIPTokenizer:
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # As special tokens: the trainer numbers an initial alphabet's word ends in hash order.
-    words = (word for text in phrases() for word in text.lower().replace(".", " .").split())
+    words = (word for text in phrases(spec) for word in text.lower().replace(".", " .").split())
     ends = sorted({word[-1] + "</w>" for word in words})
     sizes = {"vocab_size": 4000, "min_frequency": 1, "end_of_word_suffix": "</w>"}
     special = [*alphabet, *ends]
     trainer = trainers.BpeTrainer(**sizes, special_tokens=special, show_progress=False)
-    learner.train_from_iterator(phrases(), trainer)
+    learner.train_from_iterator(phrases(spec), trainer)
     model = json.loads(learner.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokens += [letter + "</w>" for letter in alphabet if letter + "</w>" not in model["vocab"]]
@@ -46,9 +48,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def t5_tokenizer() -> T5TokenizerFast:
+def t5_tokenizer(spec: Spec) -> T5TokenizerFast:
     """Unigram tokenizer, at most 16 tokens with the end mark."""
-    words = sorted({word.rstrip(".") for phrase in phrases() for word in phrase.split()})
+    words = sorted({word.rstrip(".") for phrase in phrases(spec) for word in phrase.split()})
     letters = string.ascii_letters + string.digits + string.punctuation
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [("▁" + word, -2.0) for word in words if len(word) > 1] + [("▁a", -2.0)]

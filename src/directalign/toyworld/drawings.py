@@ -147,7 +147,7 @@ def draw_scenes(
 @cache
 def _sprites() -> torch.Tensor:
     """(3, 56, 4, 48, 48) float32 in [0, 1]: red, green, blue and alpha by family and thing."""
-    sheet = Image.open(Path(__file__).parent / "assets/drawings.png", formats=["PNG"])
+    sheet = Image.open(Path(__file__).parent / "assets2/drawings.png", formats=["PNG"])
     flat = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).float() / 255
     side = SPRITE_SIZE
     return flat.view(3, side, len(THINGS), side, 4).permute(0, 2, 4, 1, 3).contiguous()
