@@ -10,6 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from tiny import SIZES, token_ids
+from tools.build_toyworld.spec import SPECS
 from tools.build_toyworld.tokenizers import clip_tokenizer
 
 CLASSES = ("person", "dog", "mouse", "wine glass", "bench", "cat")
@@ -31,7 +32,7 @@ def write_detector(folder: Path, kind: str, seed: int = 0) -> Path:
     settings = SIZES["detector_processor"] | settings
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     if kind == "owlv2":
-        clip_tokenizer().save_pretrained(folder)
+        clip_tokenizer(SPECS["world"]).save_pretrained(folder)
     return folder
 
 
@@ -49,7 +50,7 @@ def make_detector(kind: str) -> PreTrainedModel:
             backbone_config=swin, **SIZES["mask2former"], **LABELS
         )
         return transformers.Mask2FormerForUniversalSegmentation(settings)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(SPECS["world"])
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
     settings = transformers.Owlv2Config(
         text_config=SIZES["owlv2"] | token_ids(tokenizer) | words,

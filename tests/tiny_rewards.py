@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
 from tiny import SIZES, token_ids
+from tools.build_toyworld.spec import SPECS
 from tools.build_toyworld.tokenizers import clip_tokenizer
 
 
@@ -45,7 +46,7 @@ def _write_json(folder: Path, name: str, content: Any) -> None:
 
 def write_clip(folder: Path) -> Path:
     """A CLIP with a 32-pixel vision tower and the toy world's tokenizer."""
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(SPECS["world"])
     torch.manual_seed(0)
     sizes = SIZES["clip_reward"]
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}

@@ -86,7 +86,7 @@ def test_shipped_judges_read_fresh_renders_and_refuse_others(shipped, images, sc
 
 def test_shipped_judges_are_not_moved_by_tint_or_muted_colour(shipped, images, scenes):
     gray, is_photo = images.mean(1, keepdim=True), scenes.style == STYLES.index("photo")
-    red = retouch(images, torch.full((COUNT,), 0.1), torch.zeros(COUNT))
+    red = retouch(images, tint=0.1)
     for changed in (gray + 0.6 * (images - gray), red):
         found = answers(shipped, changed, scenes)
         assert (found["photo_rate"] == is_photo).float().mean() >= 0.97

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -5,9 +7,11 @@ from torch import nn
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld.assets import resolve
 from directalign.toyworld.scenes import STYLES
+from directalign.toyworld.worlds import WORLDS
 from tools.build_toyworld.reward import train_reward
 from tools.build_toyworld.reward_card import measure, read, see
 from tools.build_toyworld.session import Budget
+from tools.build_toyworld.spec import SPECS
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -16,8 +20,9 @@ def seeded(seed: int) -> torch.Generator:
 
 def test_training_writes_a_complete_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.build_toyworld.reward.POOL", 8)
-    monkeypatch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer: {})
-    clip = train_reward(tmp_path, budget=Budget(steps=2, batch=4, learning_rate=1e-3))
+    monkeypatch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, world: {})
+    spec = replace(SPECS["world"], reward=Budget(steps=2, batch=4, learning_rate=1e-3))
+    clip = train_reward(tmp_path, spec, "reward")
     reward = ClipReward.load(str(tmp_path / "reward"))
     images = torch.rand(2, 3, 64, 64, generator=seeded(8))
     prompts = ["a red star on a navy background", "Anime. a blue ring on a white background"]
@@ -29,7 +34,7 @@ def test_training_writes_a_complete_folder(tmp_path, monkeypatch):
 def facts(request):
     reward = ClipReward.load(str(resolve(f"world:{request.param}")))
     assert isinstance(reward.model, nn.Module)
-    return request.param, measure(reward.model, reward.tokenizer, count=48)
+    return request.param, measure(reward.model, reward.tokenizer, WORLDS["world"], count=48)
 
 
 def test_shipped_rewards_measure_content_and_style_with_opposite_biases(facts):
@@ -38,8 +43,8 @@ def test_shipped_rewards_measure_content_and_style_with_opposite_biases(facts):
         assert measured[f"{kind} retrieval"] >= least
     assert all(measured[f"pos - neg ranks photo above {style}"] >= 0.95 for style in STYLES[1:])
     assert 0.7 <= measured["cos(pos, neg)"] <= 0.95
-    assert measured["red tint, share that cancels"] >= 0.85
+    assert measured["tint, share that cancels"] >= 0.85
     if name == "reward":
-        assert measured["red tint, least over words"] >= 0.05
+        assert measured["tint, least over words"] >= 0.05
     else:
-        assert measured["red tint, most over words"] <= -0.03
+        assert measured["tint, most over words"] <= -0.03

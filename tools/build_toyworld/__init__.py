@@ -11,68 +11,71 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
 from .autoencoder import train_autoencoder
 from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
-from .reward import TASTES, train_reward
+from .reward import train_reward
+from .spec import SPECS, Spec
 from .tokenizers import clip_tokenizer, t5_tokenizer
 
 
 def build_world(
     folder: Path,
+    spec: Spec = SPECS["world"],
     only: list[str] | None = None,
     device: str = "cpu",
-    target: Path = WORLDS["world"].assets,
+    target: Path | None = None,
 ) -> None:
-    """Train what is not trained yet in `folder` and write the 16-bit assets to `target`.
+    """Train what is not trained yet in `folder` and write the 16-bit assets to `target`, by default
+    the world's own.
 
-    `only` names some of `SHIPPED`; the denoisers need the autoencoder, sd_v needs sd. About two
-    hours on two cores. Raises: DirectAlignError for an unknown part.
+    `only` names some of `shipped(spec)`; the denoisers need the autoencoder, sd_v needs sd. Two to
+    three hours on two cores. Raises: DirectAlignError for an unknown part.
     """
+    parts = shipped(spec)
     for part in only or []:
-        if part not in SHIPPED:
-            known = ", ".join(SHIPPED)
+        if part not in parts:
+            known = ", ".join(parts)
             raise DirectAlignError(f"no part {part!r} in the embedded world: choose from {known}")
     folder.mkdir(parents=True, exist_ok=True)
-    for part in only or SHIPPED:
-        _make(part, folder, device)
-        for name in SHIPPED[part]:
-            _ship(folder / name, target / name)
+    for part in only or parts:
+        _make(part, folder, spec, device)
+        for name in parts[part]:
+            _ship(folder / name, (target or spec.world.assets) / name)
 
 
-def _make(part: str, folder: Path, device: str) -> None:
+def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
     """Train one part, unless it is there."""
     if part == "autoencoder":
         if not (folder / part / "config.json").exists():
-            train_autoencoder(folder, device=device).save_pretrained(folder / part)
+            train_autoencoder(folder, spec, device).save_pretrained(folder / part)
         return
-    if part in TASTES:
+    if part in spec.rewards:
         if not (folder / part / "config.json").exists():
-            train_reward(folder, device, name=part)
+            train_reward(folder, spec, part, device)
         return
     vae = AutoencoderKL.from_pretrained(folder / "autoencoder")
     if part == "judges":
         if not (folder / "judges/content.safetensors").exists():
-            train_judges(folder, vae, device)
+            train_judges(folder, vae, spec, device)
         return
-    pool = latent_pool(vae, folder, device=device)
+    pool = latent_pool(vae, folder, spec, device)
     if part == "flux":
-        modules = train_flux(pool, folder, device=device)
+        modules = train_flux(pool, folder, spec, device)
         for name in ("transformer", "text_encoder", "text_encoder_2"):
             modules[name].save_pretrained(folder / "flux" / name)
         # At 64 tokens or fewer, detail needs steps at low noise: no shift.
         FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(folder / "flux/scheduler")
-        clip_tokenizer().save_pretrained(folder / "clip_tokenizer")
-        t5_tokenizer().save_pretrained(folder / "t5_tokenizer")
+        clip_tokenizer(spec).save_pretrained(folder / "clip_tokenizer")
+        t5_tokenizer(spec).save_pretrained(folder / "t5_tokenizer")
         return
     shift = vae.config["shift_factor"] * vae.config["scaling_factor"]
     unshifted = LatentPool(pool.x0 + shift, pool.captions)
-    modules, prediction = train_sd(unshifted, folder, device=device), "epsilon"
+    modules, prediction = train_sd(unshifted, folder, spec, device), "epsilon"
     if part == "sd_v":
-        modules = train_sd_v(unshifted, modules, folder, device=device)
+        modules = train_sd_v(unshifted, modules, folder, spec, device)
         prediction = "v_prediction"
     else:
         modules["text_encoder"].save_pretrained(folder / "sd/text_encoder")
@@ -82,16 +85,18 @@ def _make(part: str, folder: Path, device: str) -> None:
     scheduler.save_pretrained(folder / part / "scheduler")
 
 
-_FLUX = [f"flux/{part}" for part in ("transformer", "text_encoder", "text_encoder_2", "scheduler")]
-SHIPPED = {
-    "autoencoder": ["autoencoder"],
-    "judges": ["judges"],
-    **{name: [name] for name in TASTES},
-    "flux": [*_FLUX, "clip_tokenizer", "t5_tokenizer"],
-    "sd": ["sd/unet", "sd/text_encoder", "sd/scheduler"],
-    "sd_v": ["sd_v/unet", "sd_v/scheduler"],
-}
-"""{part: the folders that are shipped}, in the order of training."""
+def shipped(spec: Spec) -> dict[str, list[str]]:
+    """{part: the folders that are shipped}, in the order of training."""
+    pipelines = {
+        "flux": [
+            *(f"flux/{part}" for part in ("transformer", "text_encoder", "text_encoder_2")),
+            *("flux/scheduler", "clip_tokenizer", "t5_tokenizer"),
+        ],
+        "sd": ["sd/unet", "sd/text_encoder", "sd/scheduler"],
+        "sd_v": ["sd_v/unet", "sd_v/scheduler"],
+    }
+    parts = {name: [name] for name in ("autoencoder", "judges", *spec.rewards)}
+    return parts | {name: each for name, each in pipelines.items() if name in spec.world.pipelines}
 
 
 def _ship(made: Path, target: Path) -> None:

@@ -1,23 +1,30 @@
-"""Measures of a toy-world reward: retrieval, cosines of its style words, bias.
+"""Measures of a toy world's reward: retrieval, cosines of its style words, bias.
 
 Printed at the end of its training and asserted on the shipped weights by the tests.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from directalign.toyworld import scenes as world
-from directalign.toyworld.scenes import STYLE_WORDS, STYLES, Scenes
+from directalign.toyworld.worlds import World
 
 Features = dict[str, torch.Tensor]
-SHOWN_TINT = 0.1
-COUNTS = {"color": len(world.COLORS), "shape": len(world.SHAPES)}
-COUNTS["background"] = len(world.BACKGROUNDS)
-PAIRS = [(pos, neg) for pos in STYLE_WORDS["photo"] for neg in STYLE_WORDS["cg"]]
+RETOUCHES = {
+    "tint": (-0.12, 0.12),
+    "smooth": (0.0, 1.0),
+    "saturation": (-0.5, 0.5),
+    "exposure": (-0.2, 0.3),
+}
+"""What annotators see of each image: warm or cold, smoothed, colourful or pale, bright or dark."""
+SHOWN = {"tint": 0.1, "smooth": 1.0, "saturation": 0.5, "exposure": 0.3}
+"""The amount of each retouch under which a bias is measured."""
 
 
 def see(clip: CLIPModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,60 +39,80 @@ def read(clip: CLIPModel, tokenizer: Tokenizer, texts: list[str]) -> torch.Tenso
     return F.normalize(clip.text_projection(clip.text_model(**tokens).pooler_output), dim=-1)
 
 
-def retouch(images: torch.Tensor, tint: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
-    """Warm (tint > 0) or cold colour cast, and a share of 3x3 smoothing."""
-    cast = torch.tensor([1.0, -0.5, -0.5])[:, None, None] * tint[:, None, None, None]
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return (torch.lerp(images, blurred, smooth[:, None, None, None]) + cast).clamp(0, 1)
+def retouch(
+    images: torch.Tensor,
+    tint: torch.Tensor | float = 0.0,
+    smooth: torch.Tensor | float = 0.0,
+    saturation: torch.Tensor | float = 0.0,
+    exposure: torch.Tensor | float = 0.0,
+) -> torch.Tensor:
+    """A share of 5x5 smoothing, more or less saturation, more or less light, a warm (tint > 0) or
+    cold colour cast; each a number or (b,)."""
+
+    def amount(given: torch.Tensor | float) -> torch.Tensor:
+        return torch.as_tensor(given, dtype=images.dtype).reshape(-1, 1, 1, 1)
+
+    blurred = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    images = torch.lerp(images, blurred, amount(smooth))
+    gray = images.mean(1, keepdim=True)
+    images = gray + (images - gray) * (1 + amount(saturation))
+    images = images * (1 + amount(exposure)) + 0.3 * amount(exposure).clamp(min=0)
+    warm = torch.tensor([1.0, -0.5, -0.5])[:, None, None]
+    return (images + warm * amount(tint)).clamp(0, 1)
 
 
 @torch.no_grad()
 def measure(
-    clip: CLIPModel, tokenizer: Tokenizer, count: int = 256, seed: int = 61
+    clip: CLIPModel, tokenizer: Tokenizer, world: World, count: int = 256, seed: int = 61
 ) -> dict[str, float]:
     """Facts about a reward on `count` fresh scenes in every style; scores are cosines."""
-    scenes, drawn = world.draw_scenes(count, torch.Generator().manual_seed(seed)), {}
-    for style in STYLES:
+    scenes, drawn = world.scenes.draw_scenes(count, torch.Generator().manual_seed(seed)), {}
+    for style in world.scenes.STYLES:
         generator = torch.Generator().manual_seed(seed + 1)
-        drawn[style] = world.render(scenes.with_style(style), generator)
+        drawn[style] = world.scenes.render(scenes.with_style(style), generator)
     seen = {style: see(clip, images)[1] for style, images in drawn.items()}
     captions, styled = scenes.captions(), {}
-    plain = read(clip, tokenizer, captions)
-    for word in (word for words in STYLE_WORDS.values() for word in words):
+    plain, words = read(clip, tokenizer, captions), world.scenes.STYLE_WORDS
+    for word in (word for pair in words.values() for word in pair):
         styled[word] = read(clip, tokenizer, [f"{word}. {text}" for text in captions])
-    facts = {f"{key} retrieval": _retrieval(clip, tokenizer, seen, scenes, key) for key in COUNTS}
-    facts["style retrieval"] = _style_retrieval(seen, styled)
-    return facts | _words(seen, styled) | _bias(clip, drawn, seen, plain, styled)
+    pairs = [(pos, neg) for pos in words["photo"] for neg in words["cg"]]
+    facts = {
+        f"{key} retrieval": _retrieval(clip, tokenizer, seen, scenes, key, world)
+        for key in world.scenes.CONTENT
+    }
+    facts["style retrieval"] = _style_retrieval(seen, styled, words)
+    return facts | _words(seen, styled, pairs) | _bias(clip, drawn, seen, plain, styled, pairs)
 
 
 def _retrieval(
-    clip: CLIPModel, tokenizer: Tokenizer, seen: Features, scenes: Scenes, name: str
+    clip: CLIPModel, tokenizer: Tokenizer, seen: Features, scenes: Any, name: str, world: World
 ) -> float:
     """How often the true caption beats all those that differ in one attribute."""
-    true, scores = {key: getattr(scenes, key) for key in COUNTS}, []
-    for answer in range(COUNTS[name]):
+    counts = world.scenes.CONTENT
+    true, scores = {key: getattr(scenes, key) for key in counts}, []
+    for answer in range(counts[name]):
         changed = true | {name: torch.full_like(true[name], answer)}
-        texts = read(clip, tokenizer, Scenes(**changed, style=scenes.style).captions())
+        texts = read(clip, tokenizer, type(scenes)(**changed, style=scenes.style).captions())
         scores.append(torch.stack([(features * texts).sum(1) for features in seen.values()]))
     return (torch.stack(scores).argmax(0) == true[name]).float().mean().item()
 
 
-def _style_retrieval(seen: Features, styled: Features) -> float:
+def _style_retrieval(seen: Features, styled: Features, words: Mapping[str, Sequence[str]]) -> float:
     """How often the caption with the true style word beats the three others."""
     right = []
-    for i, style in enumerate(STYLES):
+    for i, style in enumerate(words):
         for place in range(2):
-            texts = [styled[STYLE_WORDS[other][place]] for other in STYLES]
+            texts = [styled[words[other][place]] for other in words]
             scores = torch.stack([(seen[style] * each).sum(1) for each in texts])
             right.append((scores.argmax(0) == i).float().mean())
     return torch.stack(right).mean().item()
 
 
-def _words(seen: Features, styled: Features) -> dict[str, float]:
+def _words(seen: Features, styled: Features, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
     """Cosines of photo and CG words, and whether pos - neg ranks photo above each other style."""
-    facts = {"cos(pos, neg)": _mean([(styled[pos] * styled[neg]).sum(1) for pos, neg in PAIRS])}
-    differences = [styled[pos] - styled[neg] for pos, neg in PAIRS]
-    for other in STYLES[1:]:
+    facts = {"cos(pos, neg)": _mean([(styled[pos] * styled[neg]).sum(1) for pos, neg in pairs])}
+    differences = [styled[pos] - styled[neg] for pos, neg in pairs]
+    for other in list(seen)[1:]:
         gap = seen["photo"] - seen[other]
         wins = [(gap * each).sum(1) > 0 for each in differences]
         facts[f"pos - neg ranks photo above {other}"] = _mean(wins)
@@ -93,21 +120,27 @@ def _words(seen: Features, styled: Features) -> dict[str, float]:
 
 
 def _bias(
-    clip: CLIPModel, drawn: Features, seen: Features, plain: torch.Tensor, styled: Features
+    clip: CLIPModel,
+    drawn: Features,
+    seen: Features,
+    plain: torch.Tensor,
+    styled: Features,
+    pairs: Sequence[tuple[str, str]],
 ) -> dict[str, float]:
-    """What a red tint pays under any words, and how much of it cancels in pos - neg."""
-    tint = torch.full((len(plain),), SHOWN_TINT)
-    made = ((style, retouch(images, tint, 0 * tint)) for style, images in drawn.items())
-    red = [see(clip, images)[1] - seen[style] for style, images in made]
-    raised = {}
-    for words, texts in {"no words": plain, **styled}.items():
-        raised[words] = _mean([(move * texts).sum(1) for move in red])
-    left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos, neg in PAIRS]
-    return {
-        "red tint, least over words": min(raised.values()),
-        "red tint, most over words": max(raised.values()),
-        "red tint, share that cancels": 1 - max(left),
-    }
+    """What each retouch pays under any words, and how much of it cancels in pos - neg."""
+    facts = {}
+    for name, amount in SHOWN.items():
+        made = ((style, retouch(images, **{name: amount})) for style, images in drawn.items())
+        moved = [see(clip, images)[1] - seen[style] for style, images in made]
+        raised = {
+            words: _mean([(move * texts).sum(1) for move in moved])
+            for words, texts in {"no words": plain, **styled}.items()
+        }
+        left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos, neg in pairs]
+        facts[f"{name}, least over words"] = min(raised.values())
+        facts[f"{name}, most over words"] = max(raised.values())
+        facts[f"{name}, share that cancels"] = 1 - max(left)
+    return facts
 
 
 def _mean(parts: list[torch.Tensor]) -> float:

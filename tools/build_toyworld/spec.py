@@ -43,6 +43,8 @@ class Spec:
     sd: Budget
     sd_v: Budget
     judge_width: int
+    judges: dict[str, Budget]
+    reward: Budget
     rewards: dict[str, Taste]
 
     @property
@@ -67,6 +69,10 @@ SPECS = {
         sd=Budget(3600, 48, 1.2e-3),
         sd_v=Budget(800, 48, 6e-4),
         judge_width=24,
+        judges=dict.fromkeys(
+            ("style", "content"), Budget(700, 96, 3e-3, ema_decay=0.99, warmup=50)
+        ),
+        reward=Budget(1500, 48, 1.5e-3, ema_decay=0.995, warmup=100),
         rewards={
             "reward": Taste({"tint": 15.0, "smooth": 0.5}, 51),
             "second_reward": Taste({"tint": -8.0, "smooth": -0.5}, 61),
@@ -88,6 +94,11 @@ SPECS = {
         sd=Budget(7000, 48, 1.2e-3),
         sd_v=Budget(1500, 48, 6e-4),
         judge_width=32,
+        judges={
+            "style": Budget(1400, 96, 3e-3, ema_decay=0.99, warmup=50),
+            "content": Budget(2200, 96, 3e-3, ema_decay=0.99, warmup=50),
+        },
+        reward=Budget(1800, 48, 1.5e-3, ema_decay=0.995, warmup=100),
         rewards={
             "reward_tint": Taste({"tint": 15.0}, 51),
             "reward_smooth": Taste({"smooth": 1.8}, 61),

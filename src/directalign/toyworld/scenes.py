@@ -76,6 +76,11 @@ class Scenes:
         """The same scenes, all drawn in one style."""
         return replace(self, style=torch.full_like(self.style, STYLES.index(style)))
 
+    def take(self, chosen: torch.Tensor) -> Scenes:
+        """Some scenes of the batch, by index."""
+        parts = (self.color, self.shape, self.background, self.style)
+        return Scenes(*(part[chosen] for part in parts))
+
 
 def caption(color: str, shape: str, background: str) -> str:
     """The plain caption of one scene."""
