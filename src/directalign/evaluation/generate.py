@@ -17,7 +17,7 @@ from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
 from ..io.tensors import require_finite, to_pixels
-from ..models import MODELS, load_model, load_trained, model_class, single_file
+from ..models import architectures, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import check_base, open_source
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
@@ -232,7 +232,7 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
             "(no model_index.json); give one of the two"
         )
     pipeline = read_json(index).get("_class_name")
-    pipelines = {model_class(each).pipeline: each for each in MODELS}
+    pipelines = architectures()
     if pipeline not in pipelines:
         raise DirectAlignError(f"{folder}: holds a {pipeline}, and {', '.join(pipelines)} are read")
     name = pipelines[pipeline]

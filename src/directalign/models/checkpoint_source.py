@@ -44,6 +44,20 @@ class Source:
     build: Callable[[str, type, torch.dtype], Any] | None = None
     """Makes a part from its name, class and dtype in place of reading its files (memory estimates).
     """
+    pipeline: Any = None
+    """A diffusers pipeline in memory, whose parts are used as they are; `folder` says where it was
+    loaded from and need not exist."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """That of the pipeline in memory."""
+        return None if self.pipeline is None else self.pipeline.device
+
+    def index(self) -> dict[str, Any]:
+        """The content of model_index.json, or the config of the pipeline in memory."""
+        if self.pipeline is not None:
+            return dict(self.pipeline.config)
+        return read_json(self.folder / ROOT[0])
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .. import config
@@ -66,12 +67,18 @@ def ready(
 def make_trainable(
     denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int
 ) -> None:
-    """Make all weights trainable, or add float32 adapters (A drawn from `seed`, B 0)."""
+    """Make all weights trainable, or add float32 adapters (A drawn from `seed`, B 0).
+
+    Adapters that the denoiser of a pipeline in memory has already are trained further.
+    """
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
             parameter.data = parameter.data.to(getattr(torch, model.trained_dtype))
         return
     targets = list(model.lora.targets or default_targets)
+    if ADAPTER in getattr(denoiser, "peft_config", {}):
+        _continue_adapter(denoiser, model.lora, targets)
+        return
     _check_targets(denoiser, model.lora, targets)
     settings = LoraConfig(
         r=model.lora.rank,
@@ -84,6 +91,32 @@ def make_trainable(
         denoiser.add_adapter(settings, adapter_name=ADAPTER)
     for parameter in trained(denoiser).values():
         parameter.data = parameter.data.float()
+
+
+def _continue_adapter(denoiser: Any, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
+    """Train the adapters further, at full strength. Raises DirectAlignError if they do not fit."""
+    layers = {name: each for name, each in denoiser.named_modules() if is_adapted(each)}
+    given = denoiser.peft_config[ADAPTER]
+    fits = (given.r, given.lora_alpha) == (lora.rank, lora.alpha) and all(
+        any(f".{name}".endswith(f".{target}") for target in targets) for name in layers
+    )
+    if not fits or any(layer.merged for layer in layers.values()):
+        raise DirectAlignError(
+            f"pipe: has a LoRA of rank {given.r} and alpha {given.lora_alpha}, fused or of other "
+            f"layers or sizes than model.lora (rank {lora.rank}, alpha {lora.alpha}): "
+            "pipe.unload_lora_weights() begins anew"
+        )
+    denoiser.set_adapters([ADAPTER])
+    denoiser.enable_adapters()
+    for name, parameter in denoiser.named_parameters():
+        if f".{ADAPTER}." in name and ".lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether the layer has adapters of `ADAPTER`."""
+    return isinstance(layer, BaseTunerLayer) and ADAPTER in layer.lora_A  # pyright: ignore
 
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:

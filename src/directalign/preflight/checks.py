@@ -31,6 +31,7 @@ from ..models.attention import check_attention, check_inputs, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.quantization import check_quantization
+from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
@@ -379,7 +380,7 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
     if not found.local:
         return
     kind: Any = model_class(model.architecture)
-    wanted = kind.parts_in(found.folder)
+    wanted = kind.parts_in(read_json(found.folder / "model_index.json"))
     complete = all((found.folder / name).is_dir() for name in wanted)
     if hub.is_hub_id(model.components or model.path) and not complete:
         return  # the cache has single files of it, from another program
