@@ -87,6 +87,21 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ) from error
 
 
+def run_of_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
+    """A run from the sections of a recipe as plain values; errors start with `where`.
+
+    Raises:
+        DirectAlignError: one line with key, value, remedy; the first mistake.
+    """
+    try:
+        _check_keys(sections, where)
+        return _validated(dict(sections), set())
+    except ValidationError as error:
+        raise DirectAlignError(explain(error, where)) from error
+    except (TypeError, RecursionError) as error:
+        raise DirectAlignError(f"{where}: only text, numbers, lists and dicts ({error})") from error
+
+
 def _validated(settings: dict[str, Any], nulls: set[str]) -> RunConfig:
     """The run; of the keys that an override set to null, those that cannot be null are removed."""
     # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.

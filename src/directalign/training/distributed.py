@@ -129,11 +129,16 @@ def _collective() -> Iterator[None]:
 
 
 @contextmanager
-def process_group() -> Iterator[TorchProcessGroup]:
+def process_group(device: torch.device | None = None) -> Iterator[TorchProcessGroup]:
     """The process group of torchrun's environment: gloo between CPUs, nccl between GPUs.
+
+    With `device` it is that device alone.
 
     Raises: DirectAlignError for an incomplete environment, or processes that cannot connect.
     """
+    if device is not None:
+        yield TorchProcessGroup(device=device)
+        return
     size, local_rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if size == 1:
         yield TorchProcessGroup(device=_device(local_rank))

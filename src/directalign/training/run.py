@@ -23,11 +23,11 @@ from .. import config
 from ..config.load import changes_at_resume, dump_run, load_run
 from ..evaluation.in_training import Measurer, measured_metrics, sampled_pairs
 from ..evaluation.scores import load_held_out
-from ..interfaces import Method, Model
+from ..interfaces import Method, Model, Reward
 from ..io import atomic
 from ..methods import load_method
 from ..models import load_model
-from ..models.checkpoint_source import fingerprint
+from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
@@ -38,7 +38,7 @@ from .checkpoint import TrainState
 from .data import TrainData, open_data
 from .distributed import TorchProcessGroup, process_group
 from .early_stopping import NOTHING, EarlyStopping, resume_state
-from .loop import TrainContext, checkpoint_on_error
+from .loop import Callback, TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
 from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
@@ -48,8 +48,25 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """What a caller in Python has in memory; the recipe names the rest."""
+
+    source: Source | None = None
+    """A pipeline in the place of model.path; the run is on its device, and in one process."""
+    reward: Reward | None = None
+    """In the place of the recipe's."""
+    callbacks: Sequence[Callback] = ()
+    keeps_files: bool = True
+    """False if the output folder is removed after the run."""
+    measures: bool = True
+    """False for a run without evaluations."""
+    is_shown: bool = True
+    """Whether progress and messages are printed."""
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """The models and data of a run."""
+    """The models and data of a run. `evaluator` is None for a run that measures nothing."""
 
     model: Model
     method: Method
@@ -59,38 +76,46 @@ class Loaded:
     """Fingerprint of the base model's files."""
 
 
-def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str] = ()) -> Path:
+def run(
+    run: config.RunConfig,
+    out: Path,
+    resume: bool,
+    overrides: Sequence[str] = (),
+    given: InMemory = InMemory(),
+) -> Path:
     """Train `run` and write everything to `out`, which is returned.
 
     Args:
         resume: continue from the newest whole checkpoint in `out`, or start if it has none yet. A
             run that torchrun restarts after a failure resumes by itself.
         overrides: of the recipe, already in `run`; recorded in run.yaml for a resume.
+        given: what is in memory already, for the Python API.
     Raises:
         DirectAlignError: `out` cannot be used, a file is missing or broken, the disk is full, a
             checkpoint does not fit.
         NonFiniteError, Interrupted: see `loop.train`.
     """
-    with process_group() as group, numerics(run, group.device), ExitStack() as stack:
+    place = None if given.source is None else given.source.device
+    with process_group(place) as group, numerics(run, group.device), ExitStack() as stack:
         stack.enter_context(
             atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
         )
-        configure_logging(group.is_main)
+        configure_logging(group.is_main and given.is_shown)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
         if group.is_main:
             run_folder.check(out, resume)
         group.barrier()
         checkpoint.seed_all(run.seed)
-        loaded = _load(run, group)
+        loaded = _load(run, group, given)
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
             atomic.make_folder(out)
             stack.enter_context(atomic.exclusive(out, "training in it"))
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
         group.barrier()
-        train_loaded(run, out, resume, group, loaded, overrides)
-        if group.is_main:
+        train_loaded(run, out, resume, group, loaded, overrides, given)
+        if group.is_main and given.keeps_files:
             write_page(out)
     return out
 
@@ -117,11 +142,11 @@ def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[2])
 
 
-def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
+def _load(run: config.RunConfig, group: TorchProcessGroup, given: InMemory) -> Loaded:
     """Load in an order that saves memory: text encoders that are freed come first."""
     sharded, frees = distributed.is_sharded_run(run, group), run.model.text_encoders == "free"
     first_device = torch.device("cpu") if sharded or frees else None
-    model = load_model(run.model, group.device, run.seed, denoiser_device=first_device)
+    model = load_model(run.model, group.device, run.seed, first_device, given.source)
     data = open_data(run, model, group)
     for reason in data.skipped:
         logger.info(f"skipped image {reason}")
@@ -131,10 +156,12 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
         distributed.shard(model.denoiser, run.model, group)
     else:
         model.denoiser.to(group.device)
-    reward = load_reward(run.reward, group.device)
-    judge = load_judge() if run.evaluate.judge == "world" else None
-    held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
-    evaluator = Measurer(run, model, reward, judge, group, held_out)
+    reward = given.reward or load_reward(run.reward, group.device)
+    evaluator = None
+    if given.measures:
+        judge = load_judge() if run.evaluate.judge == "world" else None
+        held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
+        evaluator = Measurer(run, model, reward, judge, group, held_out)
     method, base = load_method(run, model, reward, group), fingerprint(run.model)
     return Loaded(model, method, evaluator, data, base)
 
@@ -169,13 +196,16 @@ def train_loaded(
     group: TorchProcessGroup,
     loaded: Loaded,
     overrides: Sequence[str] = (),
+    given: InMemory = InMemory(),
 ) -> None:
     """Train in the folder `out` and write everything but the report. Raises: see `run`."""
-    configure_logging(group.is_main)
+    is_shown = group.is_main and given.is_shown
+    configure_logging(is_shown)
     model, data, settings = loaded.model, loaded.data, run.train
     parameters = trained_parameters(model.denoiser)
     group.broadcast(parameters.values())
-    loaded.evaluator.prepare()
+    if loaded.evaluator is not None:
+        loaded.evaluator.prepare()
     average = EMA(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     optimizer = adamw(parameters, settings, run.seed)
     state = TrainState(
@@ -195,10 +225,10 @@ def train_loaded(
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
     log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
-    with Display(settings.num_steps, done, CONSOLE, silent=not group.is_main) as display:
+    with Display(settings.num_steps, done, CONSOLE, silent=not is_shown) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
-            *(loaded.evaluator, log, display, stopping),
+            *(loaded.evaluator, log, display, stopping, given.callbacks, given.keeps_files),
         )
         try:
             done = loop.train(context, done)
@@ -211,6 +241,7 @@ def train_loaded(
                 atomic.write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
                 log.summary(summary)
         finally:
+            nfe.close()
             if log is not None:
                 log.close()
 
@@ -268,8 +299,9 @@ def export_weights(context: TrainContext, done: int) -> None:
     """
     stopping, log = context.stopping, context.log
     if stopping is None:
-        with context.final_weights():
-            _save_weights(context)
+        if context.state.average is not None:
+            context.state.average.load()
+        _save_weights(context)
         return
     verdict = stopping.verdict()
     if log is not None and verdict is not None and stopping.is_over:
@@ -287,6 +319,8 @@ def export_weights(context: TrainContext, done: int) -> None:
 
 def _save_weights(context: TrainContext) -> None:
     """Write the final weights, complete or not at all."""
+    if not context.keeps_files:
+        return
     partial = atomic.partial_of(context.out / "weights")
     if context.group.is_main:
         atomic.sweep(context.out)
