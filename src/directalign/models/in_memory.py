@@ -118,22 +118,23 @@ def borrowed(pipe: Any, part: str) -> Iterator[None]:
     denoiser, modules = getattr(pipe, part), _modules(pipe)
     had_adapter = lora.has_adapters(denoiser)
     parameters = [(p, p.requires_grad, p.dtype) for m in modules.values() for p in m.parameters()]
-    recomputes = {m for m in modules.values() if getattr(m, "is_gradient_checkpointing", False)}
+    diffusers_models = (denoiser, pipe.vae)
+    recomputes = {each for each in diffusers_models if each.is_gradient_checkpointing}
     layout = _memory_format(pipe.vae)
     try:
         yield
     finally:
         for module in modules.values():
             module.eval()
-        for module in (denoiser, pipe.vae):
-            if getattr(module, "is_gradient_checkpointing", False) and module not in recomputes:
+        for module in diffusers_models:
+            if module.is_gradient_checkpointing and module not in recomputes:
                 module.disable_gradient_checkpointing()
         pipe.vae.to(memory_format=layout)
         if lora.has_adapters(denoiser) and not had_adapter and not _is_trained(denoiser):
             denoiser.unload_lora()
         adapted = set(denoiser.parameters()) if lora.has_adapters(denoiser) else set()
+        denoiser.zero_grad()
         for parameter, requires_grad, dtype in parameters:
-            parameter.grad = None
             if parameter.is_floating_point() and parameter not in adapted:
                 parameter.data = parameter.data.to(dtype)
                 parameter.requires_grad_(requires_grad)

@@ -108,10 +108,15 @@ def _continue_adapter(denoiser: Any, lora: config.LoRAConfig, targets: Sequence[
         )
     denoiser.set_adapters([ADAPTER])
     denoiser.enable_adapters()
-    for name, parameter in denoiser.named_parameters():
-        if f".{ADAPTER}." in name and ".lora_" in name:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
+    for parameter in adapter_parameters(denoiser):
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """The weights of the adapters, frozen or not."""
+    named = denoiser.named_parameters()
+    return [each for name, each in named if ".lora_" in name and f".{ADAPTER}." in name]
 
 
 def is_adapted(layer: nn.Module) -> bool:
