@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from .base import (
     BatchSize,
@@ -54,6 +54,8 @@ class ModelConfig(Strict):
     architecture: PathText
     """flux, flux2_klein, sd3, sd, sdxl, qwen_image or z_image (the names in
     directalign.models.MODELS), or a class of your own: my_model.py:MyModel."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of a class of your own, beside those that every model gets."""
     path: PathText
     """A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded
     pipeline: world:flux, world:sd, world:sd_v."""
@@ -89,6 +91,11 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _check_weights(self) -> ModelConfig:
+        if self.args and ".py:" not in self.architecture:
+            raise ValueError(
+                f"args are for a class of your own, my_model.py:MyModel, not for "
+                f"{self.architecture}: remove them"
+            )
         if self.quantization is not None and self.tune == "full":
             raise ValueError(
                 f"quantization {self.quantization} freezes the weights that tune: full trains: "
@@ -299,6 +306,25 @@ class TrainConfig(Strict):
         return self
 
 
+class UserMetricConfig(Strict):
+    """A metric of your own."""
+
+    path: PathText
+    """my_metric.py:name of a function, class or object, called with images and prompts."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the function, or of the class when it is constructed."""
+
+
+UserMetric = Annotated[
+    UserMetricConfig,
+    BeforeValidator(
+        lambda given: {"path": given} if isinstance(given, str) else given,
+        json_schema_input_type=str | UserMetricConfig,
+    ),
+]
+"""A section, or its path alone."""
+
+
 class EvaluateConfig(Strict):
     """Measurements during a run, on fixed prompts and seeds."""
 
@@ -314,8 +340,9 @@ class EvaluateConfig(Strict):
     """Images sampled at once."""
     rewards: dict[str, SingleRewardConfig] = {}
     """Held-out rewards by label: measured like the trained reward, and never trained on."""
-    metrics: list[PathText] = []
-    """Metrics of your own, each my_metric.py:function or my_metric.py:Class."""
+    metrics: list[UserMetric] = []
+    """Metrics of your own, each my_metric.py:function or my_metric.py:Class, or a section with
+    path and args."""
     control_prompts: PathText | None = None
     """Prompts unrelated to the training (a file as data.prompts, or world): any change on them is
     measured as leakage."""

@@ -50,7 +50,7 @@ def metric_groups(
     judge: str,
     control_prompts: str | None,
     batch_size: int,
-    own: Sequence[str] = (),
+    own: Sequence[config.UserMetricConfig] = (),
 ) -> list[MetricGroup]:
     """Pixels, the toy world's judge (for "world"), every reward, and `own`, metrics of users'
     files; to be loaded one at a time."""
@@ -67,11 +67,12 @@ def metric_groups(
             )
         )
     groups += [_reward_group(each, phrases, batch_size) for each in rewards]
-    for path, about in zip(own, scores.user_metrics(own), strict=True):
+    for metric, about in zip(own, scores.user_metrics(own), strict=True):
         leaked = metrics.metric(metrics.OFF_TOPIC + about.name)
-        load = partial(scores.user_metric_functions, [path], batch_size)
-        digest = hashlib.sha256(Path(path.rpartition(":")[0]).read_bytes()).hexdigest()
-        settings = {"path": path, "sha256": digest[:16]}
+        load = partial(scores.user_metric_functions, [metric], batch_size)
+        digest = hashlib.sha256(Path(metric.path.rpartition(":")[0]).read_bytes()).hexdigest()
+        settings = {"path": metric.path, "sha256": digest[:16]}
+        settings |= {"args": metric.args} if metric.args else {}
         described = {each.name: each for each in (about, leaked)}
         groups.append(MetricGroup(f"metric-{about.name}", described, load, settings))
     return groups

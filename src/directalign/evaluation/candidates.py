@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
 SOURCE = ("architecture", "path", "components", "revision", "variant")
-BASE_SETTINGS = (*SOURCE, "dtype", "quantization")
+BASE_SETTINGS = (*SOURCE, "args", "dtype", "quantization")
 """Settings of `config.ModelConfig` that identify the weights a run begins with."""
 
 

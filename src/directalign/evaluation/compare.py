@@ -118,8 +118,9 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
             control_prompts, unwanted_styles, len(samples), count
         )
     batch_size = request.batch_size or BATCH_SIZE
-    own = dict.fromkeys(path for each in recipes for path in each.evaluate.metrics)
-    own = list(own | dict.fromkeys(request.metrics))
+    named = [metric for each in recipes for metric in each.evaluate.metrics]
+    named += [config.UserMetricConfig(path=path) for path in request.metrics]
+    own = [each for place, each in enumerate(named) if each not in named[:place]]
     groups = metric_groups(rewards, phrases, judge, control_prompts, batch_size, own)
     adherence = next(filter(None, (each.evaluate.adherence for each in recipes)), None)
     if request.adherence is not None:

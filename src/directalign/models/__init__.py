@@ -73,7 +73,15 @@ def load_model(
     check_inputs(settings, architecture)
     with lora.denoiser_on(denoiser_device):
         source = source or open_source(settings)
-        model = architecture(source, settings, torch.device(device), seed)
+        try:
+            model = architecture(source, settings, torch.device(device), seed, **settings.args)
+        except TypeError as error:
+            if not settings.args:
+                raise
+            raise DirectAlignError(
+                f"model.args: {settings.architecture} cannot be constructed with {settings.args} "
+                f"({error}); correct them"
+            ) from error
     accelerate(model.denoiser, settings)
     return model
 

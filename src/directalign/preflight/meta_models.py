@@ -391,7 +391,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     plain = settings.model_copy(update={"quantization": None, "text_encoders": "keep"})
     with warnings.catch_warnings(), without_init(), MemoryTracker():
         warnings.simplefilter("ignore")
-        model = kind(source, plain, torch.device("cpu"), 0)
+        model = kind(source, plain, torch.device("cpu"), 0, **plain.args)
     denoiser = model.denoiser
     stubs = [layer for layer in denoiser.modules() if isinstance(layer, QuantizedStub)]
     quantized = {id(layer.weight) for layer in stubs}
