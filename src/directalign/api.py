@@ -67,37 +67,29 @@ def align(
     """Align a loaded diffusers pipeline; the same pipeline then samples aligned images.
 
     Its weights are used where they are, without a copy. Afterwards it is in eval mode and on its
-    device, with a LoRA called "default" that is active (`pipe.set_adapters("default", 0.5)`,
-    `pipe.disable_lora()`); an error before the first update removes the LoRA again. Aligning it
-    once more continues from that LoRA. With equal settings the weights equal those of `directalign
-    train` to the bit.
+    device, with an active LoRA called "default"; an error before the first update removes it again.
+    Aligning once more continues from that LoRA. With equal settings the weights equal those of
+    `directalign train` to the bit.
 
     Args:
-        pipe: a FluxPipeline, Flux2KleinPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline,
-            StableDiffusionXLPipeline, QwenImagePipeline or ZImagePipeline, in float32 or bfloat16,
-            on one device, not offloaded.
-        reward: what is maximised: a section of a recipe ({"name": "clip", "path": ...}), a hub id
-            or folder of a CLIP, a reward of `load_reward`, or a function, torch module or object
-            with `encode` and `score`. A function gets images (b, 3, H, W), float32 in [0, 1] on
-            the pipeline's device with their graph, and b prompts, each after a control phrase; it
-            returns (b,) scores, larger is better, with a gradient unless the method needs none.
-        prompts: texts to train on; or a file, dataset or list as in `data.prompts`. None only
-            with `data={"images": ...}`.
-        method: name of the method, or its section, for example {"name": "refl"}.
-        control_phrases: {"positive": ["Realistic photo"], "negative": ["CG render"]}, the control
-            phrases of the method, which SRPO compares. Without them it maximises the score of the
-            bare prompt.
-        callbacks: each is called after every step with its record, a dict as in metrics.jsonl:
-            "step" (from 1), "loss", "reward", "grad_norm", "learning_rate", "seconds", ...
-            Training ends after the step for which one returns True.
-        out: folder for a complete run, as the command writes it. Without one no file is kept, no
-            sample grid made, and nothing measured unless `evaluate` is given.
+        pipe: a pipeline of FLUX, FLUX.2 klein, SD3, SD, SDXL, Qwen-Image or Z-Image, in float32 or
+            bfloat16, on one device, not offloaded.
+        reward: a section of a recipe, a hub id or folder of a CLIP, a reward of `load_reward`, or
+            a function, torch module, or object with `encode` and `score`. A function gets images
+            (b, 3, H, W), float32 in [0, 1], on the pipeline's device in their graph, and b prompts;
+            it returns (b,) scores, larger is better, with a gradient if the method needs one.
+        prompts: texts, or a file, dataset or list as in `data.prompts`; None only with data.images.
+        method: its name, or its section: {"name": "refl"}.
+        control_phrases: {"positive": ["Realistic photo"], "negative": ["CG render"]}, which SRPO
+            compares. Without them it maximises the score of the bare prompt.
+        callbacks: called after each step with its record: "step" (from 1), "loss", "reward",
+            "grad_norm", "seconds", ... Training ends after the step for which one returns True.
+        out: folder for a complete run. None keeps no file and measures nothing without `evaluate`.
         resume: continue the interrupted run in `out` from its newest checkpoint.
         progress: print progress and messages.
-        sections: further sections and keys of a recipe as dicts: `train={"num_steps": 30,
-            "learning_rate": 1e-4}`, `rollout={"num_inference_steps": 20}`, `model={"lora":
-            {"rank": 32}}`, `model={"tune": "full"}`, `data={"batch_size": 4}`, `seed=1`.
-            Defaults are those of recipes, and 60 steps at a learning rate of 1e-4 for a LoRA.
+        sections: other sections and keys of a recipe: `train={"num_steps": 30}`, `rollout={...}`,
+            `model={"tune": "full"}`, `seed=1`. Defaults are those of recipes, and for a LoRA 60
+            steps at a learning rate of 1e-4.
 
     Returns:
         `pipe` itself.
@@ -108,38 +100,22 @@ def align(
         NonFiniteError: a loss or gradient is not finite; the step is not taken.
 
     Example:
-        >>> pipe = diffusers.FluxPipeline.from_pretrained(path, torch_dtype=torch.bfloat16)
-        >>> pipe = directalign.align(
-        ...     pipe.to("cuda"),
-        ...     reward={"name": "clip", "path": "yuvalkirstain/PickScore_v1"},
-        ...     prompts=["a red star on a navy background"],
-        ...     control_phrases={"positive": ["Realistic photo"], "negative": ["CG render"]},
-        ...     train={"num_steps": 30},
-        ... )
-        >>> pipe("a red star on a navy background").images[0]
+        >>> phrases = {"positive": ["Realistic photo"], "negative": ["CG render"]}
+        >>> directalign.align(pipe, reward, ["a red star"], control_phrases=phrases)
+        >>> pipe("a red star").images[0]
     """
     configure_logging(progress)
-    own = _plain(sections)
+    source, own = in_memory.source_of(pipe), _plain(sections)
     architecture = own.get("model", {}).get("architecture") or in_memory.architecture_of(pipe)
-    part, source = model_class(architecture).part, in_memory.source_of(pipe)
-    keeps_files, section, reward = out is not None, *_reward(reward)
-    _check_arguments(source.name, own, resume, keeps_files)
+    part = model_class(architecture).part
+    _check_arguments(source.name, own, resume, keeps_files=out is not None)
     with _output(out, resume) as folder:
         given = merged(_defaults(pipe, architecture, part, own, source.name), own)
-        given |= {"reward": section, "method": _method(method, control_phrases, given)}
+        given["method"] = _method(method, control_phrases, given)
         given["data"] = given.get("data", {}) | _data(prompts, folder)
-        run = run_of_sections(given, WHERE)
-        if reward is not None and reward.settings is None:
-            run = _of_function(run, reward)
-        _check(run, reward)
-        inputs = InMemory(
-            source=source,
-            reward=reward,
-            callbacks=callbacks,
-            keeps_files=keeps_files,
-            measures=keeps_files or "evaluate" in own,
-            is_shown=progress,
-        )
+        run, reward = _with_reward(given, reward)
+        measures = out is not None or "evaluate" in own
+        inputs = InMemory(source, reward, callbacks, out is not None, measures, progress)
         with _frozen(reward, source.device), in_memory.borrowed(pipe, part):
             train_run(run, folder, resume, given=inputs)
     return pipe
@@ -302,8 +278,7 @@ def compare(
         out: folder for images, results and report.html; an interrupted comparison continues.
         base: add the model that the runs began with, as the reference.
         prompts: a prompt list or set, as `--prompts`; None takes those of the first run.
-        num_samples: images per model.
-        seeds_per_prompt: seeds of each prompt, 2 by default.
+        num_samples, seeds_per_prompt: images per model; seeds of each prompt, 2 by default.
         rollout: sampling settings for all models: {"num_inference_steps": 20}.
         rewards: further held-out rewards by label, each a section, a recipe or a CLIP.
         metrics: metrics of one's own, each "file.py:name".
@@ -315,8 +290,7 @@ def compare(
         progress: print messages.
 
     Returns:
-        The content of `out`/summary.json: "models" (by key, then metric: "value", "low", "high",
-        "n"), "wins", "names", ...
+        The content of summary.json: "models" by key and metric: "value", "low", "high", "n"; ...
 
     Raises:
         DirectAlignError: an unknown source, unequal images, a file that cannot be read, ...
@@ -325,8 +299,8 @@ def compare(
         >>> found = directalign.compare({"SRPO": "runs/a", "ReFL": "runs/b"}, "runs/both")
         >>> found["models"]["srpo"]["photo_rate"]["value"]
     """
-    for name in ("num_samples", "seeds_per_prompt", "batch_size"):
-        value = locals()[name]
+    counts = {"num_samples": num_samples, "seeds_per_prompt": seeds_per_prompt}
+    for name, value in (counts | {"batch_size": batch_size}).items():
         if value is not None and value < 1:
             raise DirectAlignError(f"compare: {name} is {value}: give 1 or more")
     configure_logging(progress)
@@ -352,11 +326,7 @@ def compare(
         adherence=adherence,
         batch_size=batch_size,
         command="directalign.compare(...)",
-        where={
-            "commit": run_folder.commit(),
-            "machine": run_folder.machine(),
-            "versions": run_folder.versions(),
-        },
+        where=run_folder.where(),
     )
     folder = comparison.compare(request)
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -540,12 +510,20 @@ def _path_of(function: Any) -> str:
     return f"{file if Path(file).is_file() else 'memory.py'}:{named.__qualname__}"
 
 
-def _of_function(run: config.RunConfig, reward: Any) -> config.RunConfig:
-    """The run with the section of a function, which needs a gradient only if the method does."""
-    own = getattr(reward.function, "differentiable", run.method.DIFFERENTIATES_REWARD)
-    reward.differentiable = bool(own)
-    section = run.reward.model_copy(update={"differentiable": reward.differentiable})
-    return run.model_copy(update={"reward": section})
+def _with_reward(given: dict[str, Any], reward: Any) -> tuple[config.RunConfig, Any]:
+    """The checked run, and the reward if it is in memory.
+
+    A function gets images with their graph only if the method needs a gradient.
+    """
+    section, loaded = _reward(reward)
+    run = run_of_sections(given | {"reward": section}, WHERE)
+    if loaded is not None and loaded.settings is None:
+        needed = getattr(loaded.function, "differentiable", run.method.DIFFERENTIATES_REWARD)
+        loaded.differentiable = bool(needed)
+        own = run.reward.model_copy(update={"differentiable": loaded.differentiable})
+        run = run.model_copy(update={"reward": own})
+    _check(run, loaded)
+    return run, loaded
 
 
 @contextmanager

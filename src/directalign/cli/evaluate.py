@@ -149,12 +149,11 @@ def compare(
 def _compare(run: Any, sources: tuple[str, ...], out: Path, **settings: Any) -> None:
     """Run a comparison, then print its table and, on the last line, its folder."""
     from ..evaluation.compare import Request
-    from ..training.run_folder import commit, machine, versions
+    from ..training.run_folder import where
 
-    where = {"commit": commit(), "machine": machine(), "versions": versions()}
     command = shlex.join(["directalign", *sys.argv[1:]])
     with log_to_stderr():
-        found = run(Request(sources, out, command=command, where=where, **settings))
+        found = run(Request(sources, out, command=command, where=where(), **settings))
     show(found)
 
 

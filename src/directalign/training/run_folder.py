@@ -102,6 +102,11 @@ def commit() -> str | None:
     return f"{found}+changes" if changed else found
 
 
+def where() -> dict[str, Any]:
+    """What a comparison records of the place where it was made."""
+    return {"commit": commit(), "machine": machine(), "versions": versions()}
+
+
 def summarize(
     run: config.RunConfig,
     history: Sequence[dict[str, Any]],
