@@ -137,6 +137,7 @@ def test_an_answer_does_not_count_for_the_session_of_another_annotator(server):
 
 def test_only_the_owner_sees_results(server):
     with server.joined("Curious") as client, server.owner() as owner:
+        vote(client, "of-curious", client.get("/api/state").json()["next"][0]["task"], "left")
         for path in ("/results", "/results/answers.csv"):
             assert client.get(path).status_code == 403
         page = owner.get("/results")
