@@ -27,6 +27,7 @@ from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
 from directalign.evaluation.in_training import Measurer, photographs
+from directalign.evaluation.run_weights import find_weights
 from directalign.io.atomic import write_text
 from directalign.methods import load_method
 from directalign.models import load_model
@@ -301,7 +302,7 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
     run, trained = run_of(folder)
     if trained is None:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
-    model = load_run_model(run, None if base else trained)
+    model = load_run_model(run, None if base else find_weights(run, trained))
     device = next(model.denoiser.parameters()).device
     judge = load_judge() if run.evaluate.judge == "world" else None
     return Measurer(run, model, load_reward(run.reward, device), judge)

@@ -185,6 +185,13 @@ Overrides = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, argument("The output folder of a run.", "DIR")]
+Step = Annotated[
+    int | None,
+    option("Take the checkpoint of this step; default: the run's final weights.", "N", min=0),
+]
+Strength = Annotated[
+    float, option("Of the trained change: 0 is the base model, 1 as trained.", "S", min=0)
+]
 Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.")]
 
 

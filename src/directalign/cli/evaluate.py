@@ -18,6 +18,8 @@ from ..io.text import checked_prompt, isolated
 from .common import (
     Debug,
     RunFolder,
+    Step,
+    Strength,
     argument,
     flag,
     log_to_stderr,
@@ -110,14 +112,20 @@ def evaluate(
     rollout: dict[str, Any],
     settings: dict[str, Any],
     out: Annotated[Path | None, option("Output folder; default: DIR/evaluation.", "OUT")] = None,
+    step: Step = None,
+    strength: Strength = 1.0,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a finished run and its base model on the same prompts and seeds."""
+    """Evaluate a run and its base model on the same prompts and seeds."""
     with one_line_errors(debug, CONTINUES):
         from ..evaluation.compare import evaluate_run
 
-        sources = (str(folder),)
-        out = out or folder / "evaluation"
+        sources, words = (str(folder),), ""
+        if step is not None or strength != 1:
+            sources = (f"{folder}@{'' if step is None else step}:{strength}",)
+            words = "" if step is None else f"-step-{step}"
+            words += "" if strength == 1 else f"-strength-{strength:g}"
+        out = out or folder / f"evaluation{words}"
         _compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings)
 
 
@@ -126,8 +134,8 @@ def compare(
     sources: Annotated[
         list[str],
         argument(
-            "A run's folder, a diffusers folder, a hub id, world:flux, or a folder of images "
-            "with images.jsonl.",
+            "A run's folder (RUN@10: its checkpoint of step 10; RUN@10:0.5: at half strength), a "
+            "diffusers folder, a hub id, world:flux, or a folder of images with images.jsonl.",
             "[LABEL=]SOURCE...",
         ),
     ],
@@ -239,8 +247,12 @@ def sample(
         str | None, option("A prompt list (.txt, .jsonl, .csv, .tsv, .parquet), or world.", "FILE")
     ] = None,
     seed: Annotated[list[int], seed_option("Seed, for every prompt. Repeatable.")] = [0],
-    out: Annotated[Path, option("Folder for the images.", "DIR")] = Path("images"),
+    out: Annotated[
+        Path, option("Folder for the images; one that holds images gets a number.", "DIR")
+    ] = Path("images"),
     base: Annotated[bool, flag("--base", "Sample the base model of the run instead.")] = False,
+    step: Step = None,
+    strength: Strength = 1.0,
     debug: Debug = False,
 ) -> None:
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
@@ -255,7 +267,9 @@ def sample(
 
         pairs = [(text, number) for text in texts for number in seed]
         all_prompts, seeds = [text for text, _ in pairs], [number for _, number in pairs]
-        for file in sample_images(source, all_prompts, seeds, out, rollout, base):
+        with log_to_stderr():
+            files = sample_images(source, all_prompts, seeds, out, rollout, base, step, strength)
+        for file in files:
             typer.echo(file)
 
 

@@ -27,7 +27,10 @@ def train(
     out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
         bool,
-        flag("--resume", "Continue from the newest checkpoint, with the --set values of before."),
+        flag(
+            "--resume",
+            "Continue from the newest checkpoint as DIR/run.yaml says; --set changes its keys.",
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -36,20 +39,29 @@ def train(
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
-        from ..config.load import load_run, resumed_overrides
+        from ..config.load import load_run, resumed_run
 
-        if resume:
-            overrides = resumed_overrides(out, overrides)
-        run = load_run(recipe, overrides)
+        is_main, unused = os.environ.get("RANK", "0") == "0", []
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        resume = resume or (restarted and (out / "run.yaml").is_file())
+        run = load_run(recipe, overrides) if not resume else None
         if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
             from ..training import run_folder
 
             run_folder.check(out, resume)
+        if run is None:
+            found = resumed_run(recipe, out, overrides)
+            run, overrides, unused = found.run, found.overrides, found.unused
+        if unused and is_main:
+            typer.echo(
+                f"{recipe}: not used where it differs from {out / 'run.yaml'}: "
+                f"{', '.join(unused)}; to change a key, repeat it as --set KEY=VALUE",
+                err=True,
+            )
         from ..preflight import plan  # slow imports: diffusers
         from ..training import run as run_training
 
         warnings = plan(run, out).warnings
-        is_main = os.environ.get("RANK", "0") == "0"
         for warning in warnings if is_main else ():
             typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume, overrides)

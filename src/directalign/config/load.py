@@ -9,6 +9,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from ..io.text import checked_unicode, read_text
 from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from ..types import DirectAlignError
-from .base import FIXED, LAYOUT, MEASURED, RESUME, differences
+from .base import FIXED, LAYOUT, RESUME, differences
 from .errors import all_keys, explain, locate
 from .presets import merged
-from .run import RolloutConfig, RunConfig
+from .run import EvaluateConfig, RolloutConfig, RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
@@ -120,7 +121,7 @@ def _validated(settings: dict[str, Any], nulls: set[str]) -> RunConfig:
 def dump_run(run: RunConfig, overrides: Sequence[str] = ()) -> str:
     """The resolved run as YAML with every field; `load_run` reads it back to an equal run.
 
-    `overrides` are recorded in comments, for a resume: see `resumed_overrides`.
+    `overrides` are recorded in comments, for a resume: see `resumed_run`.
     """
     lines = [f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}"] if overrides else []
     lines += [_OVERRIDE + json.dumps(each) for each in overrides]
@@ -130,29 +131,51 @@ def dump_run(run: RunConfig, overrides: Sequence[str] = ()) -> str:
 _OVERRIDE, _PROCESSES = "# --set ", "# processes: "
 
 
-def resumed_overrides(out: Path, overrides: Sequence[str]) -> list[str]:
-    """The overrides of a resumed run: those recorded in its `run.yaml`, then new ones.
+@dataclass(frozen=True)
+class ResumedRun:
+    """A run that continues: `run.yaml` of its folder with new overrides.
 
-    A key that is given anew counts as now. Batch sizes fit a number of processes: with another one
-    the recipe's apply again.
+    `overrides` are all that run.yaml records: the earlier ones and the new ones. `unused` lists the
+    keys that the recipe has now, and the run has not: "train.num_steps 60 -> 30".
+    """
+
+    run: RunConfig
+    overrides: list[str]
+    unused: list[str]
+
+
+def resumed_run(recipe: str | Path, out: Path, overrides: Sequence[str] = ()) -> ResumedRun:
+    """The run in `out` as it continues. Batch sizes fit a number of processes: with another one,
+    the recipe's replace those of earlier overrides.
+
+    Raises: DirectAlignError for a missing or damaged run.yaml, and as `load_run`.
     """
     file = out / "run.yaml"
-    lines = read_text(file, "recipe").split("\n") if file.is_file() else []
-    here = f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}"
-    dropped = {each.partition("=")[0] for each in overrides}
-    if here not in lines:
-        layout = {RESUME: LAYOUT}
-        dropped |= {key for key, field in all_keys(RunConfig) if field.json_schema_extra == layout}
+    lines = read_text(file, "recipe").split("\n")
     given = [line[len(_OVERRIDE) :] for line in lines if line.startswith(_OVERRIDE)]
     try:
         found = [str(json.loads(each)) for each in given]
-        for each in found:
-            _split_override(each)
+        recorded = {_split_override(each)[0]: each for each in found}
     except (ValueError, DirectAlignError) as error:
         raise DirectAlignError(
             f"{file}: a line {_OVERRIDE}is damaged ({error}); restore it"
         ) from error
-    return [*(each for each in found if each.partition("=")[0] not in dropped), *overrides]
+    new = dict(map(_split_override, overrides))
+    layout = dict[str, Any]()
+    if found and f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}" not in lines:
+        rule, plain = {RESUME: LAYOUT}, load_run(recipe)
+        keys = [key for key, field in all_keys(RunConfig) if field.json_schema_extra == rule]
+        layout = {key: _value(plain, key) for key in keys if key in recorded and key not in new}
+    again = [f"{key}={json.dumps(value)}" for key, value in layout.items()]
+    run = load_run(file, [*again, *overrides])
+    kept = [each for key, each in recorded.items() if key not in new and key not in layout]
+    now = load_run(recipe, [*kept, *overrides])
+    unused = [_change(*each) for each in differences(run, now)]
+    return ResumedRun(run, [*kept, *overrides], unused)
+
+
+def _value(run: RunConfig, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), run)
 
 
 def with_rollout(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -171,7 +194,7 @@ def with_rollout(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 def changes_at_resume(
     where: Path, recorded: Mapping[str, Any] | RunConfig, run: RunConfig
 ) -> list[str]:
-    """What differs from the recorded run, as "KEY was A and is B".
+    """What differs from the recorded run, as "KEY before -> now".
 
     Raises: DirectAlignError, naming the keys, if one of them must stay.
     """
@@ -182,28 +205,38 @@ def changes_at_resume(
             f"{where}: not a run of this version ({explain(error, 'config')}); continue it with "
             "the version of directalign that began it"
         ) from error
-    found = [
-        (rule, f"{key} was {_named(was)} and is {_named(now)}")
-        for key, rule, was, now in differences(before, run)
-    ]
-    if refused := [text for rule, text in found if rule == FIXED]:
+    found = list(differences(before, run))
+    if refused := [each for each in found if each[1] == FIXED]:
+        remedy = ""
+        if any(key.startswith("evaluate.") for key, *_ in refused):
+            remedy = " (directalign evaluate measures a run in any other way)"
         raise DirectAlignError(
-            f"{where} is of another config: {', '.join(refused)}; restore these values or choose "
-            "another --out"
+            f"{where} is of another config: {', '.join(_change(*each) for each in refused)}; "
+            f"restore these values or choose another --out{remedy}"
         )
-    measured = [text for rule, text in found if rule == MEASURED]
-    if measured and run.early_stopping is not None:
-        raise DirectAlignError(
-            f"{where}: {', '.join(measured)}, and early_stopping compares all evaluations with the "
-            "first; restore these values or remove early_stopping"
-        )
-    return [text for _, text in found]
+    _check_equal_samples(where, before.evaluate, run.evaluate)
+    return [_change(*each) for each in found]
 
 
-def _named(value: Any) -> str:
-    """A value for an error line; of a section its tag."""
-    tag = next((getattr(value, key) for key in ("name", "kind") if hasattr(value, key)), value)
-    return f"{tag!r:.100}"
+def _check_equal_samples(where: Path, before: EvaluateConfig, now: EvaluateConfig) -> None:
+    """Refuse measurements during the run of fewer samples than the base model was measured on."""
+    fewer = now.num_samples_during < now.num_samples
+    if before.every == 0 < now.every and fewer:
+        raise DirectAlignError(
+            f"{where}: evaluate.every 0 -> {now.every}: measurements during the run take "
+            f"{now.num_samples_during} samples, and the base model was measured on all "
+            f"{now.num_samples} only; keep 0, or start a new run"
+        )
+
+
+def _change(key: str, rule: str, was: Any, now: Any) -> str:
+    """ "KEY before -> now"; of a section its tag."""
+    del rule
+    was, now = (
+        next((getattr(value, key) for key in ("name", "kind") if hasattr(value, key)), value)
+        for value in (was, now)
+    )
+    return f"{key} {was!r:.100} -> {now!r:.100}"
 
 
 def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:

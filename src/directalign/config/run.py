@@ -15,7 +15,6 @@ from .base import (
     Free,
     Guidance,
     Layout,
-    Measured,
     Moved,
     NonNegative,
     NonNegativeFloat,
@@ -34,18 +33,35 @@ from .methods import MethodConfig
 from .presets import PRESETS, PresetName, merged
 from .rewards import ClipConfig, QwenVLConfig, RewardConfig, SingleRewardConfig
 
+KEPT_FULL = 3
+"""Checkpoints of a run of all weights that are kept by default."""
 Sizes = Annotated[list[Size], Field(min_length=1)]
 
 
 class LoRAConfig(Strict):
-    """Low-rank adapters (peft) on the denoiser."""
+    """Adapters (peft) on the denoiser."""
 
+    type: Literal["lora", "lokr"] = "lora"
+    """lora: low-rank updates; lokr: Kronecker products (LyCORIS), smaller files at equal rank."""
+    use_dora: bool = False
+    """DoRA: the norm of each row of the updated weight is trained too; slower, more memory."""
+    init: PathText | None = None
+    """A LoRA to start from: a .safetensors file of diffusers, ComfyUI or kohya's tools, or the
+    folder of a run; none starts from the base model."""
     rank: Positive = 16
     """Rank of the update."""
     alpha: Positive = 16
     """Scale numerator: the update is multiplied by alpha / rank."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the layers to adapt; none uses the list of the architecture."""
+
+    @model_validator(mode="after")
+    def _check_type(self) -> LoRAConfig:
+        if self.use_dora and self.type != "lora":
+            raise ValueError("use_dora is for type: lora: set it, or remove use_dora")
+        if self.init is not None and (self.use_dora or self.type != "lora"):
+            raise ValueError("init starts a plain LoRA: remove init, or use_dora and type: lokr")
+        return self
 
 
 class ModelConfig(Strict):
@@ -100,6 +116,11 @@ class ModelConfig(Strict):
             raise ValueError(
                 f"quantization {self.quantization} freezes the weights that tune: full trains: "
                 "set tune: lora, or remove quantization"
+            )
+        if self.quantization is not None and (self.lora.use_dora or self.lora.type != "lora"):
+            raise ValueError(
+                f"quantization {self.quantization} is for plain LoRA: remove it, or "
+                "lora.use_dora and lora.type: lokr, which read the weights themselves"
             )
         if self.trained_dtype == "bfloat16" and (self.tune, self.dtype) != ("full", "bfloat16"):
             raise ValueError(
@@ -283,8 +304,9 @@ class TrainConfig(Strict):
     exports use the average."""
     save_every: Annotated[NonNegative, Free] = 0
     """Updates between checkpoints; 0 saves only the last."""
-    keep_checkpoints: Annotated[Positive, Free] = 3
-    """Number of newest checkpoints to keep."""
+    keep_checkpoints: Annotated[Positive | None, Free] = None
+    """Number of newest checkpoints to keep; none keeps all of a LoRA, which are small, and 3 with
+    model.tune: full."""
     sample_every: Annotated[NonNegative, Free] = 0
     """Updates between fixed-seed sample grids; 0 makes only the first and the last."""
     sample_prompts: list[str] | None = None
@@ -349,7 +371,7 @@ class EvaluateConfig(Strict):
     diversity_prompts: NonNegative = 0
     """Prompts that are sampled four times each to measure how much their images differ; 0 measures
     none."""
-    adherence: AdherenceConfig | None = None
+    adherence: Annotated[AdherenceConfig | None, Free] = None
     """Model that measures prompt adherence in directalign evaluate; none measures none."""
 
 
@@ -371,12 +393,17 @@ class RunConfig(Strict):
     """How clean images are sampled."""
     data: DataConfig
     train: TrainConfig
-    evaluate: Annotated[EvaluateConfig, Measured] = EvaluateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     """Measurements during the run."""
     early_stopping: Annotated[EarlyStoppingConfig | None, Free] = None
     """Rules that end the run early; none trains for num_steps and exports the last weights."""
     trackers: Annotated[TrackersConfig, Free] = TrackersConfig()
     """Experiment trackers, in addition to metrics.jsonl."""
+
+    @property
+    def kept_checkpoints(self) -> int | None:
+        """`train.keep_checkpoints`, resolved; None keeps all."""
+        return self.train.keep_checkpoints or (KEPT_FULL if self.model.tune == "full" else None)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
@@ -402,6 +429,14 @@ class RunConfig(Strict):
             raise ValueError(
                 f"train.deterministic: model.attention {self.model.attention} has no fixed order "
                 "of sums: remove model.attention"
+            )
+        plain = self.model.tune == "full" or (
+            self.model.lora.type == "lora" and not self.model.lora.use_dora
+        )
+        if self.train.parallel == "sharded" and not plain:
+            raise ValueError(
+                "train.parallel: sharded is for plain LoRA and tune: full: set parallel: data, or "
+                "remove model.lora.use_dora and model.lora.type"
             )
         if self.train.parallel == "sharded" and self.model.quantization is not None:
             raise ValueError(

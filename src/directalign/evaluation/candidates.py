@@ -24,7 +24,8 @@ from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..types import DirectAlignError, Images
 from .eval_prompts import EvalSample
-from .generate import RECORD, generate, load_run_model, run_of, save_png, trained_weights
+from .generate import RECORD, generate, load_run_model, run_of, save_png
+from .run_weights import RunWeights, find_weights, split_weights
 
 logger = logging.getLogger(__name__)
 Kind = Literal["base", "run", "model", "images"]
@@ -37,14 +38,14 @@ BASE_SETTINGS = (*SOURCE, "args", "dtype", "quantization")
 @dataclass(frozen=True)
 class Candidate:
     """One model. `run`: its recipe with the rollout it is sampled with, None for images;
-    `trained`: the folder of its trained weights; `base`: key of its base among the candidates."""
+    `trained`: its trained weights; `base`: key of its base among the candidates."""
 
     key: str
     label: str
     kind: Kind
     source: str
     run: config.RunConfig | None = None
-    trained: Path | None = None
+    trained: RunWeights | None = None
     base: str | None = None
 
     @property
@@ -86,7 +87,8 @@ def _split_label(text: str) -> tuple[str | None, str]:
 
 
 def _open(label: str | None, source: str) -> Candidate:
-    folder = Path(source)
+    path, step, strength = split_weights(source)
+    folder = Path(path)
     is_run, is_pipeline = ((folder / name).is_file() for name in ("run.yaml", "model_index.json"))
     if (folder / RECORD).is_file() and not is_run:
         return Candidate("", label or folder.resolve().name, "images", source)
@@ -95,11 +97,12 @@ def _open(label: str | None, source: str) -> Candidate:
             f"{source}: neither a run (run.yaml), nor a pipeline (model_index.json), "
             f"nor images ({RECORD}); give one of the three"
         )
-    run, trained = run_of(folder)
-    if trained is None:
+    run, found = run_of(folder)
+    if found is None:
         return Candidate("", label or folder.name, "model", source, run)
-    trained_weights(run, trained)
-    return Candidate("", label or run.name, "run", source, run, trained)
+    trained = find_weights(run, found, step, strength)
+    name = ", ".join([run.name, *trained.words])
+    return Candidate("", label or name, "run", source, run, trained)
 
 
 def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]:

@@ -30,6 +30,7 @@ from ..models import model_class
 from ..models.attention import check_attention, check_inputs, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
+from ..models.lora import init_file
 from ..models.quantization import check_quantization
 from ..models.weight_files import read_json
 from ..rewards import mixture
@@ -70,6 +71,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     check_reward(run)
     check_method(run)
     check_steps(run)
+    check_adapters(run, out)
     used, tracker_warnings = check_trackers(run, place.is_here)
     user_metrics(run.evaluate.metrics)
     rules = check_early_stopping(run)
@@ -217,6 +219,13 @@ def unused_settings(run: config.RunConfig) -> list[str]:
     if form == "absolute" and negative:
         unused.append("method.control_phrases.negative: form absolute scores positive phrases only")
     return [f"{each}; they have no effect" for each in unused]
+
+
+def check_adapters(run: config.RunConfig, out: Path) -> None:
+    """The LoRA that a new run starts from must be there."""
+    begun = (out / "run.yaml").is_file()
+    if run.model.tune == "lora" and run.model.lora.init is not None and not begun:
+        init_file(run.model.lora.init)
 
 
 def check_steps(run: config.RunConfig) -> None:
@@ -521,15 +530,17 @@ def check_disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str,
     train, trained = run.train, memory.trained
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     per_number = 4 + 8 + (4 if train.ema_decay is not None else 0)
-    best = 4 * trained * (train.keep_checkpoints + 2) if run.early_stopping is not None else 0
-    needed = trained * per_number * (train.keep_checkpoints + 1) + 4 * trained + best
+    every = train.save_every or train.num_steps
+    kept = run.kept_checkpoints or -(-train.num_steps // every)
+    best = 4 * trained * (kept + 2) if run.early_stopping is not None else 0
+    needed = trained * per_number * (kept + 1) + 4 * trained + best
     free = shutil.disk_usage(nearest).free
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         error = f"{nearest} is not a folder that you may write to; name another one"
     elif needed > free:
         error = (
-            f"checkpoints need {binary(needed)}, and {binary(free)} are free; make room, or lower "
-            "train.keep_checkpoints"
+            f"checkpoints need {binary(needed)}, and {binary(free)} are free; make room, or set a "
+            "smaller train.keep_checkpoints"
         )
     else:
         return f"checkpoints up to {binary(needed)}, {binary(free)} free", []

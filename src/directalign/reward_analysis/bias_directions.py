@@ -23,6 +23,7 @@ from ..data.image_io import Unreadable, read_pixels
 from ..data.prompts import read_prompts
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.generate import RECORD, generate, load_run_model, run_of
+from ..evaluation.run_weights import find_weights
 from ..interfaces import Reward
 from ..io.text import json_rows, read_text
 from ..rewards import OPTION, load_named_reward, reward_settings
@@ -153,7 +154,8 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
     if (source / "run.yaml").is_file():
         run, trained = run_of(source)
         pairs = fixed_pairs(measured_prompts(run.data), num_samples)
-        model = load_run_model(run, None if base else trained)
+        weights = None if base or trained is None else find_weights(run, trained)
+        model = load_run_model(run, weights)
         size = run.evaluate.batch_size
         images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
         each = zip(images, pairs.prompts, pairs.seeds, strict=True)

@@ -25,8 +25,9 @@ from ..evaluation.in_training import Measurer, measured_metrics, sampled_pairs
 from ..evaluation.scores import load_held_out
 from ..interfaces import Method, Model, Reward
 from ..io import atomic
+from ..io.checkpoint_files import step_of
 from ..methods import load_method
-from ..models import load_model
+from ..models import load_model, lora
 from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
@@ -107,7 +108,8 @@ def run(
             run_folder.check(out, resume)
         group.barrier()
         checkpoint.seed_all(run.seed)
-        loaded = _load(run, group, given)
+        continues = resume and bool(checkpoint.all_of(out / "checkpoints"))
+        loaded = _load(run, group, given, continues)
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
             atomic.make_folder(out)
             stack.enter_context(atomic.exclusive(out, "training in it"))
@@ -142,11 +144,18 @@ def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[2])
 
 
-def _load(run: config.RunConfig, group: TorchProcessGroup, given: InMemory) -> Loaded:
-    """Load in an order that saves memory: text encoders that are freed come first."""
+def _load(
+    run: config.RunConfig, group: TorchProcessGroup, given: InMemory, continues: bool
+) -> Loaded:
+    """Load in an order that saves memory: text encoders that are freed come first.
+
+    A run that `continues` needs no `model.lora.init`: its checkpoint holds the adapters.
+    """
     sharded, frees = distributed.is_sharded_run(run, group), run.model.text_encoders == "free"
     first_device = torch.device("cpu") if sharded or frees else None
     model = load_model(run.model, group.device, run.seed, first_device, given.source)
+    if run.model.tune == "lora" and run.model.lora.init is not None and not continues:
+        lora.start_from(model.denoiser, run.model, model.part, model.pipeline)
     data = open_data(run, model, group)
     for reason in data.skipped:
         logger.info(f"skipped image {reason}")
@@ -221,6 +230,8 @@ def train_loaded(
     rules = early_stopping.rules_of(run)
     lost, dropped = frozenset[int](), early_stopping.END_EVENTS
     if group.is_main:
+        if done:
+            _drop_partial_evaluation(run, out)
         lost, dropped = resume_state(rules, run, out, done)
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
     log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
@@ -266,9 +277,20 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
     done = checkpoint.restore(path, state, group)
     if group.is_main:
         run_log.require_updates(out, done)
-        checkpoint.drop_oldest(folder, state.run.train.keep_checkpoints, path)
+        checkpoint.drop_oldest(folder, state.run.kept_checkpoints, path)
     logger.info(f"continuing from {path}")
     return done
+
+
+def _drop_partial_evaluation(run: config.RunConfig, out: Path) -> None:
+    """Drop the evaluation of what is now the last step if it was one during the run.
+
+    The last one is of all samples, as that of the base model is. `out` has the former run.yaml.
+    """
+    settings, last = run.evaluate, run.train.num_steps
+    fewer = settings.num_samples_during < settings.num_samples
+    if fewer and load_run(out / "run.yaml").train.num_steps != last:
+        run_log.drop(out, "evaluate", last)
 
 
 def _open_log(
@@ -282,7 +304,7 @@ def _open_log(
         atomic.write_text(out / "metric_names.json", text)
     log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
     for file in sorted((out / "samples").glob("step-*.png")):
-        step = checkpoint.step_of(file.with_suffix(""))
+        step = step_of(file.with_suffix(""))
         grid = run_log.load_grid(file) if done and step <= done else None
         if grid is not None:
             log.grid(step, grid, is_replay=True)

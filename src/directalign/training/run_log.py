@@ -111,6 +111,12 @@ def require_updates(out: Path, done: int) -> None:
         )
 
 
+def drop(out: Path, event: str, step: int) -> None:
+    """Remove the records of an event at a step from `out/metrics.jsonl`."""
+    kept = [r for r in read(out) if (r["event"], r["step"]) != (event, step)]
+    write_text(out / NAME, "".join(_line(record) for record in kept))
+
+
 def last(records: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any] | None:
     """The last record of an event, None if there is none."""
     return next((record for record in reversed(records) if record["event"] == event), None)
