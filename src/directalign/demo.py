@@ -20,6 +20,12 @@ from .types import DirectAlignError
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3
+QUICK = (
+    *("train.num_steps=2", "train.save_every=0", "train.sample_every=0", "data.batch_size=2"),
+    *("train.sample_prompts=[a red star on a navy background]", "evaluate.num_samples=8"),
+    *("evaluate.num_samples_during=4", "evaluate.every=0", "rollout.num_inference_steps=2"),
+)
+"""A size that tests the installation; its numbers say nothing."""
 TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 
 

@@ -15,6 +15,7 @@ from typer.testing import Result
 
 from directalign import cli
 from directalign.cli.common import DroppingStream, protect_streams
+from directalign.demo import QUICK
 from directalign.training import Interrupted
 from directalign.types import NonFiniteError
 
@@ -84,7 +85,8 @@ def test_compare_passes_on_every_option(command, calls):
     ("words", "call"),
     [
         ("report runs", ("report", Path("runs"))),
-        ("demo --out d", ("demo", Path("d"))),
+        ("demo --out d", ("demo", Path("d"), ())),
+        ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK)),
         ("world export w", ("export", Path("w"))),
         ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0)),
     ],

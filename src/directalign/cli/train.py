@@ -58,14 +58,22 @@ def train(
 
 
 def demo(
-    out: Annotated[Path, option("Folder for the runs and the page.", "DIR")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        option("Folder for the runs and the page; default: runs/demo or runs/demo_quick.", "DIR"),
+    ] = None,
+    quick: Annotated[
+        bool, flag("--quick", "Two updates a run, to test the installation: half a minute.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """SRPO and plain Direct-Align on the embedded FLUX, four runs: two minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
+        from ..demo import QUICK
         from ..demo import demo as run_demo
 
-        typer.echo(run_demo(out))
+        out = out or Path("runs/demo_quick" if quick else "runs/demo")
+        typer.echo(run_demo(out, QUICK if quick else ()))
 
 
 def schema(
