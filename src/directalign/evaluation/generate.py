@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import config
 from ..config.load import load_run, with_rollout
+from ..device import default_device
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
@@ -273,7 +274,7 @@ def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's model on the best device, with the weights in `trained` or the base model's."""
     if trained is not None:
         trained_weights(run, trained)
-    model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run.model, default_device())
     if trained is not None:
         load_trained(model, trained)
     return model

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
+import psutil
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -73,12 +74,17 @@ class Place:
 
 
 def this_machine(ranks: int | None = None) -> Place:
-    """The first GPU, else the CPU; ranks from torchrun's WORLD_SIZE by default."""
+    """The first GPU, else the CPU; ranks from torchrun's WORLD_SIZE by default.
+
+    Apple's GPU shares the memory of the CPU, and none of CUDA's allowances applies to it.
+    """
     ranks = ranks or int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Place(properties.name, properties.total_memory, True, ranks)
-    return Place("the CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False, ranks)
+    if torch.backends.mps.is_available():
+        return Place("Apple's GPU", torch.mps.recommended_max_memory(), False, ranks)
+    return Place("the CPU", psutil.virtual_memory().total, False, ranks)
 
 
 def a_gpu(gibibytes: float | int, ranks: int | None = None) -> Place:
