@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .config import RunConfig
-from .config.load import dump_run, load_run
+from .config.load import load_run
 from .io.atomic import write_text
 from .report import write_page
 from .report.read import RunFiles, read_run
 from .report.runs_page import matched
-from .training import run as train
-from .types import DirectAlignError
+from .training import train_once
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3
@@ -35,21 +34,10 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
     Finished runs are kept.
     """
     for name, settings in _runs(overrides).items():
-        _train(settings, out / name)
+        train_once(settings, out / name)
     summary = summarise({name: read_run(out / name) for name in _runs(overrides)})
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return write_page(out)
-
-
-def _train(settings: RunConfig, folder: Path) -> None:
-    """Train or resume. Raises: DirectAlignError for a finished run of other settings."""
-    if not (folder / "summary.json").exists():
-        train(settings, folder, resume=(folder / "run.yaml").exists())
-    elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
-        raise DirectAlignError(
-            f"{folder} holds a finished run of other settings than the recipe has now: "
-            f"remove {folder}, or choose another --out"
-        )
 
 
 def _runs(overrides: Sequence[str]) -> dict[str, RunConfig]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import arena, check, evaluate, export, recipes, reward, train
+from . import arena, check, evaluate, export, recipes, reward, sweep, train
 from .common import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -17,6 +17,7 @@ for command in (
     train.train,
     train.demo,
     check.check,
+    sweep.sweep,
     evaluate.sample,
     evaluate.evaluate,
     evaluate.compare,

@@ -26,7 +26,12 @@ from .text import read_json
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+LOCK = ".lock"
 AGAIN = "free some, then give the same command again (train: with --resume)"
+
+
+class InUse(DirectAlignError):
+    """Another process holds the lock of a folder."""
 
 
 def partial_of(target: Path) -> Path:
@@ -138,11 +143,11 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
 
     Raises: DirectAlignError if another process holds it, which is `use`: "training in it".
     """
-    lock = FileLock(out / ".lock", timeout=0)
+    lock = FileLock(out / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise DirectAlignError(
+        raise InUse(
             f"--out {out}: another process is {use}; wait for it, or end it first"
         ) from error
     except (OSError, NotImplementedError) as error:
@@ -151,6 +156,21 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def in_use(out: Path) -> bool:
+    """Whether another process holds the folder's lock (`exclusive`) now."""
+    if not (out / LOCK).exists():
+        return False
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a file system without locks
+        return False
+    lock.release()
+    return False
 
 
 def require_new(out: Path) -> None:
