@@ -23,6 +23,7 @@ from .common import (
     log_to_stderr,
     one_line_errors,
     option,
+    require_room,
     seed_option,
     shared_options,
 )
@@ -118,7 +119,7 @@ def evaluate(
 
         sources = (str(folder),)
         out = out or folder / "evaluation"
-        _compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings)
+        show(_compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings))
 
 
 @shared_options(rollout=sampling_options, settings=comparison_options)
@@ -126,8 +127,8 @@ def compare(
     sources: Annotated[
         list[str],
         argument(
-            "A run's folder, a diffusers folder, a hub id, world:flux, or a folder of images "
-            "with images.jsonl.",
+            "A run's folder, a folder of finished runs, a diffusers folder, a hub id, world:flux, "
+            "or a folder of images with images.jsonl.",
             "[LABEL=]SOURCE...",
         ),
     ],
@@ -137,25 +138,59 @@ def compare(
     base: Annotated[
         bool, flag("--base", "Add the base model of the runs, as the reference.")
     ] = False,
+    group_by: Annotated[
+        str | None,
+        option("Join runs that differ in this key only, as in --group-by seed: mean ± std.", "KEY"),
+    ] = None,
+    csv: Annotated[Path | None, option("Write the table as CSV too.", "FILE")] = None,
+    latex: Annotated[Path | None, option("Write the table as LaTeX too.", "FILE")] = None,
     debug: Debug = False,
 ) -> None:
     """Compare models on the same prompts and seeds: rewards, judges, drift, diversity, leakage."""
     with one_line_errors(debug, CONTINUES):
+        for file in filter(None, (csv, latex)):
+            require_room(file)
         from ..evaluation.compare import compare as compare_models
 
-        _compare(compare_models, tuple(sources), out, base=base, rollout=rollout, **settings)
+        found = _compare(compare_models, tuple(sources), out, base, rollout=rollout, **settings)
+        if group_by is None:
+            show(found)
+        if group_by is not None or csv is not None or latex is not None:
+            _tables(out, group_by, csv, latex)
 
 
-def _compare(run: Any, sources: tuple[str, ...], out: Path, **settings: Any) -> None:
-    """Run a comparison, then print its table and, on the last line, its folder."""
+def _tables(out: Path, group_by: str | None, csv: Path | None, latex: Path | None) -> None:
+    """Print the table of groups, write the files, and print what has been written."""
+    from ..evaluation.tables import as_csv, as_latex, groups_of, text
+    from ..io.atomic import write_text
+
+    groups, labels = groups_of(out, group_by)
+    if group_by is not None:
+        title = f"Runs that differ in {group_by} only: mean ± standard deviation over runs"
+        table = Table("", *(escape(isolated(f"{each.label} ({each.runs})")) for each in groups))
+        table.title, table.title_justify = title, "left"
+        for name, label in labels.items():
+            cells = (each.cells.get(name) for each in groups)
+            table.add_row(escape(label), *("" if c is None else text(c, " ± ") for c in cells))
+        Console().print(table, highlight=False)
+    for file, make in ((csv, as_csv), (latex, as_latex)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, make(groups, labels))
+            typer.echo(file)
+    if group_by is not None:
+        typer.echo(out)
+
+
+def _compare(run: Any, sources: tuple[str, ...], out: Path, base: bool, **settings: Any) -> Path:
+    """Run a comparison; returns its folder."""
     from ..evaluation.compare import Request
     from ..training.run_folder import commit, machine, versions
 
     where = {"commit": commit(), "machine": machine(), "versions": versions()}
     command = shlex.join(["directalign", *sys.argv[1:]])
     with log_to_stderr():
-        found = run(Request(sources, out, command=command, where=where, **settings))
-    show(found)
+        return run(Request(sources, out, base, command=command, where=where, **settings))
 
 
 def show(out: Path) -> None:
