@@ -1,10 +1,12 @@
 """`directalign train`, `demo`, `schema` and `world`."""
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,17 +14,24 @@ from .common import (
     Debug,
     Overrides,
     Recipe,
+    Settings,
+    alike_on_all_ranks,
     argument,
     default_out,
     flag,
+    is_first_rank,
     one_line_errors,
     option,
     seed_option,
 )
 
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
 
 def train(
     recipe: Recipe,
+    settings: Settings = [],
     overrides: Overrides = [],
     out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
@@ -32,29 +41,52 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Align a model as in RECIPE; write weights, metrics and a page into one folder."""
-    out = out or default_out(recipe)
+    out, overrides = out or default_out(recipe), [*overrides, *settings]
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
-        from ..config.load import load_run, resumed_overrides
-
-        if resume:
-            overrides = resumed_overrides(out, overrides)
-        run = load_run(recipe, overrides)
-        if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
-            from ..training import run_folder
-
-            run_folder.check(out, resume)
-        from ..preflight import plan  # slow imports: diffusers
+        with alike_on_all_ranks():
+            run, overrides = _prepared(recipe, overrides, out, resume)
         from ..training import run as run_training
 
-        warnings = plan(run, out).warnings
-        is_main = os.environ.get("RANK", "0") == "0"
-        for warning in warnings if is_main else ():
-            typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume, overrides)
-        if is_main:
+        if is_first_rank():
             typer.echo(finished)
+            typer.echo(_next_commands(out))
+
+
+def _prepared(
+    recipe: Path, overrides: list[str], out: Path, resume: bool
+) -> tuple[RunConfig, list[str]]:
+    """The run and the overrides, with those of a run to be resumed, after all checks."""
+    from ..config.load import load_run, resumed_overrides
+
+    if resume:
+        overrides = resumed_overrides(out, overrides)
+    run = load_run(recipe, overrides)
+    if is_first_rank():  # the next imports take seconds
+        typer.echo(f"{run.name}: checking, then training in {out}")
+    if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
+        from ..training import run_folder
+
+        run_folder.check(out, resume)
+    from ..preflight import plan  # slow imports: diffusers
+
+    warnings = plan(run, out).warnings
+    for warning in warnings if is_first_rank() else ():
+        typer.echo(f"warning: {warning}", err=True)
+    return run, overrides
+
+
+def _next_commands(out: Path) -> str:
+    """What to do with a finished run, as typed."""
+    folder = shlex.quote(str(out))
+    return (
+        f"next: directalign sample {folder} --prompt '...' --out images\n"
+        f"      directalign evaluate {folder}\n"
+        f"      directalign export {folder} --format comfyui\n"
+        f"      directalign arena {folder}/evaluation --out votes.sqlite  (after evaluate)"
+    )
 
 
 def demo(
@@ -69,10 +101,11 @@ def demo(
 ) -> None:
     """SRPO and plain Direct-Align on the embedded FLUX, four runs: two minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
-        from ..demo import QUICK
+        out = out or Path("runs/demo_quick" if quick else "runs/demo")
+        typer.echo(f"four runs of the toy FLUX in {out}")
+        from ..demo import QUICK  # slow imports: diffusers
         from ..demo import demo as run_demo
 
-        out = out or Path("runs/demo_quick" if quick else "runs/demo")
         typer.echo(run_demo(out, QUICK if quick else ()))
 
 
