@@ -13,6 +13,7 @@ from .common import (
     Overrides,
     Recipe,
     Settings,
+    announce,
     default_out,
     one_line_errors,
     option,
@@ -59,6 +60,7 @@ def check(
         from ..config.load import load_run
 
         run = load_run(recipe, [*overrides, *settings])
+        announce(f"checking {recipe}")
         from rich.console import Console
 
         from ..preflight import a_gpu, suggestions, survey, this_machine  # slow imports: diffusers

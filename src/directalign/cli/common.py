@@ -75,6 +75,12 @@ def _is_reported_by_another(error: BaseException | None) -> bool:
     return False
 
 
+def announce(text: str) -> None:
+    """Say what begins, before imports that take seconds, to a person at a terminal."""
+    if sys.stderr.isatty():
+        typer.echo(f"{text} ...", err=True)
+
+
 def _end(message: str, code: int, cause: BaseException) -> None:
     if _is_reported_by_another(cause):
         raise typer.Exit(code) from cause

@@ -18,6 +18,7 @@ from ..io.text import checked_prompt, isolated
 from .common import (
     Debug,
     RunFolder,
+    announce,
     argument,
     flag,
     log_to_stderr,
@@ -115,6 +116,7 @@ def evaluate(
 ) -> None:
     """Evaluate a finished run and its base model on the same prompts and seeds."""
     with one_line_errors(debug, CONTINUES):
+        announce(f"evaluating {folder}")
         from ..evaluation.compare import evaluate_run
 
         sources = (str(folder),)
@@ -150,6 +152,7 @@ def compare(
     with one_line_errors(debug, CONTINUES):
         for file in filter(None, (csv, latex)):
             require_room(file)
+        announce(f"comparing, in {out}")
         from ..evaluation.compare import compare as compare_models
 
         found = _compare(compare_models, tuple(sources), out, base, rollout=rollout, **settings)
@@ -281,6 +284,7 @@ def sample(
 ) -> None:
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
     with one_line_errors(debug):
+        announce(f"sampling {source}")
         from ..data.prompts import read_prompts
 
         texts = [checked_prompt(text, "--prompt") for text in prompt]
