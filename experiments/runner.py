@@ -33,8 +33,7 @@ from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
-from directalign.training import checkpoint
-from directalign.training import run as train
+from directalign.training import checkpoint, train_once
 from directalign.training.data import open_data
 from directalign.training.distributed import process_group
 from directalign.training.run_folder import commit, machine, versions
@@ -199,14 +198,8 @@ def run_arm(arm: Arm, seed: int, out: Path) -> Path:
 
     Raises: DirectAlignError where a finished run of other settings lies there.
     """
-    settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
-    if not (folder / "summary.json").exists():
-        train(settings, folder, resume=(folder / "run.yaml").exists())
-    elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
-        raise DirectAlignError(
-            f"{folder} holds a finished run of other settings than the recipe has now: "
-            f"remove {folder}, or choose another --out"
-        )
+    folder = folder_of(arm, seed, out)
+    train_once(settings_of(arm, seed), folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder
 

@@ -23,6 +23,7 @@ from directalign.config.load import (
 )
 from directalign.config.run import recipe_schema
 from directalign.data.prompts import read_prompts
+from directalign.errors import Mistakes
 from directalign.types import DirectAlignError
 
 RECIPE = """
@@ -47,10 +48,21 @@ def recipe(tmp_path):
 
 
 def complaint(file: Path | str, *overrides: str) -> str:
+    """One line, or one for each mistake."""
     with pytest.raises(DirectAlignError) as raised:
         load_run(file, overrides)
-    assert "\n" not in str(raised.value)
+    lines = raised.value.lines if isinstance(raised.value, Mistakes) else ()
+    assert str(raised.value).count("\n") == max(len(lines) - 1, 0)
+    assert all(": " in line for line in lines)
     return str(raised.value)
+
+
+def test_every_mistake_has_a_line(recipe):
+    said = complaint(recipe, "train.num_steps=x", "train.betas=1", "model.tun=lora", "seed=-1")
+    lines = said.split("\n")
+    assert lines[0].startswith("--set model.tun: unknown key; did you mean 'tune'?")
+    keys = ("train.num_steps", "train.betas", "seed")
+    assert sorted(line.split(":")[0] for line in lines[1:]) == sorted(f"--set {k}" for k in keys)
 
 
 def test_numbers_are_read_as_people_write_them(recipe):
@@ -255,7 +267,7 @@ ALIASES = "&a0 [x, x]\n" + "".join(
     ("old", "new", "expected"),
     [
         ("  num_steps: 3\n", "", "recipe.yaml: train.num_steps: missing; add it (Optimizer upd"),
-        ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'? (1 more after this one)"),
+        ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'?\n"),
         ("first: 4", "jump: 0.1", "recipe.yaml: method.noise_levels.jump: unknown key"),
         ("num_steps: 3", "num_steps: 3\n  num_steps: 4", ":11: not a YAML recipe: key 'num_steps'"),
         ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),

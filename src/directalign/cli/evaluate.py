@@ -20,11 +20,13 @@ from .common import (
     RunFolder,
     Step,
     Strength,
+    announce,
     argument,
     flag,
     log_to_stderr,
     one_line_errors,
     option,
+    require_room,
     seed_option,
     shared_options,
 )
@@ -118,6 +120,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run and its base model on the same prompts and seeds."""
     with one_line_errors(debug, CONTINUES):
+        announce(f"evaluating {folder}")
         from ..evaluation.compare import evaluate_run
 
         sources, words = (str(folder),), ""
@@ -126,7 +129,7 @@ def evaluate(
             words = "" if step is None else f"-step-{step}"
             words += "" if strength == 1 else f"-strength-{strength:g}"
         out = out or folder / f"evaluation{words}"
-        _compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings)
+        show(_compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings))
 
 
 @shared_options(rollout=sampling_options, settings=comparison_options)
@@ -135,7 +138,8 @@ def compare(
         list[str],
         argument(
             "A run's folder (RUN@10: its checkpoint of step 10; RUN@10:0.5: at half strength), a "
-            "diffusers folder, a hub id, world:flux, or a folder of images with images.jsonl.",
+            "folder of finished runs, a diffusers folder, a hub id, world:flux, or a folder of "
+            "images with images.jsonl.",
             "[LABEL=]SOURCE...",
         ),
     ],
@@ -145,24 +149,59 @@ def compare(
     base: Annotated[
         bool, flag("--base", "Add the base model of the runs, as the reference.")
     ] = False,
+    group_by: Annotated[
+        str | None,
+        option("Join runs that differ in this key only, as in --group-by seed: mean ± std.", "KEY"),
+    ] = None,
+    csv: Annotated[Path | None, option("Write the table as CSV too.", "FILE")] = None,
+    latex: Annotated[Path | None, option("Write the table as LaTeX too.", "FILE")] = None,
     debug: Debug = False,
 ) -> None:
     """Compare models on the same prompts and seeds: rewards, judges, drift, diversity, leakage."""
     with one_line_errors(debug, CONTINUES):
+        for file in filter(None, (csv, latex)):
+            require_room(file)
+        announce(f"comparing, in {out}")
         from ..evaluation.compare import compare as compare_models
 
-        _compare(compare_models, tuple(sources), out, base=base, rollout=rollout, **settings)
+        found = _compare(compare_models, tuple(sources), out, base, rollout=rollout, **settings)
+        if group_by is None:
+            show(found)
+        if group_by is not None or csv is not None or latex is not None:
+            _tables(out, group_by, csv, latex)
 
 
-def _compare(run: Any, sources: tuple[str, ...], out: Path, **settings: Any) -> None:
-    """Run a comparison, then print its table and, on the last line, its folder."""
+def _tables(out: Path, group_by: str | None, csv: Path | None, latex: Path | None) -> None:
+    """Print the table of groups, write the files, and print what has been written."""
+    from ..evaluation.tables import as_csv, as_latex, groups_of, text
+    from ..io.atomic import write_text
+
+    groups, labels = groups_of(out, group_by)
+    if group_by is not None:
+        title = f"Runs that differ in {group_by} only: mean ± standard deviation over runs"
+        table = Table("", *(escape(isolated(f"{each.label} ({each.runs})")) for each in groups))
+        table.title, table.title_justify = title, "left"
+        for name, label in labels.items():
+            cells = (each.cells.get(name) for each in groups)
+            table.add_row(escape(label), *("" if c is None else text(c, " ± ") for c in cells))
+        Console().print(table, highlight=False)
+    for file, make in ((csv, as_csv), (latex, as_latex)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, make(groups, labels))
+            typer.echo(file)
+    if group_by is not None:
+        typer.echo(out)
+
+
+def _compare(run: Any, sources: tuple[str, ...], out: Path, base: bool, **settings: Any) -> Path:
+    """Run a comparison; returns its folder."""
     from ..evaluation.compare import Request
     from ..training.run_folder import where
 
     command = shlex.join(["directalign", *sys.argv[1:]])
     with log_to_stderr():
-        found = run(Request(sources, out, command=command, where=where(), **settings))
-    show(found)
+        return run(Request(sources, out, base, command=command, where=where(), **settings))
 
 
 def show(out: Path) -> None:
@@ -257,6 +296,7 @@ def sample(
 ) -> None:
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
     with one_line_errors(debug):
+        announce(f"sampling {source}")
         from ..data.prompts import read_prompts
 
         texts = [checked_prompt(text, "--prompt") for text in prompt]

@@ -88,9 +88,9 @@ def _phrases(positive: list[str], negative: list[str], *options: str) -> Any:
 
 
 def _device() -> str:
-    import torch
+    from ..device import default_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(default_device())
 
 
 @app.command()

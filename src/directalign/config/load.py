@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..errors import DirectAlignError, Mistakes
 from ..io.text import checked_unicode, read_text
 from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
-from ..types import DirectAlignError
 from .base import FIXED, LAYOUT, RESUME, differences
 from .errors import all_keys, explain, locate
 from .presets import merged
@@ -64,7 +64,8 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a file, or a name of the package) and apply `a.b=value` overrides in YAML.
 
     Raises:
-        DirectAlignError: one line with file or override, key, value, remedy; the first mistake.
+        DirectAlignError: one line with file or override, key, value, remedy; `Mistakes` if the
+            keys or values of the whole recipe have been read: a line for each.
     """
     path = recipe_path(recipe)
     settings = _read_mapping(path)
@@ -79,7 +80,7 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             settings = merged(settings, override)
         return _validated(settings, {key for key, value in given.items() if value is None})
     except ValidationError as error:
-        raise DirectAlignError(explain(error, str(path), list(given))) from error
+        raise Mistakes(explain(error, str(path), list(given))) from error
     except DirectAlignError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -202,7 +203,7 @@ def changes_at_resume(
         before = RunConfig.model_validate(recorded)
     except ValidationError as error:
         raise DirectAlignError(
-            f"{where}: not a run of this version ({explain(error, 'config')}); continue it with "
+            f"{where}: not a run of this version ({explain(error, 'config')[0]}); continue it with "
             "the version of directalign that began it"
         ) from error
     found = list(differences(before, run))

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from .. import config, metrics
+from ..device import default_device
 from ..io.jsonl import JsonlStore, Row, RowKey
 from ..metrics import SHARE, Metric
 from ..report.read import RESULTS
@@ -89,7 +88,7 @@ def _reward_group(each: EvalReward, phrases: config.ControlPhrases, batch_size: 
             del found[prefix + each.label]
 
     def load() -> list[scores.MetricFunction]:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         reward = load_reward(each.settings, device, each.key)
         return [scores.compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
 
@@ -109,7 +108,7 @@ def adherence_group(
     check_rows(settings, rows)
 
     def load() -> list[scores.MetricFunction]:
-        judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
+        judge = adherence_of(settings, default_device())
         return [partial(adherence_per_image, judge, JsonlStore(out / SCORES / FACTS))]
 
     is_vlm = isinstance(settings, config.QwenVLConfig)

@@ -22,6 +22,7 @@ from ..config.base import MAX_SEED
 from ..config.load import with_rollout
 from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
+from ..report.read import run_folders
 from ..types import DirectAlignError, Images
 from .eval_prompts import EvalSample
 from .generate import RECORD, generate, load_run_model, run_of, save_png
@@ -68,7 +69,7 @@ def open_candidates(
             "nothing to compare: give runs, models or folders of images, "
             "as in directalign compare runs/a runs/b --base"
         )
-    named = [_split_label(source) for source in sources]
+    named = [each for source in sources for each in _runs_in(*_split_label(source))]
     found = _labelled([_open(*each) for each in named], [label is not None for label, _ in named])
     for place, each in enumerate(found):
         if each.run is not None:
@@ -84,6 +85,15 @@ def _split_label(text: str) -> tuple[str | None, str]:
     if not label.strip() or not source:
         raise DirectAlignError(f"{text}: write it as LABEL=SOURCE, for example SRPO=runs/srpo")
     return label.strip(), source
+
+
+def _runs_in(label: str | None, source: str) -> list[tuple[str | None, str]]:
+    """The finished runs of a folder of runs, as sources; any other source alone."""
+    folder, own = Path(source), ("run.yaml", "model_index.json", RECORD)
+    if label is not None or not folder.is_dir() or any((folder / name).is_file() for name in own):
+        return [(label, source)]
+    runs = [each for each in run_folders(folder) if (each / "summary.json").is_file()]
+    return [(None, str(each)) for each in runs] or [(label, source)]
 
 
 def _open(label: str | None, source: str) -> Candidate:

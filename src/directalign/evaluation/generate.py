@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import config
 from ..config.load import load_run, with_rollout
+from ..device import default_device
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
@@ -296,7 +297,7 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
 
 def load_run_model(run: config.RunConfig, trained: RunWeights | None) -> Model:
     """The run's model on the best device, with these trained weights or the base model's."""
-    model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run.model, default_device())
     if trained is not None:
         trained.load(model)
     return model

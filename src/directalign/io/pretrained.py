@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..errors import first_line
-from ..types import DirectAlignError
+from ..errors import DirectAlignError, first_line
 from .tensors import check_weights
 
 NEVER_RUN = (

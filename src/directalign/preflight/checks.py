@@ -39,6 +39,8 @@ from ..toyworld.assets import resolve
 from ..training import trackers
 from ..training.data import accumulation
 from ..types import DirectAlignError
+from .cost import Cost, cost_of
+from .files import ModelFiles, files_of
 from .memory import Estimate, Place, binary, estimate, image_size, suggestions, this_machine
 from .meta_models import (
     MetaModel,
@@ -60,6 +62,9 @@ class Plan:
     findings: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     memory: Estimate
+    files: tuple[ModelFiles, ...] = ()
+    cost: Cost | None = None
+    """None if the model's calls could not be counted."""
 
 
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
@@ -93,7 +98,20 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
         *disk_warnings,
     )
     findings = [("model", about), *data, *rules, *used, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), warnings, memory)
+    return Plan(tuple(findings), warnings, memory, *_files_and_cost(run, place, memory))
+
+
+def _files_and_cost(
+    run: config.RunConfig, place: Place, memory: Estimate
+) -> tuple[tuple[ModelFiles, ...], Cost | None]:
+    """The files behind the recipe, and the cost of its network calls, where they can be known."""
+    files, cost = tuple[ModelFiles, ...](), None
+    with suppress(Exception):  # any error of user code; `estimate` names it
+        model = meta_model(run.model, place.is_gpu)
+        files = tuple(files_of(run, model.folder, model, memory))
+        if memory.calls is not None:
+            cost = cost_of(run, model.model.denoiser, memory.calls, place.ranks)
+    return files, cost
 
 
 def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:

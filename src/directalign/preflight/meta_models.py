@@ -66,6 +66,8 @@ class ModelFolder:
     local: bool = True
     state: str = ""
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Parts whose weights are not downloaded yet, if some are; empty with a `state`: all."""
 
 
 def model_folder(settings: config.ModelConfig) -> ModelFolder:
@@ -116,7 +118,7 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     ]
     missing = [name for name in names if not any((folder / name).glob("*.safetensors"))]
     state = f"weights of {', '.join(missing)} not downloaded yet" if missing else ""
-    return ModelFolder(folder, state=state)
+    return ModelFolder(folder, state=state, missing=tuple(missing))
 
 
 def local_folder(path: str, revision: str | None, file: str) -> Path | None:

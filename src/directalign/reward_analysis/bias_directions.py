@@ -21,6 +21,7 @@ from .. import config
 from ..data.image_dataset import ENDINGS
 from ..data.image_io import Unreadable, read_pixels
 from ..data.prompts import read_prompts
+from ..device import default_device
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..evaluation.run_weights import find_weights
@@ -98,7 +99,7 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
             f"{OPTION} {request.reward}: {settings.name} takes no project_out: only clip and "
             "siglip have one feature vector per image"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
     before, changed, prompts = _shifts(request, reward, device)
     wanted = _wanted_rows(request, reward, before, prompts)
@@ -210,7 +211,7 @@ Prompts = tuple[str, ...] | None
 
 
 def _shifts(
-    request: Request, reward: Reward, device: str
+    request: Request, reward: Reward, device: torch.device | str
 ) -> tuple[Features, list[Features], Prompts]:
     """Features before and after each change, and their prompts if known."""
     if request.prompts is not None:  # from 0 along every prompt's gradient, under wanted phrases

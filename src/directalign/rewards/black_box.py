@@ -463,6 +463,7 @@ def _check_address(url: str, key: str) -> None:
 
 
 class SynchronizedError(DirectAlignError):
+    on_all_ranks = True
     """A reward failed on some rank; every rank raises this, at the same call."""
 
 

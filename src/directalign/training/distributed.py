@@ -176,8 +176,10 @@ def _number(name: str, default: int) -> int:
 
 
 def _device(local_rank: int) -> torch.device:
+    """A GPU of CUDA, else Apple's if this process is the only one (no backend connects several)."""
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        alone = _number("WORLD_SIZE", 1) == 1
+        return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
     count = torch.cuda.device_count()
     if local_rank >= count > 1:
         raise DirectAlignError(

@@ -24,7 +24,7 @@ from ..evaluation.generate import generate, save_png
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
-from . import checkpoint, early_stopping, run_log
+from . import checkpoint, early_stopping, resources, run_log
 from .checkpoint import TrainState
 from .data import TrainData
 from .distributed import TorchProcessGroup
@@ -45,7 +45,9 @@ Callback = Callable[[Mapping[str, Any]], Any]
 
 
 class Interrupted(DirectAlignError):
-    """A signal stopped the run after a complete step; `--resume` continues it."""
+    """A signal stopped the run after a complete step on all ranks; `--resume` continues it."""
+
+    on_all_ranks = True
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,15 @@ def train(context: TrainContext, done: int) -> int:
             apply_stop_rules(context, done)
         while done < num_steps and not context.is_over:
             start = time.perf_counter()
+            resources.start_step(context.group.device)
             with checkpoint_on_error(context, done):
                 batches = context.data.batches(done)
                 record = train_step(context, done, batches)
             done += 1
             context.step.is_updating = False
             record["seconds"] = time.perf_counter() - start
+            images = sum(len(batch.prompts) for batch in batches) * context.group.size
+            record["resources"] = resources.used(context.group.device, images, record["seconds"])
             if context.log is not None:
                 context.log.write(record)
             context.display.step(record)

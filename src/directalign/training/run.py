@@ -122,6 +122,20 @@ def run(
     return out
 
 
+def train_once(settings: config.RunConfig, out: Path, overrides: Sequence[str] = ()) -> None:
+    """`run`, unless a finished run of these settings is in `out`; an interrupted one is resumed.
+
+    Raises: DirectAlignError if a finished run of other settings is there.
+    """
+    if not (out / "summary.json").exists():
+        run(settings, out, (out / "run.yaml").exists(), overrides)
+    elif dump_run(load_run(out / "run.yaml")) != dump_run(settings):
+        raise DirectAlignError(
+            f"{out} holds a finished run of other settings than the recipe has now: "
+            f"remove {out}, or choose another --out"
+        )
+
+
 @contextmanager
 def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
     """Set TF32 (CUDA only) and deterministic kernels as the recipe says, inside."""
