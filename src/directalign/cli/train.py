@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -45,16 +47,31 @@ def train(
             from ..training import run_folder
 
             run_folder.check(out, resume)
-        from ..preflight import plan  # slow imports: diffusers
-        from ..training import run as run_training
-
-        warnings = plan(run, out).warnings
         is_main = os.environ.get("RANK", "0") == "0"
-        for warning in warnings if is_main else ():
-            typer.echo(f"warning: {warning}", err=True)
-        finished = run_training(run, out, resume, overrides)
-        if is_main:
-            typer.echo(finished)
+        with _page_first_and_last(out) if is_main else nullcontext():
+            from ..preflight import plan  # slow imports: diffusers
+            from ..training import run as run_training
+
+            warnings = plan(run, out).warnings
+            for warning in warnings if is_main else ():
+                typer.echo(f"warning: {warning}", err=True)
+            finished = run_training(run, out, resume, overrides)
+            if is_main:
+                typer.echo(finished)
+
+
+@contextmanager
+def _page_first_and_last(out: Path) -> Iterator[None]:
+    """Print the address of the run's page, before and after, also after an error."""
+    from ..report.page import NAME
+
+    file = out.absolute() / NAME
+    typer.echo(f"page: {file.as_uri()}")
+    try:
+        yield
+    finally:
+        if file.exists():
+            typer.echo(f"page: {file.as_uri()}")
 
 
 def demo(

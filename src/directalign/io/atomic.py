@@ -30,6 +30,8 @@ except ImportError:
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+LOCK, LOCK_SECONDS = ".lock", 0.5
+"""File of a folder's lock, and how long to wait for it: `is_locked` takes it for a moment."""
 AGAIN = "free some, then give the same command again (train: with --resume)"
 
 
@@ -137,7 +139,7 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
 
     Raises: DirectAlignError if another process holds it, which is `use`: "training in it".
     """
-    lock = FileLock(out / ".lock", timeout=0)
+    lock = FileLock(out / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
@@ -150,6 +152,19 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock; also where the file system cannot tell."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError, NotImplementedError):
+        return True
+    lock.release()
+    return False
 
 
 def require_new(out: Path) -> None:

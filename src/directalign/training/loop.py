@@ -33,9 +33,9 @@ from .optim import learning_rate
 from .run_log import Display, RunLog
 from .step import TrainStep
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""SIGHUP is of POSIX only, SIGBREAK (Ctrl-Break) of Windows only."""
 
 
 class Interrupted(DirectAlignError):
