@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from page_tags import HOSTILE
-from synthetic_run import stop_run, write_demo, write_run
 
 from comparison_folders import write_comparison
 from directalign.io.atomic import exclusive
 from directalign.report import write_page
 from directalign.report.status import write_status
+from synthetic_run import stop_run, write_demo, write_run
 
 pytestmark = pytest.mark.browser
 

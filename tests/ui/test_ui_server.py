@@ -1,19 +1,19 @@
 """The page of runs over HTTP: who may use it, what it refuses, and what it knows of processes."""
 
 import json
-import sys
+import os
+import signal
 import time
-from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 from ui_servers import commanded, served
 
+from directalign.cli import app
 from directalign.io.atomic import exclusive
 from directalign.report.status import write_status
 from directalign.ui import runs as ui_runs
-
-sys.path.append(str(Path(__file__).parents[1] / "report"))
 from synthetic_run import write_run
 
 BROWSER = {"accept": "text/html"}
@@ -120,3 +120,24 @@ def test_the_command_prints_its_link_and_a_token_for_other_machines(tmp_path):
         assert httpx.get(link).status_code == 200
     with commanded(tmp_path / "new", "--host", "0.0.0.0") as link:
         assert "/open/" in link
+
+
+@pytest.mark.parametrize(("windows", "sent"), [(True, 77), (False, signal.SIGTERM)])
+def test_stop_sends_one_signal_and_no_second(tmp_path, monkeypatch, windows, sent):
+    write_run(tmp_path / "runs" / "a")
+    write_status(tmp_path / "runs" / "a", "running", processes=1)
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(ui_runs, "WINDOWS", windows)
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 77, raising=False)
+    monkeypatch.setattr(os, "kill", lambda *given: signals.append(given))
+    runs = ui_runs.Runs(tmp_path / "runs")
+    with exclusive(tmp_path / "runs" / "a", "training in it"):
+        assert [runs.stop("a").status.state for _ in range(2)] == ["stopping"] * 2
+    assert signals == [(os.getpid(), sent)]
+    assert runs.get("a").status.state == "stopped"
+
+
+def test_a_run_in_place_of_a_folder_of_runs_is_refused(tmp_path):
+    run = write_run(tmp_path / "runs" / "a")
+    found = CliRunner().invoke(app, ["ui", str(run), "--port", "0"])
+    assert found.exit_code == 1 and f"name the folder it is in, {run.parent}" in found.stderr

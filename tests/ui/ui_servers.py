@@ -62,5 +62,5 @@ def commanded(folder: Path, *options: str) -> Iterator[str]:
         yield process.stdout.readline().split()[-1]
     finally:
         process.terminate()
-        assert process.wait(60) == 130
+        assert process.wait(300) == 130
         process.stdout.close()
