@@ -21,7 +21,7 @@ import torch
 from .config import RunConfig
 from .config.load import load_run
 from .errors import DirectAlignError
-from .io.atomic import InUse, in_use
+from .io.atomic import InUse, is_locked
 from .io.yaml_text import parse_yaml
 from .training import Interrupted, train_once
 
@@ -105,7 +105,7 @@ def sweep(
     """
     for run in (*runs[first:], *runs[:first]):
         try:
-            if in_use(run.folder):
+            if is_locked(run.folder, unknown=False):
                 yield run, BUSY
                 continue
             if not (run.folder / "summary.json").exists():

@@ -55,6 +55,19 @@ def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert "did you mean world_srpo or " in wrong.stderr
 
 
+def test_the_page_of_a_run_is_named_first_and_last(command, recipe, monkeypatch):
+    def train(run: object, out: Path, *_: object) -> Path:
+        out.mkdir(parents=True)
+        (out / "report.html").touch()
+        raise NonFiniteError("step 3")
+
+    monkeypatch.setattr("directalign.training.run", train)
+    result = command("train", recipe, "--out", "my run")
+    page = f"page: {Path('my run/report.html').absolute().as_uri()}"
+    assert result.stdout.splitlines() == [page, page] and "my%20run" in page
+    assert result.stderr == "directalign: step 3\n"
+
+
 def test_sample_pairs_every_prompt_with_every_seed(command, recipe, calls):
     given = "--prompts prompts.txt --prompt extra --seed 1 --seed 2 --num-inference-steps 4"
     sizes = "--cfg-scale 4.5 --embedded-guidance 0 --height 64 --width 32"

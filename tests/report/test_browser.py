@@ -1,14 +1,18 @@
 """The pages in a browser: no errors, nothing fetched, controls, narrow windows, print."""
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from page_tags import HOSTILE
-from synthetic_run import stop_run, write_demo
 
 from comparison_folders import write_comparison
+from directalign.io.atomic import exclusive
 from directalign.report import write_page
+from directalign.report.status import write_status
+from synthetic_run import stop_run, write_demo, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -67,6 +71,33 @@ def test_sliders_move_the_line_and_the_update(browser, pages):
         return [...document.querySelectorAll('.after')].filter(isVisible).map((i) => i.alt);
     """
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
+
+
+def test_the_page_of_a_running_run_refreshes_itself_and_knows_when_it_is_late(browser, tmp_path):
+    folder = write_run(tmp_path / "run", num_steps=60)
+    write_status(folder, "running", processes=1)
+    sentence = "return document.querySelector('.state').innerText"
+    late = """
+        const live = document.querySelector('[data-live]');
+        return live.offsetHeight > 0 && live.innerText;
+    """
+    with exclusive(folder, "training in it"):
+        visit(browser, write_page(folder), 375)
+        browser.execute_script("scrollTo(0, 300)")
+        assert "all 60 steps are done" in browser.execute_script(sentence)
+        assert not browser.execute_script(late)
+        (folder / "metrics.jsonl").write_text("")
+        file = write_page(folder)
+    until = time.monotonic() + 40
+    while "60 steps to go" not in browser.execute_script(sentence):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert browser.execute_script("return scrollY") == 300
+    html = file.read_text()
+    file.write_text(re.sub(r'data-written="\d+"', f'data-written="{time.time() - 3000:.0f}"', html))
+    visit(browser, file)
+    found = browser.execute_script(late)
+    assert "last written 50 min ago" in found and "--resume" in found
 
 
 def choose(browser: Any, name: str, value: str) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from page_tags import HOSTILE, LIMIT, Tags
-from synthetic_run import PROMPTS, write_run
 
 from directalign.report import NothingToReport, write_page
 from directalign.report.read import read_run
 from directalign.report.runs_page import matched
+from synthetic_run import PROMPTS, write_run
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_one_run(tmp_path):
     tags = Tags(html)
     assert file.name == "report.html" and len(html) < LIMIT and tags.harmless()
     assert tags.count("img") == 8 * 5 and all(prompt in html for prompt in PROMPTS)
-    assert "photo rate 20\u00a0% → 90\u00a0%" in html
+    assert "Photo rate 20\u00a0% → 90\u00a0%" in html
     assert f"directalign train {tmp_path}/run/run.yaml" in html
     assert tags.count("figure") == 8 + 7 + 3 + 2 and "<h2>Notes</h2>" not in html
 

@@ -18,10 +18,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..web.security import Refused
 from .records import AXES, ArenaError, Mode
-from .security import Refused, TokenSigner, new_secret
 from .sources import Collection, ImageCache, Size, common_size, read_sources
 from .store import Answer, Store, create_store, lock
+from .tokens import TokenSigner, new_secret
 
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""

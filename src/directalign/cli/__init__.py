@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import arena, check, evaluate, export, recipes, reward, sweep, train
+from . import arena, check, evaluate, export, recipes, reward, sweep, train, ui
 from .common import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -22,6 +22,7 @@ for command in (
     evaluate.evaluate,
     evaluate.compare,
     evaluate.report,
+    ui.ui,
     export.export,
     export.average,
     train.schema,

@@ -60,7 +60,7 @@ def serve(
     with one_line_errors(debug):
         names = _names(annotators)
         require_room(out)
-        _require("fastapi", "uvicorn", "krippendorff")
+        require("the arena", "fastapi", "uvicorn", "krippendorff")
         from ..arena.server import serve as serve_arena
         from ..arena.session import open_arena
 
@@ -80,7 +80,7 @@ def results(
     """Write the result page and its tables from a database."""
     with one_line_errors(debug):
         require_room(out)
-        _require("krippendorff")
+        require("the arena", "krippendorff")
         from ..arena.results import write_results
 
         for file in write_results(database, out):
@@ -98,12 +98,13 @@ def _names(annotators: str | None) -> list[str]:
     return names
 
 
-def _require(*modules: str) -> None:
+def require(what: str, *modules: str) -> None:
+    """Raise DirectAlignError, saying how to install them, unless all modules are there."""
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise DirectAlignError(
-                f"the arena needs {error.name}, which is not installed: "
+                f"{what} needs {error.name}, which is not installed: "
                 "pip install 'directalign[arena]'"
             ) from None

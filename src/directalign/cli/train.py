@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +49,8 @@ def train(
     out, overrides = out or default_out(recipe), [*overrides, *settings]
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
-    with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
+    page = _page_first_and_last(out) if is_first_rank() else nullcontext()
+    with one_line_errors(debug, f"; continue with: {shlex.join(again)}"), page:
         with alike_on_all_ranks():
             run, overrides, resume = _prepared(recipe, overrides, out, resume)
         from ..training import run as run_training
@@ -100,6 +103,20 @@ def _next_commands(out: Path) -> str:
         f"      directalign export {folder} --format comfyui\n"
         f"      directalign arena {folder}/evaluation --out votes.sqlite  (after evaluate)"
     )
+
+
+@contextmanager
+def _page_first_and_last(out: Path) -> Iterator[None]:
+    """Print the address of the run's page, before and after, also after an error."""
+    from ..report.page import NAME
+
+    file = out.absolute() / NAME
+    typer.echo(f"page: {file.as_uri()}")
+    try:
+        yield
+    finally:
+        if file.exists():
+            typer.echo(f"page: {file.as_uri()}")
 
 
 def demo(

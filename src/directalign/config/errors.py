@@ -41,6 +41,15 @@ def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) ->
     return list(dict.fromkeys(lines))
 
 
+def explain_all(error: ValidationError) -> dict[str, str]:
+    """The first mistake of every dotted key; "" is the key of a rule between sections."""
+    found: dict[str, str] = {}
+    for mistake in error.errors():
+        path, section, field = locate(mistake["loc"])
+        found.setdefault(path, _problem(mistake, path, section, field))
+    return found
+
+
 def _source(path: str, file: str, overrides: Sequence[str]) -> str:
     """The file, or the override that set the key, a section above it, or a key in it."""
     if not path:  # a rule between sections, whose message names the key

@@ -68,10 +68,15 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             keys or values of the whole recipe have been read: a line for each.
     """
     path = recipe_path(recipe)
-    settings = _read_mapping(path)
+    return load_text(read_text(path, "recipe", MAX_BYTES), str(path), overrides)
+
+
+def load_text(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """As `load_run`, from the text of a recipe that errors call `where`."""
+    settings = recipe_mapping(text, where)
     given = dict(map(_split_override, overrides))
     try:
-        _check_keys(settings, str(path))
+        _check_keys(settings, where)
         for key, value in given.items():
             override = _nested(key, value)
             _check_keys(override, f"--set {key}")
@@ -80,12 +85,12 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             settings = merged(settings, override)
         return _validated(settings, {key for key, value in given.items() if value is None})
     except ValidationError as error:
-        raise Mistakes(explain(error, str(path), list(given))) from error
+        raise Mistakes(explain(error, where, list(given))) from error
     except DirectAlignError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
         raise DirectAlignError(
-            f"{path}: contains something other than text, numbers, lists and sections ({error})"
+            f"{where}: contains something other than text, numbers, lists and sections ({error})"
         ) from error
 
 
@@ -99,7 +104,7 @@ def run_of_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
         _check_keys(sections, where)
         return _validated(dict(sections), set())
     except ValidationError as error:
-        raise DirectAlignError(explain(error, where)) from error
+        raise Mistakes(explain(error, where)) from error
     except (TypeError, RecursionError) as error:
         raise DirectAlignError(f"{where}: only text, numbers, lists and dicts ({error})") from error
 
@@ -260,19 +265,28 @@ def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:
         _check_keys(value, where, full, path)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    text = read_text(path, "recipe", MAX_BYTES)
-    recipe = parse_yaml(text, str(path), "not a YAML recipe")
+def recipe_mapping(text: str, where: str) -> dict[str, Any]:
+    """The keys and values of a recipe's text, unchecked. Raises: DirectAlignError."""
+    recipe = parse_yaml(text, where, "not a YAML recipe")
     if recipe is None:
         raise DirectAlignError(
-            f"{path}: empty; a recipe has at least name, model, reward, data and train"
+            f"{where}: empty; a recipe has at least name, model, reward, data and train"
         )
     if not isinstance(recipe, dict):
         raise DirectAlignError(
-            f"{path}: a recipe is a mapping of keys such as name, model and train; this is a "
+            f"{where}: a recipe is a mapping of keys such as name, model and train; this is a "
             f"{type(recipe).__name__}"
         )
     return recipe
+
+
+def with_value(settings: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The settings of a recipe with another value of a dotted key; without the key for None."""
+    if value is not None:
+        return merged(settings, _nested(key, value))
+    found = json.loads(json.dumps(settings))
+    _remove(found, key)
+    return found
 
 
 def _split_override(override: str) -> tuple[str, Any]:

@@ -26,7 +26,8 @@ from .text import read_json
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
-LOCK = ".lock"
+LOCK, LOCK_SECONDS = ".lock", 0.5
+"""File of a folder's lock, and how long to wait for it: `is_locked` takes it for a moment."""
 AGAIN = "free some, then give the same command again (train: with --resume)"
 
 
@@ -143,7 +144,7 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
 
     Raises: DirectAlignError if another process holds it, which is `use`: "training in it".
     """
-    lock = FileLock(out / LOCK, timeout=0)
+    lock = FileLock(out / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
@@ -158,17 +159,18 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
         lock.release()
 
 
-def in_use(out: Path) -> bool:
-    """Whether another process holds the folder's lock (`exclusive`) now."""
-    if not (out / LOCK).exists():
+def is_locked(folder: Path, unknown: bool) -> bool:
+    """Whether a process holds the folder's lock (`exclusive`) now; `unknown` where the file system
+    cannot tell."""
+    if not (folder / LOCK).exists():
         return False
-    lock = FileLock(out / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # a file system without locks
-        return False
+    except (OSError, NotImplementedError):
+        return unknown
     lock.release()
     return False
 

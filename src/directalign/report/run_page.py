@@ -1,5 +1,7 @@
 """The page of one run: before and after, curves, where it stopped, best and worst prompts."""
 
+import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -28,6 +30,7 @@ from .format import cut, mapping, number
 from .images import BUDGET, Images, embed_cells, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
 from .read import RunFiles, is_comparison, metric_of, read_comparison
+from .status import RUNNING, Status, status_of
 
 EVALUATION = "evaluation"
 """Folder of the comparison with the base model, written by `directalign evaluate`."""
@@ -52,7 +55,7 @@ MAX_SCATTERS = 3
 
 def html(run: RunFiles) -> str:
     """The whole page."""
-    end = ending(run)
+    end, status = ending(run), status_of(run)
     cells = sample_cells(run, kept=end.kept if end else None)
     pairs, pair_images = [], Images({}, False)
     if is_comparison(run.folder / EVALUATION):
@@ -66,6 +69,9 @@ def html(run: RunFiles) -> str:
         "run.html.j2",
         title=cut(run.name, 120),
         run=run,
+        status=status,
+        written=time.time(),
+        steps=next_steps(run, status),
         ending=end,
         changes=changes(run),
         axis=IntervalAxis(),
@@ -81,7 +87,6 @@ def html(run: RunFiles) -> str:
         method=method_of(run),
         reward=reward_of(mapping(run.setting("reward"))),
         settings_text=run.settings_text[:MAX_TEXT],
-        command=repeat_command(run),
         environment=environment_of(run.summary),
         notes=run.notes,
     )
@@ -109,6 +114,31 @@ def changes(run: RunFiles) -> list[dict[str, Any]]:
         if None not in map(number, ends):
             found.append({"title": title, "key": key, "before": ends[0], "after": ends[1]})
     return found
+
+
+def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
+    """(what for, command) of what a user does next, by the state of the run."""
+
+    def command(*words: str | Path) -> str:
+        return shlex.join(["directalign", *map(str, words)])
+
+    folder, compared = run.folder, run.folder / EVALUATION
+    repeat = "The same again in a new folder, from the same seed", repeat_command(run)
+    if status.state == RUNNING:
+        return [("All runs beside this one, live", command("ui", folder.absolute().parent)), repeat]
+    if status.is_resumable:
+        return [("Continue this run", status.command), repeat]
+    voting = command("arena", compared, "--out", f"{folder}-votes.sqlite")
+    found = [
+        ("Compare it with the base model on equal prompts and seeds", command("evaluate", folder)),
+        ("Then ask people which images they prefer", voting),
+        (
+            "Make images of your own",
+            command("sample", folder, "--prompt", "a prompt", "--out", f"{folder}-samples"),
+        ),
+        ("Use it in ComfyUI, diffusers or kohya", command("export", folder, "--format", "comfyui")),
+    ]
+    return [*(found[1:] if is_comparison(compared) else found), repeat]
 
 
 def method_of(run: RunFiles) -> str:

@@ -34,9 +34,9 @@ from .run_log import Display, RunLog
 from .step import TrainStep
 
 STOPPED = {"reason": "callback", "says": "a callback ended the run"}
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""SIGHUP is of POSIX only, SIGBREAK (Ctrl-Break) of Windows only."""
 
 
 Callback = Callable[[Mapping[str, Any]], Any]

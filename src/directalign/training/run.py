@@ -1,7 +1,7 @@
 """Train a recipe: check the output folder, load the models, train, export weights, write a report.
 
 run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/
-lora.safetensors | transformer/ | unet/  summary.json  report.html
+lora.safetensors | transformer/ | unet/  summary.json  status.json  report.html
 """
 
 import json
@@ -30,7 +30,6 @@ from ..methods import load_method
 from ..models import load_model, lora
 from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
-from ..report import write_page
 from ..rewards import load_reward
 from ..toyworld.judges import load_judge
 from ..types import DirectAlignError
@@ -39,6 +38,7 @@ from .checkpoint import TrainState
 from .data import TrainData, open_data
 from .distributed import TorchProcessGroup, process_group
 from .early_stopping import NOTHING, EarlyStopping, resume_state
+from .live_page import LivePage
 from .loop import Callback, TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
 from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
@@ -109,16 +109,16 @@ def run(
         group.barrier()
         checkpoint.seed_all(run.seed)
         continues = resume and bool(checkpoint.all_of(out / "checkpoints"))
-        loaded = _load(run, group, given, continues)
+        loaded, page = _load(run, group, given, continues), None
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
             atomic.make_folder(out)
             stack.enter_context(atomic.exclusive(out, "training in it"))
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
+            if given.keeps_files:
+                page = stack.enter_context(LivePage(out, group.size))
         group.barrier()
-        train_loaded(run, out, resume, group, loaded, overrides, given)
-        if group.is_main and given.keeps_files:
-            write_page(out)
+        train_loaded(run, out, resume, group, loaded, overrides, given, page)
     return out
 
 
@@ -220,8 +220,12 @@ def train_loaded(
     loaded: Loaded,
     overrides: Sequence[str] = (),
     given: InMemory = InMemory(),
+    page: LivePage | None = None,
 ) -> None:
-    """Train in the folder `out` and write everything but the report. Raises: see `run`."""
+    """Train in the folder `out` and write everything; the report if there is a `page` of it.
+
+    Raises: see `run`.
+    """
     is_shown = group.is_main and given.is_shown
     configure_logging(is_shown)
     model, data, settings = loaded.model, loaded.data, run.train
@@ -248,7 +252,9 @@ def train_loaded(
             _drop_partial_evaluation(run, out)
         lost, dropped = resume_state(rules, run, out, done)
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
-    log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
+        if page is not None:
+            page.write()
+    log = _open_log(run, out, done, prompts, dropped, page) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
     with Display(settings.num_steps, done, CONSOLE, silent=not is_shown) as display:
         context = TrainContext(
@@ -308,7 +314,12 @@ def _drop_partial_evaluation(run: config.RunConfig, out: Path) -> None:
 
 
 def _open_log(
-    run: config.RunConfig, out: Path, done: int, prompts: Sequence[str], dropped: Sequence[str]
+    run: config.RunConfig,
+    out: Path,
+    done: int,
+    prompts: Sequence[str],
+    dropped: Sequence[str],
+    page: LivePage | None,
 ) -> RunLog:
     """Open the log, without records and grids beyond `done` finished steps."""
     run_log.describe_grids(out, prompts)
@@ -316,7 +327,8 @@ def _open_log(
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
         text = json.dumps(names, ensure_ascii=False, indent=1)
         atomic.write_text(out / "metric_names.json", text)
-    log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
+    trackers = [*open_trackers(run, out, prompts), *([page] if page is not None else [])]
+    log = RunLog(out, done if done else NOTHING, dropped, trackers)
     for file in sorted((out / "samples").glob("step-*.png")):
         step = step_of(file.with_suffix(""))
         grid = run_log.load_grid(file) if done and step <= done else None

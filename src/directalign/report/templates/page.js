@@ -102,3 +102,16 @@ for (const section of document.querySelectorAll("[data-viewer]")) {
   all.forEach((row) => row.addEventListener("click", () => go(rows.indexOf(row))));
   go(0);
 }
+
+// The page of a running run reads its file again, unless someone is using it; it says so when the file is no longer written.
+for (const live of document.querySelectorAll("[data-live]")) {
+  let used = 0;
+  for (const kind of ["pointerdown", "keydown", "input", "wheel", "touchmove"]) addEventListener(kind, () => (used = Date.now()), { passive: true });
+  const look = () => {
+    const age = Date.now() / 1000 - live.dataset.written;
+    live.hidden = age < live.dataset.late;
+    live.querySelector("output").textContent = age < 7200 ? `${Math.round(age / 60)} min` : `${Math.round(age / 3600)} h`;
+  };
+  look();
+  setInterval(() => (document.hidden || Date.now() - used < 20000 ? look() : location.reload()), 10000);
+}
