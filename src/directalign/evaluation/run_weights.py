@@ -122,10 +122,11 @@ def find_weights(
     exported = folder / (lora.LORA_FILE if run.model.tune == "lora" else part)
     saved = _checkpoints(folder)
     finished = _exported_step(folder) if exported.exists() else None
+    newest = None
     if step is None and finished is not None and max(saved, default=0) <= finished[0]:
         step = None
     elif step is None:
-        step = _newest(run, folder, exported, saved)
+        step = newest = _newest(folder, exported, saved)
     elif step not in saved and finished is not None and step == finished[1]:
         step = None
     if step is None:
@@ -146,6 +147,11 @@ def find_weights(
             group = AVERAGE
     else:
         check_base(run.model, folder)
+    if newest is not None:
+        logger.warning(
+            f"{folder}: not finished, taking its newest checkpoint, step {step} of "
+            f"{run.train.num_steps}"
+        )
     return RunWeights(run, folder, kept[step], step, group, strength)
 
 
@@ -176,18 +182,13 @@ def _exported_step(folder: Path) -> tuple[float, int | None]:
     return float(done), kept["step"] if isinstance(kept, dict) else done
 
 
-def _newest(run: config.RunConfig, folder: Path, exported: Path, saved: Mapping[int, Path]) -> int:
+def _newest(folder: Path, exported: Path, saved: Mapping[int, Path]) -> int:
     if not saved:
         raise DirectAlignError(
             f"{exported}: no such file, the run is not finished and has no checkpoint; continue it "
             f"with directalign train RECIPE --resume --out {folder}"
         )
-    step = max(saved)
-    logger.warning(
-        f"{folder}: not finished, taking its newest checkpoint, step {step} of "
-        f"{run.train.num_steps}"
-    )
-    return step
+    return max(saved)
 
 
 def _listed(steps: Mapping[int, Path]) -> str:

@@ -37,11 +37,15 @@ class LivePage:
     def __init__(self, out: Path, processes: int) -> None:
         self.out, self.processes = out, processes
         self._due = 0.0
-        self._has_warned = False
+        self._has_started = self._has_warned = False
 
     def __enter__(self) -> LivePage:
-        self._record(status.RUNNING)
         return self
+
+    def start(self) -> None:
+        """Record that the run goes on; before that, what a folder holds is not touched."""
+        self._has_started = True
+        self._record(status.RUNNING)
 
     def __exit__(
         self,
@@ -49,6 +53,8 @@ class LivePage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._has_started:
+            return
         if error is None:
             self._record(status.FINISHED)
         elif isinstance(error, (Interrupted, KeyboardInterrupt)):

@@ -253,7 +253,7 @@ def train_loaded(
         lost, dropped = resume_state(rules, run, out, done)
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
         if page is not None:
-            page.write()
+            page.start()
     log = _open_log(run, out, done, prompts, dropped, page) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
     with Display(settings.num_steps, done, CONSOLE, silent=not is_shown) as display:
