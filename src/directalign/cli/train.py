@@ -49,7 +49,7 @@ def train(
     out, overrides = out or default_out(recipe), [*overrides, *settings]
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
-    page = _page_first_and_last(out) if is_first_rank() else nullcontext()
+    page = _page_last(out) if is_first_rank() else nullcontext()
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"), page:
         with alike_on_all_ranks():
             run, overrides, resume = _prepared(recipe, overrides, out, resume)
@@ -72,7 +72,8 @@ def _prepared(
     resume, unused = resume or (restarted and (out / "run.yaml").is_file()), list[str]()
     run = None if resume else load_run(recipe, overrides)
     if is_first_rank():  # the next imports take seconds
-        typer.echo(f"{recipe if run is None else run.name}: checking, then training in {out}")
+        name = recipe if run is None else run.name
+        typer.echo(f"{name}: checking, then training; page: {_page(out).as_uri()}")
     if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
         from ..training import run_folder
 
@@ -106,17 +107,21 @@ def _next_commands(out: Path) -> str:
 
 
 @contextmanager
-def _page_first_and_last(out: Path) -> Iterator[None]:
-    """Print the address of the run's page, before and after, also after an error."""
-    from ..report.page import NAME
-
-    file = out.absolute() / NAME
-    typer.echo(f"page: {file.as_uri()}")
+def _page_last(out: Path) -> Iterator[None]:
+    """Print the address of the run's page at the end, also after an error, if it was written."""
+    page = _page(out)
+    before = page.stat().st_mtime_ns if page.exists() else None
     try:
         yield
     finally:
-        if file.exists():
-            typer.echo(f"page: {file.as_uri()}")
+        if page.exists() and page.stat().st_mtime_ns != before:
+            typer.echo(f"page: {page.as_uri()}")
+
+
+def _page(out: Path) -> Path:
+    from ..report.page import NAME
+
+    return out.absolute() / NAME
 
 
 def demo(
