@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from directalign.io.atomic import in_use
+from directalign.io.atomic import is_locked
 from directalign.training.run_log import read
 
 NUM_STEPS = 12
@@ -116,7 +116,7 @@ def test_workers_stop_with_their_sweep_and_share_its_runs(tmp_path):
     wait_for(first, f"step 3/{NUM_STEPS}")
     kill(first)
     runs, deadline = [tmp_path / "sw" / f"seed-{seed}" for seed in (0, 1)], time.monotonic() + 120
-    while any(map(in_use, runs)) and time.monotonic() < deadline:
+    while any(is_locked(each, unknown=False) for each in runs) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any((run / "summary.json").exists() for run in runs)
     said, _ = (second := start(tmp_path, *words)).communicate()
