@@ -91,9 +91,9 @@ def test_a_comparison_by_seed_is_written_as_csv_and_latex(swept, command, tmp_pa
     models = json.loads((tmp_path / "compared" / "comparison.json").read_text(encoding="utf-8"))
     alike = [m["key"] for m in models["models"] if "learning_rate 0.001" in m["label"]]
     (row,) = [
-        r for r in rows if r["model"] == "learning_rate 0.001" and r["metric"] == "color_drift"
+        r for r in rows if r["model"] == "learning_rate 0.001" and r["metric"] == "base_color_shift"
     ]
-    values = [found["models"][key]["color_drift"]["value"] for key in alike]
+    values = [found["models"][key]["base_color_shift"]["value"] for key in alike]
     assert len(values) == 2 and float(row["mean"]) == pytest.approx(sum(values) / 2)
     assert float(row["std"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-6)
     assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
