@@ -185,10 +185,8 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
-    of_models = [
-        {i: one for i, one in comparison.images[model.key].items() if metric.name in one.numbers}
-        for model in comparison.models
-    ]
+    shared = comparison.with_metric(metric.name)
+    of_models = [shared.get(model.key, {}) for model in comparison.models]
     groups = dict.fromkeys(image.group for images in of_models for image in images.values())
     rows = []
     for group in list(groups)[:MAX_GROUPS]:
