@@ -84,6 +84,7 @@ def _group(runs: Sequence[RunFiles], styles: dict[str, str]) -> dict[str, Any]:
     """What the page shows of runs on equal pairs."""
     columns, left_out = columns_of(runs)
     main, more = curves_of_runs(runs, styles)
+    short = [run for run in runs if not run.key.endswith("_long")]
     return {
         "prompts": prompts_measured(runs[0]),
         "rows": [(run, styles[run.key], status_of(run), end) for run, end in table(runs)],
@@ -91,7 +92,7 @@ def _group(runs: Sequence[RunFiles], styles: dict[str, str]) -> dict[str, Any]:
         "columns": columns,
         "left_out": left_out,
         "scatters": runs_scatters(runs, styles),
-        "matched": matched([run for run in runs if not run.key.endswith("_long")][:2]),
+        "matched": matched(short) if len(short) == 2 else None,
         "curves": main,
         "more": more,
     }

@@ -33,6 +33,7 @@ from ..web.security import Refused
 from ..web.server import (
     COOKIE_SECONDS,
     LOCALHOST,
+    ONLY_HERE,
     Posted,
     add_error_handlers,
     add_static,
@@ -306,5 +307,7 @@ def serve(folder: Path, host: str | None, port: int, print_line: Callable[[str],
     address = address_of(host or LOCALHOST, listening.getsockname()[1])
     link = f"{address}/open/{access.token}" if access.token else f"{address}/"
     print_line(f"runs in {folder}: {link}")
+    if not access.token:
+        print_line(ONLY_HERE)
     http_server(create_app(runs, host, access)).run(sockets=[listening])
     raise KeyboardInterrupt  # only a signal ends it; uvicorn may swallow the one that it got

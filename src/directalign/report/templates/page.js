@@ -132,3 +132,23 @@ for (const live of document.querySelectorAll("[data-live]")) {
   look();
   setInterval(() => (document.hidden || Date.now() - used < 20000 ? look() : location.reload()), 10000);
 }
+
+// Commands and recipes have a button that copies them; where the browser forbids that, it selects them.
+for (const pre of document.querySelectorAll("pre.command, pre.copied")) {
+  const box = document.createElement("div");
+  const button = document.createElement("button");
+  Object.assign(box, { className: "with-copy" });
+  Object.assign(button, { type: "button", textContent: "Copy" });
+  pre.replaceWith(box);
+  box.append(pre, button);
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(pre);
+    try {
+      await navigator.clipboard.writeText(pre.textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+}
