@@ -257,7 +257,8 @@ def _metric_figures(
         curves = [run.measured_curve(each.name) for each in styles]
         axes = Axes("update", "share", percent=True, y_low=0.0, y_high=1.0)
         lines = list(map(Series, labels, curves, cycle(STYLES)))
-        figures.append(_chart("Styles", lines, "Style of the images by the judge.", rules, axes))
+        caption = f"Style of the images by the judge. {run.num_samples}".strip()
+        figures.append(_chart("Styles", lines, caption, rules, axes))
     return figures
 
 
