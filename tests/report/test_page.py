@@ -69,7 +69,7 @@ def test_only_runs_on_equal_pairs_and_rewards_share_a_table_and_a_chart(tmp_path
     assert groups == [["a", "b", "reward"], ["few"], ["prompts"]]
     same = [run for run in runs if run.key in groups[0]]
     assert [title for title, _ in columns_of(same)[1]] == ["Reward"]
-    assert {n for _, ends in table(same) for end in ends for n in [end["photo_rate"]["n"]]} == {256}
+    assert {end["photo_rate"]["n"] for _, ends in table(same) for end in ends or ()} == {256}
     styles = styles_of(runs)
     charts = {each.title: each.chart for each in curves_of_runs(runs, styles)[0]}
     drawn = {title: chart.count("<polyline") for title, chart in charts.items()}

@@ -99,7 +99,7 @@ def test_curves_and_headlines_compare_equal_samples(tmp_path):
         found = changes(run)[0]
         assert (found["before"]["value"], found["after"]["value"]) == headline
         ((_, ends),) = table([run])
-        rows = [numbers["photo_rate"]["value"] for numbers in ends]
+        rows = [numbers["photo_rate"]["value"] for numbers in ends or ()]
         assert tuple(rows) == headline, "one number of samples in all rows"
 
 
