@@ -71,6 +71,8 @@ def test_a_request_repeated_with_another_answer_is_refused(server):
 def test_the_personal_link_continues_on_another_device(server):
     with server.joined("Mover") as client:
         state = client.get("/api/state").json()
+        first = client.get(f"/me/{state['link']}").text
+        assert "Welcome, " in first and "Welcome back" not in first, "nothing is answered yet"
         done = vote(client, "before-moving", state["next"][0]["task"], "tie")
     with server.visitor() as other:
         welcome = other.get(f"/me/{state['link']}")

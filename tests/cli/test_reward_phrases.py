@@ -81,7 +81,7 @@ def test_the_page_in_a_browser(finished, tmp_path_factory):
         assert browser.title == "Control phrases for world:reward"
         assert HOSTILE in browser.execute_script("return document.body.textContent")
         images = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-        assert browser.execute_script(f"return {images} && document.scripts.length === 0")
+        assert browser.execute_script(f"return {images} && document.scripts.length === 1")
         for width in (390, 1280):
             size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -28,6 +28,7 @@ def pages(tmp_path_factory):
         "runs": demo,
         "comparison": write_comparison(root / "compared"),
         "hostile": write_comparison(root / "hostile", models, prompts=[HOSTILE, "y" * 900]),
+        "many": write_comparison(root / "many", {name: f"Model {name}" for name in "abcdefghijkl"}),
     }
     return {name: write_page(folder) for name, folder in folders.items()}
 
@@ -38,7 +39,7 @@ def visit(browser: Any, file: Path, width: int = 1280) -> None:
     browser.get(file.as_uri())
 
 
-@pytest.mark.parametrize("name", ["run", "stopped", "runs", "comparison", "hostile"])
+@pytest.mark.parametrize("name", ["run", "stopped", "runs", "comparison", "hostile", "many"])
 def test_no_errors_no_requests_and_nothing_overflows(browser, pages, name):
     browser.get_log("performance")
     wide = """
@@ -158,3 +159,37 @@ def test_hostile_text_is_displayed_and_not_executed(browser, pages):
     assert HOSTILE in viewer(browser)["alts"][0]
     injected = "return document.querySelectorAll('img[src=x], main script').length"
     assert browser.execute_script(injected) == 0
+
+
+def test_a_desktop_shows_wide_tables_whole_and_no_empty_tile(browser, pages):
+    hidden = """
+        document.querySelectorAll("details").forEach((each) => (each.open = true));
+        const all = [...document.querySelectorAll(".scroll")];
+        return all.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.ariaLabel);
+    """
+    gap = """
+        const box = document.querySelector(".cards"), last = box.lastElementChild;
+        return box.getBoundingClientRect().right - last.getBoundingClientRect().right;
+    """
+    for name in ("runs", "comparison", "many"):
+        visit(browser, pages[name], 1280)
+        assert browser.execute_script(hidden) == [], name
+    assert browser.execute_script(gap) < 3  # eleven cards in rows of four
+    targets = "return [...document.querySelectorAll('.contents a')].every((a) => $(a.hash))"
+    targets = targets.replace("$(a.hash)", "document.querySelector(a.hash)")
+    assert browser.execute_script(targets)
+
+
+def test_runs_are_filtered_and_commands_copied(browser, pages):
+    visit(browser, pages["runs"], 1280)
+    shown = """
+        const visible = (e) => e.getClientRects().length > 0;
+        const all = (name) => [...document.querySelectorAll(name)].filter(visible).length;
+        return [all("tr[data-run]"), all(".charts:not(details *) polyline.s2"), all("polyline.s0")];
+    """
+    before = browser.execute_script(shown)
+    browser.find_element("css selector", ".filter input[name=s2]").click()
+    after = browser.execute_script(shown)
+    assert before[1] > 0 and after == [before[0] - 1, 0, before[2]]
+    browser.find_element("css selector", ".with-copy button").click()
+    assert "directalign train" in browser.execute_script("return String(getSelection())")

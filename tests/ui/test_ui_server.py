@@ -43,6 +43,7 @@ def test_runs_and_their_states(server):
         assert [f"<b>{word}</b>" in home for word in ("Running", "Stopped", "Finished")] == [
             True
         ] * 3
+        assert home.count("n = 256") == 3, "the number of samples stands beside every change"
         page = browser.get("/run/killed").text
         assert "its process ended without saving" in page and "/api/resume" in page
         assert page.count("<figure>") == 4 + 3  # the main metrics and the numbers of the steps
@@ -51,6 +52,17 @@ def test_runs_and_their_states(server):
         assert browser.get("/part/run/finished", headers=again).status_code == 304
         picture = browser.get("/sample/finished/10/3")
         assert picture.headers["content-type"] == "image/png" and len(picture.content) > 100
+
+
+def test_the_list_names_the_prompts_where_runs_were_measured_on_others(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name)
+    with served(tmp_path) as server, server.visitor() as browser:
+        assert ", world" not in browser.get("/").text
+        recipe = tmp_path / "b" / "run.yaml"
+        recipe.write_text(recipe.read_text().replace("prompts: world", "prompts: mine.txt"))
+        home = browser.get("/").text
+        assert "n = 256, mine.txt" in home and "n = 256, world" in home
 
 
 def test_what_does_not_exist_is_not_found(server):

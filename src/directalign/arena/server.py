@@ -22,6 +22,7 @@ from ..io.text import isolated
 from ..web.security import Refused, log, quoted
 from ..web.server import (
     LOCALHOST,
+    ONLY_HERE,
     Posted,
     add_error_handlers,
     add_static,
@@ -143,8 +144,12 @@ def create_app(arena: Arena, host: str | None) -> ASGIApp:
 
 
 def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    def start(invitation: str = "", name: str = "", is_other_person: bool = False) -> HTMLResponse:
-        known = {"invitation": invitation, "name": name, "is_other_person": is_other_person}
+    def start(
+        invitation: str = "", annotator: int | None = None, is_other_person: bool = False
+    ) -> HTMLResponse:
+        known: dict[str, Any] = {"invitation": invitation, "is_other_person": is_other_person}
+        known["name"] = "" if annotator is None else arena.names[annotator]
+        known["has_begun"] = annotator is not None and arena.has_begun(annotator)
         may_join = arena.invited is None and (invitation or not auth.needs_invitation)
         return page("start.html.j2", mode=arena.mode, may_join=may_join, **known)
 
@@ -159,8 +164,7 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.get("/invitation/{token}")
     def invited(token: str, request: Request) -> Response:
         auth.require_invitation(token)
-        session = auth.session(request)
-        return start(token, "" if session is None else arena.names[session])
+        return start(token, auth.session(request))
 
     @app.get("/another")
     def another_person(invitation: str = "") -> Response:
@@ -169,8 +173,8 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
 
     @app.get("/me/{link}")
     def personal_link(link: str) -> Response:
-        name = arena.names[arena.annotator(link)]
-        return with_cookie(start(name=name), auth.annotator_cookie, link)
+        annotator = arena.annotator(link)
+        return with_cookie(start(annotator=annotator), auth.annotator_cookie, link)
 
 
 def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
@@ -226,7 +230,7 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not arena.signer.verifies("owner", token):
             raise Refused(401, "this is not the owner link")
         text = "You can now see the results."
-        welcome = page("message.html.j2", title="Welcome back", text=text, link="/results")
+        welcome = page("message.html.j2", title="Your arena", text=text, link="/results")
         return with_cookie(welcome, auth.owner_cookie, token)
 
     @app.get("/results")
@@ -288,5 +292,7 @@ def serve(
             print_line(f"annotators: {address}/{path if is_public(host) else ''}")
         print_line(f"results, for you only: {address}/owner/{arena.signer.token('owner')}")
         print_line(arena.summary())
+        if not is_public(host):
+            print_line(ONLY_HERE)
         http_server(create_app(arena, host)).run(sockets=[listening])
         raise KeyboardInterrupt  # only a signal ends it; uvicorn may swallow the one that it got

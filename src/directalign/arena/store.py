@@ -90,6 +90,7 @@ class Store:
             raise ArenaError(f"{file}: is damaged; restore a copy, or give another file")
         self.mode: Mode = facts["mode"]
         self.title = facts.get("title", "")
+        self.sources = [Path(each) for each in json.loads(facts.get("sources", "[]"))]
         self.secret = bytes.fromhex(facts["secret"])
 
     def models(self) -> dict[str, str]:
@@ -131,6 +132,15 @@ class Store:
             if annotators is not None:
                 fact = ("invited", json.dumps(annotators))
                 connection.execute("INSERT INTO facts VALUES (?, ?)", fact)
+
+    def describe(self, sources: Sequence[Path], title: str) -> None:
+        """Record where the images are, and the title of the results unless it is empty."""
+        facts = {"sources": json.dumps([str(each.absolute()) for each in sources])}
+        facts |= {"title": title} if title else {}
+        with self._transaction() as connection:
+            for name, value in facts.items():
+                connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        self.sources, self.title = [*sources], title or self.title
 
     def append(self, answer: Answer, request: str) -> bool:
         """Store an answer durably; False if this request of the annotator is stored already.

@@ -41,6 +41,9 @@ def serve(
         option("rate: four axes per image. vote: the better of two (default)."),
     ] = None,
     items: Annotated[int | None, option("Number of random prompts; default all.", min=1)] = None,
+    title: Annotated[
+        str, option("Title of the results; default: the name of the source.", show_default=False)
+    ] = "",
     host: Annotated[
         str | None, option("Address to listen on, 0.0.0.0 for the network; default this machine.")
     ] = None,
@@ -64,7 +67,7 @@ def serve(
         from ..arena.server import serve as serve_arena
         from ..arena.session import open_arena
 
-        arena = open_arena(out, sources, mode, items)
+        arena = open_arena(out, sources, mode, items, title)
     with one_line_errors(debug, f"; all answers are in {out}; the same command continues"):
         serve_arena(arena, host, port, names, everybody, typer.echo)
 

@@ -235,9 +235,13 @@ BETTER = {1: "↑", -1: "↓", 0: " "}
 def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
     """Metrics as rows by role, models as columns.
 
-    A cell has wins against the first model and mean, and below them the 95 % interval.
+    A cell has wins against the first model and mean, and below them the 95 % interval. The title
+    has the number of images per model, and so have rows of another number.
     """
+    counts = {name: _count(name, summary) for name in summary["names"]}
+    usual = max(counts.values(), key=list(counts.values()).count, default=0)
     title = "↑ larger is better, ↓ smaller is better, † trained on; 95 % intervals over prompts"
+    title += f"; n = {usual} pairs"
     table = Table("", "", title=title, title_justify="left")
     for model in models:
         table.add_column(escape(isolated(model["label"])), justify="right")
@@ -247,8 +251,14 @@ def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
             table.add_section()
             table.add_row(f"[bold]{title}[/bold]", "", *("" for _ in models))
         for name in names:
-            table.add_row(*_row(name, models, summary))
+            label, *cells = _row(name, models, summary)
+            table.add_row(label + f" (n = {counts[name]})" * (counts[name] != usual), *cells)
     return table
+
+
+def _count(name: str, summary: Mapping[str, Any]) -> int:
+    """The images per model of a metric: the same for all models that have it."""
+    return next(each[name]["n"] for each in summary["models"].values() if name in each)
 
 
 def _row(

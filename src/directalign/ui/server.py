@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from ..errors import DirectAlignError
 from ..io.yaml_text import MAX_BYTES
 from ..report import page as report_page
+from ..report.basis import prompts_measured
 from ..report.charts import Axes, Figure, IntervalAxis, Series, line_chart
 from ..report.images import UNREADABLE, cut_grid, prompts_of
 from ..report.page import environment
@@ -32,6 +33,7 @@ from ..web.security import Refused
 from ..web.server import (
     COOKIE_SECONDS,
     LOCALHOST,
+    ONLY_HERE,
     Posted,
     add_error_handlers,
     add_static,
@@ -147,13 +149,13 @@ def _fragment(request: Request, version: str, template: str, **context: Any) -> 
 def _add_pages(app: FastAPI, runs: Runs) -> None:
     @app.get("/")
     def home() -> Response:
-        return _html("runs.html.j2", folder=runs.folder.absolute(), runs=_rows(runs.all()))
+        return _html("runs.html.j2", folder=runs.folder.absolute(), **_rows(runs.all()))
 
     @app.get("/part/runs")
     def runs_part(request: Request) -> Response:
         found = runs.all()
         version = "\n".join(run.version for run in found)
-        return _fragment(request, version, "runs_part.html.j2", runs=_rows(found))
+        return _fragment(request, version, "runs_part.html.j2", **_rows(found))
 
     @app.get("/run/{name}")
     def one(name: str) -> Response:
@@ -189,9 +191,11 @@ def _add_pages(app: FastAPI, runs: Runs) -> None:
         return _html("new.html.j2", form=form, recipe=recipe, groups=groups, name=name)
 
 
-def _rows(found: Sequence[Run]) -> list[tuple[Run, dict[str, Any] | None]]:
-    """Each run with its first main metric."""
-    return [(run, next(iter(changes(run.files)), None)) for run in found]
+def _rows(found: Sequence[Run]) -> dict[str, Any]:
+    """Each run with its first main metric, and where the prompts come from if that differs."""
+    rows = [(run, next(iter(changes(run.files)), None)) for run in found]
+    sources = {run.name: prompts_measured(run.files) for run, change in rows if change}
+    return {"runs": rows, "sources": sources if len({*sources.values()}) > 1 else {}}
 
 
 def _live(run: Run) -> dict[str, Any]:
@@ -303,5 +307,7 @@ def serve(folder: Path, host: str | None, port: int, print_line: Callable[[str],
     address = address_of(host or LOCALHOST, listening.getsockname()[1])
     link = f"{address}/open/{access.token}" if access.token else f"{address}/"
     print_line(f"runs in {folder}: {link}")
+    if not access.token:
+        print_line(ONLY_HERE)
     http_server(create_app(runs, host, access)).run(sockets=[listening])
     raise KeyboardInterrupt  # only a signal ends it; uvicorn may swallow the one that it got

@@ -25,6 +25,7 @@ from .security import Refused, RequestFilter, log_refusal
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 COOKIE_SECONDS = 30 * 86400
 LOCALHOST, ALL_INTERFACES = "127.0.0.1", ("0.0.0.0", "::")
+ONLY_HERE = "links open on this machine only; for colleagues repeat the command with --host 0.0.0.0"
 SHUTDOWN_SECONDS = 5
 """Time for requests under way when the server stops."""
 MAX_CONNECTIONS = 2048
