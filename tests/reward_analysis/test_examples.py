@@ -97,7 +97,7 @@ def test_unknown_styles_are_refused():
 
 def test_missing_sides_captions_and_images_are_refused(tmp_path):
     save(tmp_path / "wanted" / "a.png", caption="a thing")
-    with pytest.raises(DirectAlignError, match="no folder .*unwanted; give"):
+    with pytest.raises(DirectAlignError, match=r"no folder .*unwanted; give"):
         load_examples(str(tmp_path), KEY)
     save(tmp_path / "unwanted" / "a.png")
     with pytest.raises(
