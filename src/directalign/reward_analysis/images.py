@@ -49,7 +49,9 @@ class Examples:
     paired: bool
 
     @property
-    def sides(self) -> tuple[tuple[Images, tuple[str, ...]], tuple[Images, tuple[str, ...]]]:
+    def sides(
+        self,
+    ) -> tuple[tuple[Images, tuple[str, ...]], tuple[Float[Tensor, "c 3 H W"], tuple[str, ...]]]:
         """((wanted images, captions), (unwanted images, captions))."""
         return (self.wanted, self.wanted_prompts), (self.unwanted, self.unwanted_prompts)
 
