@@ -99,7 +99,7 @@ def align(
         Interrupted: Ctrl-C; the pipeline has the weights of the last step.
         NonFiniteError: a loss or gradient is not finite; the step is not taken.
 
-    Example:
+    Examples:
         >>> phrases = {"positive": ["Realistic photo"], "negative": ["CG render"]}
         >>> directalign.align(pipe, reward, ["a red star"], control_phrases=phrases)
         >>> pipe("a red star").images[0]
@@ -134,7 +134,7 @@ def save_lora(pipe: DiffusionPipeline, folder: str | Path) -> Path:
     Raises:
         DirectAlignError: the pipeline has no such LoRA, or is not supported.
 
-    Example:
+    Examples:
         >>> directalign.save_lora(pipe, "my_lora")
         >>> fresh.load_lora_weights("my_lora", weight_name="lora.safetensors")
     """
@@ -177,7 +177,7 @@ class Run:
         Raises:
             DirectAlignError: no such recipe; an unknown key, or a value that it cannot have.
 
-        Example:
+        Examples:
             >>> run = directalign.Run.from_recipe("world_srpo", {"train.num_steps": 30})
         """
         pairs = _plain(overrides or {}).items()
@@ -209,7 +209,7 @@ class Run:
                 little memory, ...
             Interrupted: Ctrl-C or SIGTERM; the state is saved, `resume=True` continues.
 
-        Example:
+        Examples:
             >>> summary = run.train("runs/mine")
             >>> summary["after"]["photo_rate"]["value"]
         """
@@ -240,7 +240,7 @@ def load_reward(reward: Any, device: torch.device | str = "cpu") -> Reward:
     Raises:
         DirectAlignError: an unknown name, or a missing or damaged file.
 
-    Example:
+    Examples:
         >>> reward = directalign.load_reward({"name": "clip", "path": "world:reward"})
         >>> reward.score(reward.encode(images), ["a red star", "a blue ring"])
     """
@@ -295,7 +295,7 @@ def compare(
     Raises:
         DirectAlignError: an unknown source, unequal images, a file that cannot be read, ...
 
-    Example:
+    Examples:
         >>> found = directalign.compare({"SRPO": "runs/a", "ReFL": "runs/b"}, "runs/both")
         >>> found["models"]["srpo"]["photo_rate"]["value"]
     """

@@ -107,7 +107,7 @@ def test_every_name_is_documented():
     functions += [directalign.save_lora, directalign.Run.from_recipe, directalign.Run.train]
     for each in functions:
         text = inspect.getdoc(each) or ""
-        assert "Raises:" in text and "Example:" in text, each
+        assert "Raises:" in text and "Examples:" in text, each
         for name in inspect.signature(each).parameters:
             documented = re.search(rf"^    ([a-z_, ]+, )?{name}(, [a-z_]+)*:", text, re.MULTILINE)
             assert name in ("self", "cls") or documented, (each, name)

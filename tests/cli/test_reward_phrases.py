@@ -54,7 +54,7 @@ def test_a_recipe_names_reward_and_phrases(tmp_path):
     [
         ("nowhere", (), "--reward nowhere: no config.json there"),
         ("world:reward", ("--negative", "x" * 300), "--negative: phrase 1"),
-        ("world:reward", ("--images", "here"), "--images: here: no folder wanted/ in it"),
+        ("world:reward", ("--images", "here"), "--images: no folder here/wanted; give a"),
         ("world:reward", ("--candidates", "none.txt"), "none.txt: no such file of candidates"),
     ],
 )

@@ -107,6 +107,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def model_type(folder: Path) -> str:
+    """`model_type` of a folder's config.json; empty if there is none."""
+    return str(_settings(folder).get("model_type", ""))
+
+
 def contents(folder: Path) -> str:
     """What a folder holds that was given in the place of another, in words for an error."""
     names = sorted(file.name for file in folder.iterdir())

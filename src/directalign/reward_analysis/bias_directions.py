@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import config
+from ..data.captions import NONE
 from ..data.image_dataset import ENDINGS
 from ..data.image_io import Unreadable, read_pixels
 from ..data.prompts import read_prompts
@@ -31,7 +32,7 @@ from ..rewards import OPTION, load_named_reward, reward_settings
 from ..rewards.common import Device
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..types import DirectAlignError
-from .images import PROBES, Examples, load_examples
+from .images import PROBES, Examples, Sides, load_examples, source_text
 from .responsiveness import encode, vectors, with_phrase
 
 Features = Float[Tensor, "n d"]
@@ -47,7 +48,7 @@ class Request:
     `before`, `after`: folders of images, or runs (base model, trained weights). `probes`: names in
     `PROBES`, applied to `before`, each with `components` directions. `prompts` (as data.prompts):
     no images; the shift is the common gradient of all texts. `keep`, `keep_examples`: phrases and
-    labelled examples whose difference is removed from the shifts.
+    labelled examples whose difference is removed from the shifts; `caption` as in `load_examples`.
     """
 
     reward: str
@@ -56,7 +57,8 @@ class Request:
     probes: tuple[str, ...] = ()
     prompts: str | None = None
     keep: config.ControlPhrases = field(default_factory=config.ControlPhrases)
-    keep_examples: str | None = None
+    keep_examples: str | Sides | None = None
+    caption: str = NONE
     components: int = 1
     num_samples: int = 64
 
@@ -247,7 +249,8 @@ def _wanted_rows(request: Request, reward: Reward, like: Features, prompts: Prom
             )
         rows.append(wanted_from_phrases(reward, prompts, request.keep, like))
     if request.keep_examples is not None:
-        examples = load_examples(request.keep_examples, "--keep-examples")
+        source, caption = request.keep_examples, request.caption
+        examples = load_examples(source, "--keep-examples", caption=caption)
         rows.append(wanted_from_examples(reward, examples, like.device))
     return orthonormal_union(rows) if rows else None
 
@@ -259,7 +262,7 @@ def _provenance(request: Request, found: DirectionStats) -> dict[str, str]:
     facts = {
         "from": request.prompts or ", ".join(request.probes) or paths,
         "images": str(found.images),
-        "kept": ", ".join(filter(None, (phrases, request.keep_examples))),
+        "kept": ", ".join(filter(None, (phrases, source_text(request.keep_examples or "")))),
         "reward": request.reward,
     }
     return {name: text for name, text in facts.items() if text}
