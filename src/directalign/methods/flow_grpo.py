@@ -153,7 +153,8 @@ class FlowGRPO(ObjectiveMethod):
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
-        differs = (reward.view(-1, size) != reward.view(-1, size)[:, :1]).any()  # true in a trace
+        # asked as "any differs": on the fake tensors of a memory estimate every answer is true
+        differs = (reward.view(-1, size) != reward.view(-1, size)[:, :1]).any()
         if not (self.warned or bool(differs)):
             self.warned = True
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
