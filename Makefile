@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
 CHROMIUM := $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -n 1)
 
-.PHONY: setup demo test coverage check bench studies browser clean
+.PHONY: setup demo test coverage check docs bench studies browser clean
 
 setup: .venv/installed
 
@@ -29,6 +29,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The documents as a site, build/site/index.html, with every link checked.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Measures everything that the documents quote, records it with machine, commit and seed, and writes the documents.
 bench: demo

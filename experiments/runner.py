@@ -27,14 +27,14 @@ from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
 from directalign.evaluation.in_training import Measurer, photographs
+from directalign.evaluation.run_weights import find_weights
 from directalign.io.atomic import write_text
 from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.worlds import WORLDS
-from directalign.training import checkpoint
-from directalign.training import run as train
+from directalign.training import checkpoint, train_once
 from directalign.training.data import open_data
 from directalign.training.distributed import process_group
 from directalign.training.run_folder import commit, machine, versions
@@ -199,14 +199,8 @@ def run_arm(arm: Arm, seed: int, out: Path) -> Path:
 
     Raises: DirectAlignError where a finished run of other settings lies there.
     """
-    settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
-    if not (folder / "summary.json").exists():
-        train(settings, folder, resume=(folder / "run.yaml").exists())
-    elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
-        raise DirectAlignError(
-            f"{folder} holds a finished run of other settings than the recipe has now: "
-            f"remove {folder}, or choose another --out"
-        )
+    folder = folder_of(arm, seed, out)
+    train_once(settings_of(arm, seed), folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder
 
@@ -302,7 +296,7 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
     run, trained = run_of(folder)
     if trained is None:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
-    model = load_run_model(run, None if base else trained)
+    model = load_run_model(run, None if base else find_weights(run, trained))
     device = next(model.denoiser.parameters()).device
     judge = load_judge(WORLDS[run.evaluate.judge]) if run.evaluate.judge != "none" else None
     return Measurer(run, model, load_reward(run.reward, device), judge)

@@ -30,6 +30,7 @@ from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import generate, image_size, load_run_model
 from directalign.evaluation.in_training import photographs
+from directalign.evaluation.run_weights import find_weights
 from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents
@@ -110,7 +111,8 @@ def sampled(run: RunConfig, trained: Path | None, seed: int, size: Size) -> Iter
     """Rows of a finished run, or for None of its base, on the `seed`-th stretch of the pairs."""
     every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
     pairs = Pairs(every.prompts[-size.count :], every.seeds[-size.count :])
-    return Sampler(load_run_model(run, trained), load_judge(), run, pairs, seed, size).rows()
+    weights = find_weights(run, trained) if trained is not None else None
+    return Sampler(load_run_model(run, weights), load_judge(), run, pairs, seed, size).rows()
 
 
 @dataclass(frozen=True)

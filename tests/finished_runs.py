@@ -12,7 +12,7 @@ from PIL import Image
 
 from directalign.config import RunConfig
 from directalign.config.load import dump_run
-from directalign.export.lora_formats import LowRank
+from directalign.models.lora_files import LowRank
 from low_rank_updates import write_lora
 
 PROMPTS = ["a red star on a navy background", "a blue ring"]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from directalign.export.lora_formats import DOWN, UP, LowRank
+from directalign.models.lora_files import DOWN, UP, LowRank
 
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")

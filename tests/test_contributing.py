@@ -10,9 +10,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import directalign
 from directalign.cli import app
-from directalign.config.load import recipe_path
+from directalign.config import UserMetricConfig
+from directalign.config.load import load_run, recipe_path
 from directalign.evaluation.scores import EvalSample, MetricInput, per_image, user_metric_functions
+from directalign.models import load_model
 from directalign.report import write_page
 from directalign.types import DirectAlignError
 
@@ -22,6 +25,14 @@ import torch
 
 def redness(images, prompts, strength=1.0):
     return strength * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+class Module(torch.nn.Module):
+    def __init__(self, strength):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(strength))
+        self.dropout = torch.nn.Dropout(0.9)
+    def forward(self, images, prompts):
+        return self.dropout(redness(images, prompts, self.factor))
 """
 METRIC = """
 def redness(images, prompts):
@@ -36,14 +47,18 @@ redness.higher_is_better = False
 class Even:
     unit = "share"
     higher_is_better = True
+    def __init__(self, value=0.0):
+        self.value = value
     def __call__(self, images, prompts):
-        return [1.0] * len(prompts)
+        return [self.value] * len(prompts)
 """
 MODEL = """
 from directalign.models.flux import Flux
 
 class MyModel(Flux):
-    pass
+    def __init__(self, source, model, device, seed, title="FLUX"):
+        super().__init__(source, model, device, seed)
+        self.title = title
 """
 METHOD = """
 from directalign.config import ReFLConfig
@@ -76,7 +91,8 @@ def trained(tmp_path_factory):
         "args": {"strength": 2.0},
         "differentiable": True,
     }
-    recipe["model"]["architecture"] = f"{folder / 'my_model.py'}:MyModel"
+    own_model = {"architecture": f"{folder / 'my_model.py'}:MyModel", "args": {"title": "Mine"}}
+    recipe["model"] |= own_model
     recipe["method"] = {
         "name": "python",
         "path": f"{folder / 'my_method.py'}:LastStep",
@@ -87,7 +103,10 @@ def trained(tmp_path_factory):
     recipe["evaluate"] = {
         "judge": "none",
         "num_samples": 2,
-        "metrics": [f"{folder / 'my_metric.py'}:{name}" for name in ("redness", "Even")],
+        "metrics": [
+            f"{folder / 'my_metric.py'}:redness",
+            {"path": f"{folder / 'my_metric.py'}:Even", "args": {"value": 1.0}},
+        ],
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "not estimated" in run("check", folder / "recipe.yaml")
@@ -109,6 +128,30 @@ def test_the_run_measures_with_all_of_them(trained):
     assert [record["step"] for record in steps] == [1, 2]
     write_page(trained)  # by another process than that of the training: without the user's file
     assert "Mean red minus the mean of green and blue" in (trained / "report.html").read_text()
+
+
+def test_a_torch_module_is_a_reward_too(trained):
+    folder, images = trained.parent, torch.rand(2, 3, 8, 8, requires_grad=True)
+    section = {"name": "python", "args": {"strength": 2.0}, "differentiable": True}
+    scores = []
+    for name in ("redness", "Module"):
+        path = f"{folder / 'my_reward.py'}:{name}"
+        reward = directalign.load_reward({**section, "path": path})
+        scores.append(reward.score(reward.encode(images), ["a", "b"]))
+    assert torch.equal(*scores) and scores[1].requires_grad
+
+
+def test_arguments_that_a_class_does_not_take_are_refused(trained):
+    run = load_run(trained / "run.yaml", ["model.args={titel: x}"])
+    with pytest.raises(
+        DirectAlignError, match=r"model\.args: .*cannot be constructed with .*titel"
+    ):
+        load_model(run.model, "cpu")
+    metric = UserMetricConfig(path=f"{trained.parent / 'my_metric.py'}:Even", args={"x": 1})
+    with pytest.raises(DirectAlignError, match=r"evaluate\.metrics: .*with args"):
+        user_metric_functions([metric], 2)
+    with pytest.raises(DirectAlignError, match="args are for a class of your own"):
+        load_run("world_srpo", ["model.args={title: x}"])
 
 
 def test_it_is_compared_with_its_base(trained):
@@ -147,7 +190,7 @@ def test_a_metric_that_cannot_work_is_refused(tmp_path, text, name, problem):
     file.write_text(text)
     samples = [EvalSample(index, "a red star", index) for index in range(2)]
     with pytest.raises(DirectAlignError, match=f"evaluate.metrics: .*{re.escape(problem)}"):
-        functions = user_metric_functions([f"{file}:{name}"], 2)
+        functions = user_metric_functions([UserMetricConfig(path=f"{file}:{name}")], 2)
         per_image(functions, MetricInput(samples, torch.ones(2, 3, 8, 8)))
 
 

@@ -6,21 +6,18 @@ import re
 import pytest
 
 from directalign.config.load import load_run
-from directalign.demo import LONGER, demo
+from directalign.demo import LONGER, QUICK, demo
 from directalign.report.read import read_run
 from directalign.types import DirectAlignError
 
 FORMS = {"srpo": "anchored", "direct_align": "absolute"}
 FORMS |= {"srpo_long": "anchored", "official_long": "relative"}
-TINY = ["train.num_steps=2", "train.save_every=0", "train.sample_every=0", "data.batch_size=2"]
-TINY += ["train.sample_prompts=[a red star on a navy background]", "evaluate.num_samples=8"]
-TINY += ["evaluate.num_samples_during=4", "evaluate.every=0", "rollout.num_inference_steps=2"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
-    assert demo(out, TINY) == out / "report.html"
+    assert demo(out, QUICK) == out / "report.html"
     return out
 
 
@@ -43,7 +40,7 @@ def test_the_longer_runs_have_the_same_settings_and_three_times_the_updates(fold
     assert {name: run.method.form for name, run in runs.items()} == FORMS
     srpo, longer = runs["srpo"], runs["srpo_long"]
     changed = {"train": srpo.train, "evaluate": srpo.evaluate, "name": srpo.name}
-    assert longer.model_copy(update=changed) == srpo == load_run("world_srpo", TINY)
+    assert longer.model_copy(update=changed) == srpo == load_run("world_srpo", QUICK)
     measured = [record["step"] for record in read_run(folder / "srpo_long").measured]
     assert measured == [0, 2, 4, 6]
 
@@ -62,6 +59,6 @@ def test_finished_runs_are_kept_and_other_settings_refused(folder):
     assert len(before) == len(FORMS) + 1
     message = "srpo holds a finished run of other settings .*: remove .*srpo, or choose another"
     with pytest.raises(DirectAlignError, match=message):
-        demo(folder, [*TINY, "seed=5"])
-    assert demo(folder, TINY) == folder / "report.html"
+        demo(folder, [*QUICK, "seed=5"])
+    assert demo(folder, QUICK) == folder / "report.html"
     assert {file: file.read_bytes() for file in files} == before

@@ -10,11 +10,10 @@ import pytest
 import typer
 
 from directalign.cli import app
+from document_commands import CODE, command_lines
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
-EXECUTABLE = "directalign "
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
@@ -38,18 +37,9 @@ def test_python_examples_import_what_exists():
         exec(compile(ast.parse(line), line, "exec"), {})
 
 
-def _commands(text: str) -> list[list[str]]:
-    """The words of every command line in code blocks, continued lines joined."""
-    joined = re.sub(r"\\\n\s*", "", text)
-    blocks = [code for _, code in CODE.findall(joined)]
-    blocks += re.findall(r"(?:^    .*\n)+", joined, re.MULTILINE)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    return [line.split(" #")[0].split() for line in lines if line.startswith(EXECUTABLE)]
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_commands_and_options_exist(document):
-    for words in _commands(document.read_text(encoding="utf-8")):
+    for words in command_lines(document.read_text(encoding="utf-8")):
         command: Any = typer.main.get_command(app)
         rest = words[1:]
         while commands := getattr(command, "commands", None):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from directalign.cli import app
 from directalign.config.load import load_run
 from directalign.evaluation.generate import generate, load_run_model
+from directalign.evaluation.run_weights import find_weights
 from directalign.training import run as train
 
 PROMPTS = ["a red star on a navy background", "a pink ring on a gray background"]
@@ -69,7 +70,7 @@ def test_a_fresh_process_paints_the_images_that_sample_wrote(tmp_path):
     assert process.returncode == 0, process.stderr
     painted = np.load(tmp_path / "painted.npz")  # base and tuned, each (n, h, w, 3) in [0, 1]
     run = load_run(run_folder / "run.yaml")
-    model, seeds = load_run_model(run, run_folder), [SEED] * len(PROMPTS)
+    model, seeds = load_run_model(run, find_weights(run, run_folder)), [SEED] * len(PROMPTS)
     ours = generate(model, PROMPTS, seeds, run.rollout, batch_size=1).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - painted["tuned"]).max() <= 1e-4
     assert np.abs(painted["tuned"] - painted["base"]).mean() > 0.01

@@ -31,7 +31,7 @@ RECIPES = ("world_srpo", "world_srpo_lora")
 SHORT = "train.num_steps=6 train.save_every=2 train.sample_every=3 evaluate.every=3"
 SHORT += " evaluate.num_samples=8 data.batch_size=2 rollout.num_inference_steps=3"
 WITH_TIMES = ("metrics.jsonl", "report.html", "summary.json")
-TIMES = {"seconds", "phases", "time"}
+TIMES = {"seconds", "phases", "resources", "time"}
 
 
 def train(recipe: str, out: Path, kill_after: float | None = None) -> int:

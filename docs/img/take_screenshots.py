@@ -1,4 +1,4 @@
-"""Takes the pictures in docs/img: the page of the demo, and the arena.
+"""Takes the pictures in docs/img: the page of the demo, the page of all runs, and the arena.
 
     python docs/img/take_screenshots.py runs/demo/report.html
 
@@ -40,13 +40,21 @@ SCHEMES |= {("rate", "desktop"): "dark", ("rate", "phone"): "light"}
 
 def main() -> None:
     """The page, then both modes of the arena."""
-    page = Path(sys.argv[1]).resolve().as_uri()
+    page_file = Path(sys.argv[1]).resolve()
+    page = page_file.as_uri()
     with tempfile.TemporaryDirectory() as work:
         samples = sample(Path(work, "samples"))
         with chromium(Path(work, "profile")) as browser:
             resize(browser, 1280, 1330, 1, False)
             browser.get(page)
             save(browser, "demo")
+            with serving("ui", page_file.parent, "--port", "0") as address:
+                for size, scheme in (("desktop", "light"), ("phone", "dark")):
+                    resize(browser, *SIZES[size])
+                    color(browser, scheme)
+                    browser.get(f"{address}run/srpo")
+                    time.sleep(2)
+                    save(browser, f"ui-{size}-{scheme}")
             for mode, act in (("vote", vote), ("rate", rate)):
                 with arena(samples, Path(work, f"{mode}.sqlite"), mode) as address:
                     photograph(browser, address, mode, act)
@@ -86,17 +94,15 @@ def sample(folder: Path) -> Path:
 @contextmanager
 def arena(samples: Path, database: Path, mode: str) -> Iterator[str]:
     """A running arena; its address."""
-    command = [
-        "directalign",
-        "arena",
-        *(samples / name for name in STYLES),
-        "--out",
-        database,
-        "--mode",
-        mode,
-        "--port",
-        "0",
-    ]
+    sources = (samples / name for name in STYLES)
+    with serving("arena", *sources, "--out", database, "--mode", mode, "--port", "0") as address:
+        yield address
+
+
+@contextmanager
+def serving(*words: str | Path) -> Iterator[str]:
+    """A running server of the command; the address in its first line."""
+    command = ["directalign", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield server.stdout.readline().split()[-1]

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from .config import RunConfig
-from .config.load import dump_run, load_run
+from .config.load import load_run
 from .io.atomic import write_text
 from .report import write_page
 from .report.read import RunFiles, read_run
 from .report.runs_page import matched
-from .training import run as train
-from .types import DirectAlignError
+from .training import train_once
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3
+QUICK = (
+    *("train.num_steps=2", "train.save_every=0", "train.sample_every=0", "data.batch_size=2"),
+    *("train.sample_prompts=[a red star on a navy background]", "evaluate.num_samples=8"),
+    *("evaluate.num_samples_during=4", "evaluate.every=0", "rollout.num_inference_steps=2"),
+)
+"""A size that tests the installation; its numbers say nothing."""
 TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 
 
@@ -29,21 +34,10 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
     Finished runs are kept.
     """
     for name, settings in _runs(overrides).items():
-        _train(settings, out / name)
+        train_once(settings, out / name)
     summary = summarise({name: read_run(out / name) for name in _runs(overrides)})
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return write_page(out)
-
-
-def _train(settings: RunConfig, folder: Path) -> None:
-    """Train or resume. Raises: DirectAlignError for a finished run of other settings."""
-    if not (folder / "summary.json").exists():
-        train(settings, folder, resume=(folder / "run.yaml").exists())
-    elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
-        raise DirectAlignError(
-            f"{folder} holds a finished run of other settings than the recipe has now: "
-            f"remove {folder}, or choose another --out"
-        )
 
 
 def _runs(overrides: Sequence[str]) -> dict[str, RunConfig]:

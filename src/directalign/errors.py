@@ -1,6 +1,6 @@
 """The errors of the package; without torch, which the report and the arena do not need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -10,10 +10,20 @@ class DirectAlignError(ValueError):
     """
 
 
+class Mistakes(DirectAlignError):
+    """Several at once, each of its own line."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
 class NonFiniteError(DirectAlignError):
     """A loss, gradient or weight is not finite; the optimizer step is skipped."""
 
 
+ALIKE = "on_all_ranks"
+"""Attribute of an exception: every rank raises the same one, and rank 0 reports it."""
 SAVED = "saved_as"
 """Attribute of an exception of any class: where the run that it ended can be continued."""
 

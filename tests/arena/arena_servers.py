@@ -20,8 +20,9 @@ from typing import Any
 import httpx
 from PIL import Image, PngImagePlugin
 
-from directalign.arena.server import listen, uvicorn_server
+from directalign.arena.server import create_app
 from directalign.arena.session import Arena, open_arena
+from directalign.web.server import http_server, listen
 
 SECRETS = ("SECRETMODEL", "SECRETFILE", "SECRETTEXT")
 """Parts of names, files and labels of a source that no annotator may receive."""
@@ -142,11 +143,11 @@ def served(
     listening = listen(host or "127.0.0.1", port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = Server(address, f"{address}/owner/{arena.signer.token('owner')}", arena=arena)
-    loggers = [logging.getLogger(name) for name in ("directalign.arena", "uvicorn.error")]
+    loggers = [logging.getLogger(name) for name in ("directalign.web", "uvicorn.error")]
     handler = LogLines(server.log)
     for logger in loggers:
         logger.addHandler(handler)
-    running = uvicorn_server(arena, host)
+    running = http_server(create_app(arena, host))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

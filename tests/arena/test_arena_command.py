@@ -52,7 +52,7 @@ def test_an_interruption_before_there_is_a_database_promises_none(source, tmp_pa
     def interrupted(*_: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(arena, "_require", interrupted)
+    monkeypatch.setattr(arena, "require", interrupted)
     result = CliRunner().invoke(app, ["arena", str(source), "--out", str(tmp_path / "a.sqlite")])
     assert (result.exit_code, result.output) == (130, "directalign: interrupted\n")
 

@@ -78,6 +78,22 @@ def test_a_planted_difference_is_claimed_of_enough_people():
     assert "only these:" not in output.render_results(found[0], "Many")
 
 
+@pytest.mark.parametrize(
+    ("votes", "sentence"),
+    [
+        (planted_votes(QUALITY, 40, 8, 0, 0.3, 0.1), "People prefer SRPO to every other model."),
+        (cast("rrrrrrrrrrrl" * 3), "This annotator prefers SRPO to Base model; whether others do"),
+        (cast("lr" * 20), "The answers so far do not show that people prefer any model."),
+        ([], ""),
+    ],
+)
+def test_the_verdict_is_one_plain_sentence(votes, sentence):
+    results = output.gather([], votes, LABELS)
+    assert output.verdict(results).startswith(sentence)
+    html = output.render_results(results, "Title")
+    assert ('class="big verdict"' in html) == bool(sentence)
+
+
 LEFT = cast("l" * 40) + cast("l" * 40, "bob", "srpo", "base")
 SIDES = (("base", "srpo"), ("srpo", "base")) * 10
 ONE_SIDED = [Vote("lefty", item, *pair, pair[0]) for item, pair in enumerate(SIDES)]

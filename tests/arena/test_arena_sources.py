@@ -13,9 +13,9 @@ from PIL import Image
 import comparison_folders
 from directalign.arena import sources
 from directalign.arena.records import ArenaError
-from directalign.arena.security import new_secret
 from directalign.arena.session import open_arena
 from directalign.arena.sources import read_sources
+from directalign.arena.tokens import new_secret
 
 
 @pytest.fixture

@@ -12,22 +12,16 @@ from arena_pages import (
     TASK,
     answer_tasks,
     assert_accessible,
-    assert_contrast,
-    assert_fits,
     assert_text_fits,
     by_key,
-    click,
     join,
     next_task,
-    press,
-    resize,
-    tap,
-    until,
     until_saved,
 )
 from arena_servers import SECRETS, served, write_comparison
 from planted_answers import planted_ratings, planted_votes
 
+from browser_pages import assert_contrast, assert_fits, click, press, resize, tap, until
 from directalign.arena.results import gather, render_results
 
 pytestmark = pytest.mark.browser

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from arena_servers import NO_TLS, Server, joining, served, write_comparison
 
-from directalign.arena import security
-from directalign.arena.security import Refused
-from directalign.arena.server import allowed_hosts
 from directalign.arena.session import normalized_name
+from directalign.web import security
+from directalign.web.security import Refused
+from directalign.web.server import allowed_hosts
 
 JSON = {"content-type": "application/json"}
 HOSTILE = [

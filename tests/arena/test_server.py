@@ -71,6 +71,8 @@ def test_a_request_repeated_with_another_answer_is_refused(server):
 def test_the_personal_link_continues_on_another_device(server):
     with server.joined("Mover") as client:
         state = client.get("/api/state").json()
+        first = client.get(f"/me/{state['link']}").text
+        assert "Welcome, " in first and "Welcome back" not in first, "nothing is answered yet"
         done = vote(client, "before-moving", state["next"][0]["task"], "tie")
     with server.visitor() as other:
         welcome = other.get(f"/me/{state['link']}")
@@ -137,6 +139,7 @@ def test_an_answer_does_not_count_for_the_session_of_another_annotator(server):
 
 def test_only_the_owner_sees_results(server):
     with server.joined("Curious") as client, server.owner() as owner:
+        vote(client, "of-curious", client.get("/api/state").json()["next"][0]["task"], "left")
         for path in ("/results", "/results/answers.csv"):
             assert client.get(path).status_code == 403
         page = owner.get("/results")

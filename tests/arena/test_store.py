@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from directalign.arena.records import AXES, LEVELS, ArenaError, Mode
 from directalign.arena.results import write_results
-from directalign.arena.security import TokenSigner, new_secret
 from directalign.arena.session import VOTE_QUESTION, Arena, TaskScheduler, open_arena, tasks_of
 from directalign.arena.sources import read_sources
 from directalign.arena.store import SIDES, Answer, Store, create_store, lock
+from directalign.arena.tokens import TokenSigner, new_secret
 
 MODELS = ("x", "y", "z")
 ANNOTATORS, ITEMS = st.integers(1, 3), st.integers(0, 3)
@@ -286,3 +286,23 @@ def test_rating_state_and_undo(three, file):
     assert state["done"] == 1 and state["last"]["task"] == task["task"]
     state = arena.rate(annotator, "request-back", task["task"], image, "detail", None)
     assert state["done"] == 0 and state["last"] is None and len(arena.store.ratings()) == 11
+
+
+def test_results_show_a_title_and_the_images_while_they_are_there(three, tmp_path):
+    source, file = shutil.copytree(three, tmp_path / "source"), tmp_path / "titled.sqlite"
+    arena = open_arena(file, [source], title="Which look?")
+    for number in range(2):
+        annotator = arena.join(f"Ann {number}", new_secret())
+        for item in arena.store.items():  # x loses on the first prompt only
+            for other in ("y", "z"):
+                said = "left" if item else "right"
+                arena.store.append(Answer(annotator, item, "x", other, None, said), new_secret())
+    arena.store.close()
+    html = write_results(file, tmp_path / "results")[0].read_text()
+    assert "<h1>Which look?</h1>" in html and html.count("data:image/webp;base64,") == 4 * 3
+    assert (html.count("<b>Won</b>"), html.count("<b>Lost</b>")) == (3, 1)
+    open_arena(file, [source]).store.close()
+    shutil.rmtree(source)
+    html = write_results(file, tmp_path / "later")[0].read_text()
+    assert "<h1>Which look?</h1>" in html, "the title stays"
+    assert "data:image/webp" not in html and "The page has no pictures" in html

@@ -3,14 +3,17 @@
 import shutil
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from directalign.config.load import load_run
-from directalign.preflight import Place, checks
+from directalign.models import load_model
+from directalign.preflight import PHASES, Place, checks
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe):
-    result = command("check", recipe, "--set", "train.ema_decay=0.9")
+    result = command("check", recipe, "-v", "--set", "train.ema_decay=0.9")
     assert result.exit_code == 0 and not Path("runs").exists()
     for expected in (
         "recipe.yaml can run",
@@ -92,11 +95,50 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, monkey
         raise AssertionError("check must not open a connection")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setenv("COLUMNS", "160")
-    result = command("check", "flux_srpo_lora_24gb", "--gpu-memory", "24")
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["check", "flux_srpo_lora_24gb", "--gpu-memory", "24", "--tflops", "150"]
+    result = command(*words)
     assert result.exit_code == 0 and result.stderr == ""
-    for expected in ("FLUX.1-dev, not downloaded yet", "11.90 B in 4 bits", "fits a GPU of 24 GB"):
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in result.stdout
+    assert "fits a GPU of 24 GB" in lines[1]
+    assert [line.split()[0] for line in lines[4:9]] == list(PHASES)
+    for expected in (
+        "FLUX.1-dev, not downloaded yet",
+        "black-forest-labs/FLUX.1-dev: to be downloaded, about 31.4 GiB",  # 16.9 B in 16 bits
+        "download  about 38.8 GiB in all",
+        "at 150 TFLOPS (estimate",
+    ):
         assert expected in result.stdout
+    assert "11.90 B" not in result.stdout
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "11.90 B in 4 bits" in command(*words, "-v").stdout
+
+
+def test_operations_are_those_of_the_products_of_a_network(command, recipe):
+    """By hand: the FLOPs of every linear layer of one call, times the calls of an update."""
+    run = load_run(recipe, ["model.tune=full"])
+    found = checks.survey(run, Path("out"), Place("Abacus", 10**12, is_gpu=False))
+    model = load_model(run.model, "cpu")
+    counted = 0
+
+    def count(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        nonlocal counted
+        counted += 2 * made.numel() * layer.in_features
+
+    for layer in model.denoiser.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(count)
+    latents = torch.zeros(1, *model.latent_shape(32, 32))
+    cond = model.encode_prompt(["a red star"]).guided(1.0, 1.0, None)
+    model.predict(latents, torch.ones(1), cond)
+    calls = found.memory.calls  # two steps of a rollout, two branches
+    assert (calls.forward, calls.backward) == (4, 2)
+    linear = counted * (4 + 2 * 2)  # a backward pass costs two
+    assert linear < found.cost.update < 1.5 * linear  # and the products of attention
+    assert found.cost.training == 2 * found.cost.update
+    assert found.cost.hours(1e-6) == 2 * found.cost.hours(2e-6) > 0
+    assert {(each.path, each.is_here) for each in found.files} == {(run.model.path, True)}
 
 
 def test_a_full_disk_is_seen_beforehand(command, recipe, monkeypatch):

@@ -15,8 +15,10 @@ from typer.testing import Result
 
 from directalign import cli
 from directalign.cli.common import DroppingStream, protect_streams
+from directalign.demo import QUICK
+from directalign.rewards.black_box import SynchronizedError
 from directalign.training import Interrupted
-from directalign.types import NonFiniteError
+from directalign.types import DirectAlignError, NonFiniteError
 
 Command = Callable[..., Result]
 Calls = list[tuple[Any, ...]]
@@ -53,6 +55,20 @@ def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert "did you mean world_srpo or " in wrong.stderr
 
 
+def test_the_page_of_a_run_is_named_first_and_last(command, recipe, monkeypatch):
+    def train(run: object, out: Path, *_: object) -> Path:
+        out.mkdir(parents=True)
+        (out / "report.html").touch()
+        raise NonFiniteError("step 3")
+
+    monkeypatch.setattr("directalign.training.run", train)
+    result = command("train", recipe, "--out", "my run")
+    page = f"page: {Path('my run/report.html').absolute().as_uri()}"
+    first, last = result.stdout.splitlines()
+    assert first.endswith(page) and last == page and "my%20run" in page
+    assert result.stderr == "directalign: step 3\n"
+
+
 def test_sample_pairs_every_prompt_with_every_seed(command, recipe, calls):
     given = "--prompts prompts.txt --prompt extra --seed 1 --seed 2 --num-inference-steps 4"
     sizes = "--cfg-scale 4.5 --embedded-guidance 0 --height 64 --width 32"
@@ -61,7 +77,7 @@ def test_sample_pairs_every_prompt_with_every_seed(command, recipe, calls):
     rollout = {"num_inference_steps": 4, "cfg_scale": 4.5, "embedded_guidance": 0.0}
     rollout |= {"height": 64, "width": 32}
     seeds = [1, 2, 1, 2, 1, 2]
-    assert calls == [("sample", Path("run"), prompts, seeds, Path("o"), rollout, True)]
+    assert calls == [("sample", Path("run"), prompts, seeds, Path("o"), rollout, True, None, 1.0)]
 
 
 def test_compare_passes_on_every_option(command, calls):
@@ -84,7 +100,8 @@ def test_compare_passes_on_every_option(command, calls):
     ("words", "call"),
     [
         ("report runs", ("report", Path("runs"))),
-        ("demo --out d", ("demo", Path("d"))),
+        ("demo --out d", ("demo", Path("d"), ())),
+        ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK)),
         ("world export w", ("export", Path("w"))),
         ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0)),
     ],
@@ -122,6 +139,24 @@ def test_every_error_is_one_line(command, recipe, monkeypatch, error, code, line
     assert result.exit_code == code and result.stderr.count("\n") == 1 and line in result.stderr
     if isinstance(error, Exception):
         assert command("train", recipe, "--debug").exception is error
+
+
+def test_an_error_of_all_ranks_is_printed_by_the_first_of_a_machine(command, recipe, monkeypatch):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("directalign.training.run", fail)
+    of_all = Interrupted("stopped after step 3"), SynchronizedError("rank 0: no such image")
+    for rank, printed in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        refused = command("train", "gone.yaml")
+        assert refused.exit_code == 1 and refused.stderr.count("gone.yaml: no such") == printed
+        for error in (*of_all, DirectAlignError("2 processes on a machine with 1 GPU")):
+            failed = command("train", recipe)
+            own = printed or error not in of_all
+            assert failed.stderr.count(str(error)) == own and failed.exit_code in (1, 130)
+            assert failed.stdout.count("checking, then training; page: file://") == printed
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from directalign.cli import app
-from directalign.config.load import recipe_path
+from directalign.config.load import load_run, recipe_path
 from directalign.rewards.soft_prompts import read_tokens
 
 RECIPE = recipe_path("world_srpo_lora")
@@ -51,7 +51,13 @@ def test_both_sides_are_written_and_compared_with_the_phrases(fitted):
     result, out = fitted
     assert result.exit_code == 0, result.output
     files = [str(out), str(out.with_suffix(".negative.safetensors"))]
-    assert result.stdout.splitlines()[-2:] == files
+    recipe = out.with_suffix(".yaml")
+    assert result.stdout.splitlines()[-3:] == [*files, f"next: directalign train {recipe}"]
+    made, base = load_run(recipe), load_run(RECIPE)
+    phrases = {"positive": [files[0]], "negative": [files[1]], "order": "average"}
+    assert made.method.control_phrases.model_dump(exclude_unset=True) == phrases
+    same = made.method.model_copy(update={"control_phrases": base.method.control_phrases})
+    assert made.model_copy(update={"name": base.name, "method": same}) == base
     for text in ("On 2 held-out images per side", "│ words", "│ tokens, step"):
         assert text in result.stdout
     found = read_tokens(out, "words")
@@ -84,7 +90,10 @@ def test_phrases_alone_become_tokens(tmp_path):
     phrases, out = ["Realistic photo", "Natural lighting"], tmp_path / "a.safetensors"
     options = [word for phrase in phrases for word in ("--positive", phrase)]
     result = call("reward", "soft-prompts", "--reward", "world:reward", *options, "--out", out)
-    assert (result.exit_code, result.stdout) == (0, f"{out}\n"), result.output
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\nnext: directalign train {out.with_suffix('.yaml')}\n"
+    made = load_run(out.with_suffix(".yaml"))
+    assert made.reward.path == "world:reward" and made.method.control_phrases.positive == [str(out)]
     assert read_tokens(out, "words").made == f"mean of the words {', '.join(phrases)}"
 
 
@@ -95,6 +104,9 @@ def test_phrases_alone_become_tokens(tmp_path):
         ("--out photo", "--out photo: learned tokens are known by their ending; name it photo.s"),
         ("--out there.safetensors", "--out: there.negative.safetensors exists already"),
         ("--images world --positive Photo", "words of one side only"),
+        ("--images world --wanted a --unwanted b", "--images world: give either this or --wanted"),
+        ("--wanted a", "--wanted a: give --wanted DIR and --unwanted DIR"),
+        ("--wanted . --unwanted absent", "--images: no folder absent; give a folder with wanted/"),
         ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],
 )

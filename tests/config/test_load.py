@@ -14,14 +14,16 @@ from directalign.config import EvaluateConfig, UniformNoiseLevels
 from directalign.config.load import (
     RECIPES,
     RENAMED,
+    ResumedRun,
     changes_at_resume,
     dump_run,
     load_run,
     recipe_path,
-    resumed_overrides,
+    resumed_run,
 )
 from directalign.config.run import recipe_schema
 from directalign.data.prompts import read_prompts
+from directalign.errors import Mistakes
 from directalign.types import DirectAlignError
 
 RECIPE = """
@@ -46,10 +48,21 @@ def recipe(tmp_path):
 
 
 def complaint(file: Path | str, *overrides: str) -> str:
+    """One line, or one for each mistake."""
     with pytest.raises(DirectAlignError) as raised:
         load_run(file, overrides)
-    assert "\n" not in str(raised.value)
+    lines = raised.value.lines if isinstance(raised.value, Mistakes) else ()
+    assert str(raised.value).count("\n") == max(len(lines) - 1, 0)
+    assert all(": " in line for line in lines)
     return str(raised.value)
+
+
+def test_every_mistake_has_a_line(recipe):
+    said = complaint(recipe, "train.num_steps=x", "train.betas=1", "model.tun=lora", "seed=-1")
+    lines = said.split("\n")
+    assert lines[0].startswith("--set model.tun: unknown key; did you mean 'tune'?")
+    keys = ("train.num_steps", "train.betas", "seed")
+    assert sorted(line.split(":")[0] for line in lines[1:]) == sorted(f"--set {k}" for k in keys)
 
 
 def test_numbers_are_read_as_people_write_them(recipe):
@@ -108,27 +121,49 @@ def test_null_removes_a_key_that_cannot_be_null(recipe, preset, key, value):
     assert found == value
 
 
-def test_a_resume_keeps_the_overrides_of_the_earlier_call(recipe, tmp_path, monkeypatch):
+def test_a_resume_continues_what_run_yaml_says(recipe, tmp_path, monkeypatch):
     given = ["train.num_steps=7", "data.batch_size=2", 'name="a # b"', "evaluate.every=3"]
-    (tmp_path / "run.yaml").write_text(dump_run(load_run(recipe, given), given))
-    assert load_run(tmp_path / "run.yaml") == load_run(recipe, given)
-    assert resumed_overrides(tmp_path, []) == given
-    again = resumed_overrides(tmp_path, ["train.num_steps=9"])
-    assert again == [*given[1:], "train.num_steps=9"]
-    assert changes_at_resume(
-        tmp_path, load_run(recipe, given), load_run(recipe, [*again, "train.save_every=2"])
-    ) == ["train.num_steps was 7 and is 9", "train.save_every was 0 and is 2"]
-    with pytest.raises(DirectAlignError, match=r"another config: train\.betas was"):
-        changes_at_resume(
-            tmp_path, load_run(recipe, given), load_run(recipe, [*again, "train.betas=[0, 0.9]"])
-        )
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_run(load_run(recipe, given), given))
+    assert load_run(file) == load_run(recipe, given)
+    assert resumed_run(recipe, tmp_path) == ResumedRun(load_run(recipe, given), given, [])
+    again = resumed_run(recipe, tmp_path, ["train.num_steps=9", "train.save_every=2"])
+    assert again.overrides == [*given[1:], "train.num_steps=9", "train.save_every=2"]
+    assert again.run == load_run(recipe, again.overrides) and again.unused == []
+    changes = ["train.num_steps 7 -> 9", "train.save_every 0 -> 2"]
+    assert changes_at_resume(tmp_path, load_run(file), again.run) == changes
+
+    recipe.write_text(recipe.read_text().replace("num_steps: 3", "num_steps: 3\n  sample_every: 5"))
+    edited = resumed_run(recipe, tmp_path, ["train.num_steps=9"])
+    assert edited.run.train.sample_every == 0 and edited.run.train.num_steps == 9
+    assert edited.unused == ["train.sample_every 0 -> 5"]
+    held = resumed_run(recipe, tmp_path, ["train.sample_every=5"])
+    assert held.run.train.sample_every == 5 and held.unused == []
+
     monkeypatch.setenv("WORLD_SIZE", "2")  # batch sizes are those of one number of processes
-    assert resumed_overrides(tmp_path, []) == [given[0], *given[2:]]
-    assert resumed_overrides(tmp_path / "none", ["name=b"]) == ["name=b"]
+    other = resumed_run(recipe, tmp_path)
+    assert other.run.data.batch_size == 1 and other.overrides == [given[0], *given[2:]]
     for damaged in ("[", '"train num_steps"', '"seed=["'):
-        (tmp_path / "run.yaml").write_text(f"# --set {damaged}\n")
+        file.write_text(f"# --set {damaged}\n")
         with pytest.raises(DirectAlignError, match=r"run\.yaml: a line # --set is damaged"):
-            resumed_overrides(tmp_path, [])
+            resumed_run(recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.betas=[0, 0.9]", r"another config: train\.betas \(0\.9, 0\.999\) -> "),
+        ("evaluate.num_samples=32", r"evaluate\.num_samples 256 -> 32; .* \(directalign evaluate"),
+        ("evaluate.num_samples_during=32", r"evaluate\.num_samples_during 64 -> 32; restore"),
+        ("evaluate.rewards={a: {name: pixels, statistic: redness}}", r"evaluate\.rewards\.a None"),
+        ("evaluate.every=2", r"every 0 -> 2: .* 64 samples, and .* on all 256 only; keep 0"),
+    ],
+)
+def test_what_must_stay_at_a_resume_is_named(recipe, override, message):
+    """Among it what is measured, so that all measurements of a run are of the same samples."""
+    before = load_run(recipe)
+    with pytest.raises(DirectAlignError, match=message):
+        changes_at_resume(recipe, before, load_run(recipe, [override]))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +267,7 @@ ALIASES = "&a0 [x, x]\n" + "".join(
     ("old", "new", "expected"),
     [
         ("  num_steps: 3\n", "", "recipe.yaml: train.num_steps: missing; add it (Optimizer upd"),
-        ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'? (1 more after this one)"),
+        ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'?\n"),
         ("first: 4", "jump: 0.1", "recipe.yaml: method.noise_levels.jump: unknown key"),
         ("num_steps: 3", "num_steps: 3\n  num_steps: 4", ":11: not a YAML recipe: key 'num_steps'"),
         ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),

@@ -106,14 +106,14 @@ def test_a_bare_model_is_sampled_with_given_guidance_and_size(pipelines, tmp_pat
     assert guided.read_bytes() != plain.read_bytes()
 
 
-def test_bad_sources_and_full_folders_are_refused(pipelines, tmp_path):
-    (tmp_path / "full").mkdir()
-    record = tmp_path / "full" / "images.jsonl"
-    record.write_text("")
+def test_bad_sources_and_folders_are_refused(pipelines, tmp_path):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "run.yaml"
+    file.write_text("")
     for source, out, words in (
         (tmp_path, tmp_path / "out", "neither a run"),
-        (pipelines["flux"], record.parent, "holds images already"),
-        (pipelines["flux"], record, "is a file"),
+        (pipelines["flux"], file.parent, "holds a run already"),
+        (pipelines["flux"], file, "is a file"),
     ):
         with pytest.raises(DirectAlignError, match=words):
             sample_images(source, PROMPTS[:1], [1], out)

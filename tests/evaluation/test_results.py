@@ -25,7 +25,7 @@ LINES = [line("a", i, good=0.1 * i, bad=0.5, plain=math.sin(i)) for i in range(2
 LINES += [
     line("b", i, good=0.1 * i + 0.25, bad=0.5 - 0.1 * (i % 4), plain=math.cos(i)) for i in range(20)
 ]
-LINES += [line("c", index, good=0.0) for index in range(4)]
+LINES += [line("c", i, good=0.0) for i in range(20)]
 
 
 def test_means_differences_and_wins():
@@ -38,7 +38,6 @@ def test_means_differences_and_wins():
     one = {(each["a"], each["b"], each["name"]): each for each in found["differences"]}
     gained = one["a", "b", "good"]
     assert gained["value"] == pytest.approx(0.25) == gained["low"] and gained["n"] == 20
-    assert one["a", "c", "good"]["n"] == 4
     assert ("a", "c", "plain") not in one and ("b", "a", "good") not in one
     won = {(each["a"], each["b"], each["name"]): each for each in found["wins"]}
     assert {name for *_, name in won} == {"good", "bad"}, "a metric without a direction has no wins"
@@ -49,3 +48,15 @@ def test_means_differences_and_wins():
     assert corrected == holm([each["p"] for each in found["wins"]]) and max(corrected) <= 1
     shuffled = sorted(LINES, key=lambda each: (each["index"], each["model"]))
     assert summarise(["a", "b", "c"], shuffled, ABOUT) == found
+
+
+def test_all_numbers_of_a_metric_are_of_the_samples_that_every_candidate_has():
+    lines = [each for each in LINES if each["model"] != "c" or each["index"] < 4]
+    found = summarise(["a", "b", "c"], lines, ABOUT)
+    of_good = [found["models"][key]["good"] for key in "abc"]
+    of_good += [each for each in found["differences"] + found["wins"] if each["name"] == "good"]
+    assert {each["n"] for each in of_good} == {4}
+    assert found["models"]["a"]["good"]["value"] == pytest.approx(0.15)
+    assert found["models"]["a"]["bad"]["n"] == 20
+    apart = [line("a", 0, good=1.0), line("b", 1, good=0.5)]
+    assert summarise(["a", "b"], apart, ABOUT)["models"] == {"a": {}, "b": {}}

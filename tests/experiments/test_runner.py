@@ -1,6 +1,8 @@
 """Runs, pieces, budgets: made once, resumed when interrupted, refused under other settings."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def trained(monkeypatch):
         rate = {"value": photo, "low": photo - 0.1, "high": photo + 0.1, "n": 8}
         return {"event": "evaluate", "step": step, "photo_rate": rate, "reward": 0.7, "seconds": 99}
 
-    def train(settings: RunConfig, folder: Path, resume: bool) -> None:
+    def train(settings: RunConfig, folder: Path, resume: bool, _: Sequence[str]) -> None:
         calls.append((folder.name, resume))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "run.yaml").write_text(dump_run(settings))
@@ -54,7 +56,7 @@ def trained(monkeypatch):
         (folder / "metrics.jsonl").write_text("".join(lines))
         (folder / "summary.json").write_text(json.dumps(FACTS))
 
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(sys.modules["directalign.training.run"], "run", train)
     return calls
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from directalign.export import Format, export_run
-from directalign.export.lora_formats import LowRank
 from directalign.export.weights import merge
+from directalign.models.lora_files import LowRank
 from directalign.types import DirectAlignError
 from finished_runs import finished_recipe, image, write_finished
 from low_rank_updates import random_updates, updates_of_shape

@@ -40,11 +40,11 @@ def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path):
     with pytest.raises(DirectAlignError, match="holds no run"):
         export_run(tmp_path, "kohya")
     unfinished = write_finished(tmp_path / "run", finished_recipe("flux", "a/b"))
-    message = r"lora\.safetensors: .* the run is not finished; continue .* --resume --out .*run$"
+    message = r"lora\.safetensors: .* is not finished and has no checkpoint; continue .*run$"
     with pytest.raises(DirectAlignError, match=message):
         export_run(unfinished, "kohya")
     (unfinished / "checkpoints" / "step-000004").mkdir(parents=True)
-    with pytest.raises(DirectAlignError, match=r"step-000004: directalign average .*--last 1"):
+    with pytest.raises(DirectAlignError, match=r"step-000004: damaged \(manifest\.json"):
         sample_images(unfinished, ["a"], [0], tmp_path / "images")
     assert not (tmp_path / "images").exists()
 

@@ -19,7 +19,8 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from torch import Tensor
 
-from directalign.export.lora_formats import LowRank, convert
+from directalign.export.lora_formats import convert
+from directalign.models.lora_files import LowRank
 from directalign.types import DirectAlignError
 from low_rank_updates import (
     JOINT,

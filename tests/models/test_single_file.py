@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from directalign.config import ModelConfig
 from directalign.models import load_model, single_file
+from directalign.models import original_layouts as makers
 from directalign.models.checkpoint_source import Source, open_source
 from directalign.models.components import check_parts, load_parts
 from directalign.types import DirectAlignError
@@ -66,9 +67,9 @@ def ldm_weights(folder, **encoders):
 
 
 def ldm_tensors(weights):
-    unet = layouts.ldm_unet(weights["unet"], layers_per_block=1)
-    vae = layouts.ldm_vae(weights["vae"], levels=3)
-    return layouts.prefixed(COMFY, unet) | layouts.prefixed("first_stage_model.", vae)
+    unet = makers.ldm_unet(weights["unet"], layers_per_block=1)
+    vae = makers.ldm_vae(weights["vae"], levels=3)
+    return makers.prefixed(COMFY, unet) | makers.prefixed("first_stage_model.", vae)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def stable_diffusion(tmp_path_factory):
     weights = ldm_weights(folder, text_encoder=CLIPTextModel)
     tensors = {
         **ldm_tensors(weights),
-        **layouts.prefixed("cond_stage_model.transformer.", layouts.clip(weights["text_encoder"])),
+        **makers.prefixed("cond_stage_model.transformer.", makers.clip(weights["text_encoder"])),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(16)[None],
         "first_stage_model.loss.logvar": torch.zeros(1),
         "betas": torch.zeros(1000),
@@ -108,11 +109,11 @@ def test_sdxl(tmp_path):
     folder = write_sdxl(tmp_path / "sdxl")
     encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     weights = ldm_weights(folder, **encoders)
-    first, second = layouts.clip(weights["text_encoder"]), weights["text_encoder_2"]
+    first, second = makers.clip(weights["text_encoder"]), weights["text_encoder_2"]
     tensors = {
         **ldm_tensors(weights),
-        **layouts.prefixed("conditioner.embedders.0.transformer.", first),
-        **layouts.prefixed("conditioner.embedders.1.model.", layouts.open_clip(second)),
+        **makers.prefixed("conditioner.embedders.0.transformer.", first),
+        **makers.prefixed("conditioner.embedders.1.model.", makers.open_clip(second)),
     }
     file = write(tmp_path / "sdxl.safetensors", tensors)
     parts = (*weights, "tokenizer", "tokenizer_2")
@@ -128,10 +129,10 @@ def test_sd3_takes_from_the_folder_what_the_file_lacks(tmp_path, prefix, setting
     folder = write_sd3(tmp_path / "sd3", transformer=settings)
     vae = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
     weights = saved(folder, "transformer", SD3Transformer2DModel)
-    tensors = layouts.prefixed(prefix, layouts.sd3(weights))
+    tensors = makers.prefixed(prefix, layouts.sd3(weights))
     if with_vae:
         vae = saved(folder, "vae", AutoencoderKL)
-        tensors |= layouts.prefixed("first_stage_model.", layouts.ldm_vae(vae, levels=3))
+        tensors |= makers.prefixed("first_stage_model.", makers.ldm_vae(vae, levels=3))
         tensors["text_encoders.clip_l.logit_scale"] = torch.zeros(1)
         tensors["model_sampling.sigmas"] = torch.zeros(10)
     file = write(tmp_path / "sd3.safetensors", tensors)
@@ -175,7 +176,7 @@ def read_transformer(file, model, folder, dtype):
 def test_other_transformers(tmp_path, model, original, name, prefix):
     random_weights(model)
     model.save_config(tmp_path / "transformer")
-    tensors = layouts.prefixed(prefix, original(model.state_dict()))
+    tensors = makers.prefixed(prefix, original(model.state_dict()))
     file = write(tmp_path / "x.safetensors", tensors)
     held, loaded = read_transformer(file, model, tmp_path, torch.float32)
     assert held.layout.name == name
@@ -198,7 +199,7 @@ def test_flux_is_read_at_the_one_width_that_diffusers_converts(tmp_path):
         name: patterned(tensor, 89 * place)
         for place, (name, tensor) in enumerate(model.state_dict().items())
     }
-    tensors = layouts.prefixed(COMFY, layouts.flux(weights))
+    tensors = makers.prefixed(COMFY, makers.flux(weights))
     file = write(tmp_path / "flux.safetensors", tensors)
     _, loaded = read_transformer(file, model, tmp_path, torch.bfloat16)
     file.unlink()
@@ -283,7 +284,7 @@ def test_marks_of_what_the_network_predicts_are_followed(
 def test_a_flux_of_another_width_and_a_missing_part_are_refused(tmp_path):
     folder = write_flux(tmp_path / "flux")
     weights = FluxTransformer2DModel.from_pretrained(folder / "transformer").state_dict()
-    file = write(tmp_path / "x.safetensors", layouts.flux(weights))
+    file = write(tmp_path / "x.safetensors", makers.flux(weights))
     expected = "x.safetensors: not readable as a FluxTransformer2DModel"
     assert expected in refusal(file, folder, "flux")
     plain = folder / "transformer/diffusion_pytorch_model.safetensors"

@@ -26,7 +26,7 @@ class Tags(HTMLParser):
         named = [(name, value or "") for _, attrs in self.found for name, value in attrs.items()]
         addresses = [value for name, value in named if name in ("src", "href", "srcset", "data")]
         own = all(
-            not each or each.startswith("data:") or each.endswith("/report.html")
+            not each or each.startswith(("data:", "#")) or each.endswith("/report.html")
             for each in addresses
         )
         handlers = [name for name, _ in named if name.startswith("on")]

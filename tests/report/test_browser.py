@@ -1,14 +1,18 @@
 """The pages in a browser: no errors, nothing fetched, controls, narrow windows, print."""
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from page_tags import HOSTILE
-from synthetic_run import stop_run, write_demo
 
 from comparison_folders import write_comparison
+from directalign.io.atomic import exclusive
 from directalign.report import write_page
+from directalign.report.status import write_status
+from synthetic_run import stop_run, write_demo, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -24,6 +28,7 @@ def pages(tmp_path_factory):
         "runs": demo,
         "comparison": write_comparison(root / "compared"),
         "hostile": write_comparison(root / "hostile", models, prompts=[HOSTILE, "y" * 900]),
+        "many": write_comparison(root / "many", {name: f"Model {name}" for name in "abcdefghijkl"}),
     }
     return {name: write_page(folder) for name, folder in folders.items()}
 
@@ -34,7 +39,7 @@ def visit(browser: Any, file: Path, width: int = 1280) -> None:
     browser.get(file.as_uri())
 
 
-@pytest.mark.parametrize("name", ["run", "stopped", "runs", "comparison", "hostile"])
+@pytest.mark.parametrize("name", ["run", "stopped", "runs", "comparison", "hostile", "many"])
 def test_no_errors_no_requests_and_nothing_overflows(browser, pages, name):
     browser.get_log("performance")
     wide = """
@@ -67,6 +72,33 @@ def test_sliders_move_the_line_and_the_update(browser, pages):
         return [...document.querySelectorAll('.after')].filter(isVisible).map((i) => i.alt);
     """
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
+
+
+def test_the_page_of_a_running_run_refreshes_itself_and_knows_when_it_is_late(browser, tmp_path):
+    folder = write_run(tmp_path / "run", num_steps=60)
+    write_status(folder, "running", processes=1)
+    sentence = "return document.querySelector('.state').innerText"
+    late = """
+        const live = document.querySelector('[data-live]');
+        return live.offsetHeight > 0 && live.innerText;
+    """
+    with exclusive(folder, "training in it"):
+        visit(browser, write_page(folder), 375)
+        browser.execute_script("scrollTo(0, 300)")
+        assert "all 60 steps are done" in browser.execute_script(sentence)
+        assert not browser.execute_script(late)
+        (folder / "metrics.jsonl").write_text("")
+        file = write_page(folder)
+    until = time.monotonic() + 40
+    while "60 steps to go" not in browser.execute_script(sentence):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert browser.execute_script("return scrollY") == 300
+    html = file.read_text()
+    file.write_text(re.sub(r'data-written="\d+"', f'data-written="{time.time() - 3000:.0f}"', html))
+    visit(browser, file)
+    found = browser.execute_script(late)
+    assert "last written 50 min ago" in found and "--resume" in found
 
 
 def choose(browser: Any, name: str, value: str) -> None:
@@ -127,3 +159,37 @@ def test_hostile_text_is_displayed_and_not_executed(browser, pages):
     assert HOSTILE in viewer(browser)["alts"][0]
     injected = "return document.querySelectorAll('img[src=x], main script').length"
     assert browser.execute_script(injected) == 0
+
+
+def test_a_desktop_shows_wide_tables_whole_and_no_empty_tile(browser, pages):
+    hidden = """
+        document.querySelectorAll("details").forEach((each) => (each.open = true));
+        const all = [...document.querySelectorAll(".scroll")];
+        return all.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.ariaLabel);
+    """
+    gap = """
+        const box = document.querySelector(".cards"), last = box.lastElementChild;
+        return box.getBoundingClientRect().right - last.getBoundingClientRect().right;
+    """
+    for name in ("runs", "comparison", "many"):
+        visit(browser, pages[name], 1280)
+        assert browser.execute_script(hidden) == [], name
+    assert browser.execute_script(gap) < 3  # eleven cards in rows of four
+    targets = "return [...document.querySelectorAll('.contents a')].every((a) => $(a.hash))"
+    targets = targets.replace("$(a.hash)", "document.querySelector(a.hash)")
+    assert browser.execute_script(targets)
+
+
+def test_runs_are_filtered_and_commands_copied(browser, pages):
+    visit(browser, pages["runs"], 1280)
+    shown = """
+        const visible = (e) => e.getClientRects().length > 0;
+        const all = (name) => [...document.querySelectorAll(name)].filter(visible).length;
+        return [all("tr[data-run]"), all(".charts:not(details *) polyline.s2"), all("polyline.s0")];
+    """
+    before = browser.execute_script(shown)
+    browser.find_element("css selector", ".filter input[name=s2]").click()
+    after = browser.execute_script(shown)
+    assert before[1] > 0 and after == [before[0] - 1, 0, before[2]]
+    browser.find_element("css selector", ".with-copy button").click()
+    assert "directalign train" in browser.execute_script("return String(getSelection())")

@@ -98,12 +98,29 @@ def test_curves_and_headlines_compare_equal_samples(tmp_path):
         assert drifts == [0.021, 0.022, 0.023][:count] and run.num_samples == "n = 128"
         found = changes(run)[0]
         assert (found["before"]["value"], found["after"]["value"]) == headline
-        rows = [numbers["photo_rate"]["value"] for _, _, numbers in table({}, [run])]
+        ((_, ends),) = table([run])
+        rows = [numbers["photo_rate"]["value"] for numbers in ends or ()]
         assert tuple(rows) == headline, "one number of samples in all rows"
 
 
 def test_without_a_judge_the_number_of_samples_is_the_recipes(tmp_path):
-    (tmp_path / "run.yaml").write_text("evaluate: {num_samples: 256, num_samples_during: 64}\n")
-    record = {"event": "evaluate", "step": 0, "reward": 0.5}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    assert read_run(tmp_path).num_samples == "n = 64"
+    recipe = "evaluate: {num_samples: 256, num_samples_during: 64, every: %d}\n"
+    during = {"event": "evaluate", "step": 5, "reward": 0.6}
+    ends = [{"event": "evaluate", "step": step, "reward": 0.5} for step in (0, 9)]
+    partial = [{**each, "during": {"reward": 0.4}} for each in ends]
+    for every, records, expected in ((5, [*partial, during], "n = 64"), (0, ends, "n = 256")):
+        (tmp_path / "run.yaml").write_text(recipe % every)
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / "metrics.jsonl").write_text(text)
+        run = read_run(tmp_path)
+        assert run.num_samples == expected
+        assert next(iter(run.ends)) == 256, "before and after are of all samples"
+
+
+def test_an_evaluation_on_other_samples_is_in_no_curve(folder):
+    with (folder / "metrics.jsonl").open("a") as stream:
+        odd = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 32}
+        stream.write(json.dumps({"event": "evaluate", "step": 21, "photo_rate": odd}) + "\n")
+    run = read_run(folder)
+    assert (len(run.measured), len(run.measured_curve("photo_rate"))) == (6, 5)
+    assert changes(run) == [] and "1 of 6 evaluations are on other samples" in run.notes[-1]

@@ -62,7 +62,9 @@ def test_the_path_of_a_limited_metric(stopped, run_folder, tmp_path):
     marks = ("kept: update 10", "stopped: update 15", ">limit<", 'class="marker kept"')
     for chart in plane.charts.values():
         assert all(mark in chart for mark in marks)
-    (plane,) = runs_scatters([read_run(run_folder), read_run(stopped)])
+    other = shutil.copytree(stopped, tmp_path / "other")
+    runs = [read_run(run_folder), read_run(other)]
+    ((_, plane),) = runs_scatters(runs, {"run": "s0", "other": "s2"})
     wide = plane.charts["wide"]
     assert wide.count('class="marker s2"') == 2 and 'class="marker s0"' not in wide
     run = read_run(stop_run(write_run(tmp_path / "run"), stop=15, kept=15))

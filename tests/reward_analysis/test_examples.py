@@ -46,7 +46,7 @@ def test_world_is_photo_against_the_other_styles_in_turn():
     assert torch.equal(again.unwanted, examples.unwanted)
 
 
-def test_folders_are_paired_by_name(tmp_path):
+def test_folders_are_paired_by_name(tmp_path, caplog):
     for name, ending, color in (("b", "png", "red"), ("a", "bmp", "blue")):
         save(tmp_path / "wanted" / f"{name}.png", color, caption=f"thing {name}")
         save(tmp_path / "unwanted" / f"{name}.{ending}", color, caption=f"thing {name}")
@@ -58,7 +58,10 @@ def test_folders_are_paired_by_name(tmp_path):
     one = load_examples(str(tmp_path), KEY, count=1, seed=2)  # a pair is drawn as one
     assert one.paired and one.wanted_prompts == one.unwanted_prompts
     save(tmp_path / "unwanted" / "z.png", "blue", (20, 50), "a thing")
-    other = load_examples(str(tmp_path), KEY)
+    assert caplog.text == ""
+    other = load_examples((str(tmp_path / "wanted"), str(tmp_path / "unwanted")), KEY)
+    (line,) = caplog.messages
+    assert "2 names are on both sides, of 2 and 3 images" in line and "without pairs" in line
     assert not other.paired and other.wanted.shape == (2, 3, 20, 20)
     assert other.unwanted.shape == (3, 3, 20, 20)
 
@@ -71,8 +74,9 @@ def test_images_of_one_name_are_pairs_only_under_one_caption(tmp_path, caplog, d
             save(tmp_path / side / f"{i}.png", color, caption=caption)
     examples = load_examples(str(tmp_path), KEY)
     assert examples.paired == (differ == 0)
-    named = f"{differ} of 8 images .*wanted/0.png, unwanted/0.png.* without pairs"
+    named = f"{differ} of 8 images .*/wanted/0.png, .*/unwanted/0.png.* without pairs"
     assert bool(re.search(named, caplog.text)) == (differ > 0)
+    assert len(caplog.records) == (differ > 0)
     reward = load_named_reward("world:reward")
     phrases = config.ControlPhrases(positive=["Photo"], negative=["Cartoon"])
     for settings in (SoftPromptConfig(num_steps=1, seed=seed) for seed in range(3)):
@@ -93,13 +97,16 @@ def test_unknown_styles_are_refused():
 
 def test_missing_sides_captions_and_images_are_refused(tmp_path):
     save(tmp_path / "wanted" / "a.png", caption="a thing")
-    with pytest.raises(DirectAlignError, match="no folder unwanted/"):
+    with pytest.raises(DirectAlignError, match=r"no folder .*unwanted; give"):
         load_examples(str(tmp_path), KEY)
     save(tmp_path / "unwanted" / "a.png")
-    with pytest.raises(DirectAlignError, match=r"no usable image.*a\.txt is missing"):
+    with pytest.raises(
+        DirectAlignError, match=r"a\.txt is missing \(1 such\); write it, or let --caption"
+    ):
         load_examples(str(tmp_path), KEY)
+    (tmp_path / "unwanted" / "a.txt").write_text(" ")
     save(tmp_path / "unwanted" / "b.png", caption="a thing")
-    with pytest.raises(DirectAlignError, match=r"a\.txt is missing.*repair or remove"):
+    with pytest.raises(DirectAlignError, match=r"a\.txt is blank; repair or remove"):
         load_examples(str(tmp_path), KEY)
     with pytest.raises(DirectAlignError, match="0 images per side"):
         load_examples("world", KEY, count=0)

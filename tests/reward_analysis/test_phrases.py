@@ -244,7 +244,7 @@ def test_hostile_phrases_are_escaped(tmp_path):
     found = analyze_phrases(table, *sides)
     source = {"reward": "<i>reward</i>", "images": "world", "command": "directalign reward phrases"}
     page = report.write_report(found, examples, tmp_path / "out", **source).read_text()
-    assert "<script" not in page and "<img src=x" not in page and page.count("<style>") == 1
+    assert page.count("<script") == page.count("<style>") == 1 and "<img src=x" not in page
     for text in ("&lt;script&gt;", "[red]loud[/red]", "&lt;i&gt;reward", "{{ 7 * 7 }}"):
         assert text in page
     data = json.loads((tmp_path / "out" / "phrases.json").read_text())

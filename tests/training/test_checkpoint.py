@@ -137,7 +137,7 @@ def test_when_all_are_damaged_it_is_an_error(out):
     [
         (
             {"max_grad_norm": 3.0, "learning_rate": 0.1},
-            r"another config: train\.learning_rate was 0\.05 and is 0\.1, train\.max_grad_norm was",
+            r"another config: train\.learning_rate 0\.05 -> 0\.1, train\.max_grad_norm ",
         ),
         ({"num_steps": 5}, r"step 6, past train\.num_steps 5; raise train\.num_steps"),
         (

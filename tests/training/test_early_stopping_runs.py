@@ -205,6 +205,6 @@ def test_other_samples_are_refused(tmp_path):
     run, out = make_run(tmp_path), tmp_path / "out"
     start(run, out)
     evaluate = run.evaluate.model_copy(update={"num_samples_during": 2})
-    message = r"evaluate\.num_samples_during was 4 and is 2, and early_stopping compares all"
+    message = r"evaluate\.num_samples_during 4 -> 2; restore these values"
     with pytest.raises(DirectAlignError, match=message):
         start(run.model_copy(update={"evaluate": evaluate}), out, resume=True)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import random
+import re
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from directalign.training.run_log import Display
 
 
 def record(step: int, **more: object) -> dict[str, object]:
-    return {"event": "step", "step": step, "reward": 0.5, "grad_norm": 2.0, "seconds": 3.0, **more}
+    used = {"images_per_second": 1.5, "peak_memory_gib": 2.25}
+    own = {"reward": 0.5, "grad_norm": 2.0, "seconds": 3.0, "resources": used}
+    return {"event": "step", "step": step, **own, **more}
 
 
 def test_every_record_is_one_line_at_once(tmp_path):
@@ -26,9 +29,9 @@ def test_every_record_is_one_line_at_once(tmp_path):
     log.close()
 
 
-def displayed(terminal: bool, silent: bool = False) -> str:
+def displayed(terminal: bool, silent: bool = False, width: int = 160) -> str:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=terminal, width=160)
+    console = Console(file=stream, force_terminal=terminal, width=width)
     with Display(10, 0, console, silent) as display:
         display.step(record(1))
         metrics = {"photo_rate": {"value": 0.75}, "color_drift": 0.125, "content": None}
@@ -39,15 +42,18 @@ def displayed(terminal: bool, silent: bool = False) -> str:
 
 def test_without_a_terminal_there_are_plain_lines():
     first, second, third = displayed(terminal=False).splitlines()
-    assert first == "step 1/10  reward 0.5  grad norm 2  27 s left"
-    values = "reward 0.5  grad norm 2  photo rate 0.75  color drift 0.125"
-    assert second == f"evaluated at step 1  {values}"
-    assert third == f"step 2/10  {values}  24 s left"
+    used = "images/s 1.5  GiB 2.25"
+    assert first == f"step 1/10  27 s left  reward 0.5  grad norm 2  {used}"
+    assert second == "evaluated at step 1  photo rate 0.75  color drift 0.125"
+    assert third == f"step 2/10  24 s left  grad norm 2  {used}"
 
 
 def test_a_terminal_has_a_live_line_and_other_ranks_none():
     live = displayed(terminal=True)
     assert "2/10" in live and "photo rate 0.75" in live and "color drift 0.125" in live
+    narrow = displayed(terminal=True, width=80).split("\r")[-1].split("\n")[0]
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", narrow)
+    assert re.match(r"step +2/10 +\S+ +24 s left +grad norm 2 .*…", plain) and len(plain) <= 80
     assert displayed(terminal=False, silent=True) == displayed(terminal=True, silent=True) == ""
 
 

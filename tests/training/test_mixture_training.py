@@ -272,7 +272,7 @@ def test_a_server_may_move_and_be_asked_otherwise(folder, tmp_path):
     with server.up():
         moved = [f"--set=reward.{each}" for each in (f"url={server.url}", "batch_size=1")]
         other = command(*train(file, out, "--resume", *moved, "--set=reward.scale=2"))
-        assert "reward.scale was 1.0 and is 2.0; restore" in other.stderr
+        assert "reward.scale 1.0 -> 2.0; restore" in other.stderr
         moved.append("--set=reward.timeout=9")
         assert command(*train(file, out, "--resume", *moved)).exit_code == 0
     assert weights(out) == weights(whole) and records(out) == records(whole)

@@ -171,6 +171,7 @@ def test_values_and_sample_grids_are_the_same_everywhere(whole):
     found = logged(out)
     names = {name for name, _, _ in found}
     assert {"step/reward", "step/phases/update", "evaluate/photo_rate/low"} <= names
+    assert {"step/resources/images_per_second", "step/resources/peak_memory_gib"} <= names
     assert {step for name, step, _ in found if name == "evaluate/color_drift"} == {0, 2, 4, 6}
     # an online session would connect when the process ends, whatever the mode of the run
     assert wandb.setup().settings.mode == "offline"

@@ -22,6 +22,7 @@ from directalign.io import atomic
 from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
+from directalign.training.live_page import LivePage
 from directalign.training.run import Loaded, train_loaded
 from directalign.types import Batch, Conditioning, Images, Latents, LossTerm, PerSample
 
@@ -160,6 +161,7 @@ def start(
     out: Path,
     resume: bool = False,
     evaluator: Callable[[StubModel], Any] = StubEvaluator,
+    page: LivePage | None = None,
     **method: Any,
 ) -> StubModel:
     """A whole stub run; returns the trained model. `method`: arguments of `StubMethod`."""
@@ -168,7 +170,7 @@ def start(
     model, group = StubModel(full=run.model.tune == "full"), TorchProcessGroup()
     data = open_data(run, model, group)
     loaded = Loaded(model, StubMethod(model, **method), evaluator(model), data)
-    train_loaded(run, out, resume, group, loaded)
+    train_loaded(run, out, resume, group, loaded, page=page)
     return model
 
 

@@ -21,6 +21,7 @@ from ..report.charts import IntervalAxis
 from ..report.page import environment
 from ..stats import Interval, Ranking, WinRate
 from . import statistics
+from .pictures import Pictured, pictured
 from .records import LEVELS, Rating, Vote, latest, prompt_of
 from .statistics import SCALES, Agreement, Annotator, Scale, Shares, Wins, elo
 from .store import Store
@@ -162,6 +163,45 @@ def is_clear(wins: Wins) -> bool:
     return wins.p_of_all < ALPHA_LEVEL and wins.annotators >= FEW_ANNOTATORS
 
 
+def is_clear_here(wins: Wins) -> bool:
+    """Whether the few annotators prefer one of two models, whatever others prefer."""
+    return wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
+
+
+def main_comparison(results: Results) -> tuple[str, Comparison] | None:
+    """That of the votes, else of the overall ratings, with its key; None without either."""
+    keys = [key for key in (VOTES, "overall") if key in results.comparisons]
+    return (keys[0], results.comparisons[keys[0]]) if keys else None
+
+
+def verdict(results: Results) -> str:
+    """What came out in one plain sentence; "" without answers."""
+    found = main_comparison(results)
+    if found is None:
+        return ""
+    labels, comparison = results.labels, found[1]
+    best, *rest = comparison.ranking.order()
+    against = [(model, wins) for model in rest if (wins := comparison.of(best, model))]
+    beaten = [labels[model] for model, wins in against if is_clear(wins) and wins.rate.value > 0.5]
+    if beaten and len(beaten) == len(rest):
+        others = "every other model" if len(rest) > 1 else beaten[0]
+        return f"People prefer {labels[best]} to {others}."
+    if beaten:
+        return f"People prefer {labels[best]} to {joined(beaten)}; no other difference is certain."
+    here = [labels[m] for m, w in against if w.panel.value > 0.5 and is_clear_here(w)]
+    if here:
+        who = "this annotator" if results.annotators == 1 else f"these {results.annotators} people"
+        verb = "prefers" if results.annotators == 1 else "prefer"
+        sentence = f"{who} {verb} {labels[best]} to {joined(here)}; whether others do is not known."
+        return sentence[0].upper() + sentence[1:]
+    clear = any(map(is_clear, comparison.wins))
+    return (
+        "Some models are preferred to others, but no model is to the second best."
+        if clear
+        else "The answers so far do not show that people prefer any model."
+    )
+
+
 def claims(results: Results) -> list[str]:
     """Significant differences; else a sentence that there is none and how large it may be."""
     return _sentences("claims.txt.j2", results)
@@ -213,9 +253,7 @@ PAGES.filters |= {
     "reach": lambda rate: max(rate.high - rate.value, rate.value - rate.low),
 }
 PAGES.tests |= {"clear": is_clear, "odd": _is_odd}
-PAGES.tests["clear_here"] = lambda wins: (  # whatever others prefer
-    wins.p_panel < ALPHA_LEVEL and wins.annotators < FEW_ANNOTATORS
-)
+PAGES.tests["clear_here"] = is_clear_here
 
 
 def render_results(
@@ -223,6 +261,7 @@ def render_results(
     title: str,
     links: Sequence[tuple[str, str]] = (),
     further_caveats: Sequence[str] = (),
+    pictures: Sequence[Pictured] = (),
 ) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
     return PAGES.get_template("results.html.j2").render(
@@ -231,7 +270,9 @@ def render_results(
         links=links,
         labels=results.labels,
         results=results,
+        verdict=verdict(results),
         claims=claims(results),
+        pictures=pictures,
         caveats=[*caveats(results), *further_caveats],
     )
 
@@ -322,7 +363,19 @@ def render_store(store: Store, folder: str) -> str:
     """The result page of a database; its links lead to the tables in `folder`."""
     links = [(text, f"{folder}{name}") for name, (text, _) in TABLES.items()]
     open_to_all = store.invited() is None and len(store.annotators()) > 1
-    return render_results(_gather(store), store.title, links, [OPEN] if open_to_all else [])
+    results = _gather(store)
+    found = main_comparison(results)
+    order = found[1].ranking.order() if found else []
+    pictures, reason = pictured(store, _votes(store), order)
+    notes = [*([OPEN] if open_to_all else []), *filter(None, [reason])]
+    return render_results(results, store.title, links, notes, pictures)
+
+
+def _votes(store: Store) -> list[Vote]:
+    """The votes, or the ratings as votes by their overall level."""
+    if store.mode == "vote":
+        return latest(store.votes())
+    return statistics.implied_votes(latest(store.ratings()), "overall")
 
 
 def write_results(database: Path, out: Path) -> list[Path]:

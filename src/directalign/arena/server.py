@@ -7,52 +7,47 @@ machine only; with it, joining needs the invitation link.
 """
 
 import contextlib
-import ipaddress
-import logging
-import os
 import signal
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, StringConstraints
-from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from pydantic import StringConstraints
 from starlette.types import ASGIApp
 
 from ..io.text import isolated
+from ..web.security import Refused, log, quoted
+from ..web.server import (
+    LOCALHOST,
+    ONLY_HERE,
+    Posted,
+    add_error_handlers,
+    add_static,
+    address_of,
+    configure_logging,
+    guarded,
+    http_server,
+    is_public,
+    listen,
+    new_app,
+    with_cookie,
+)
 from .records import ArenaError, Axis, Level
 from .results import PAGES, TABLES, TEMPLATES, render_store
-from .security import Refused, RequestFilter, log, log_refusal, quoted
 from .session import Arena
 from .store import Side
 
-MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-COOKIE_SECONDS = 30 * 86400
 RESULTS_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 """Content policy of the result page, which has inline style and no script."""
-LOCALHOST, ALL_INTERFACES = "127.0.0.1", ("0.0.0.0", "::")
-SHUTDOWN_SECONDS = 5
-"""Time for requests under way when the server stops."""
-MAX_CONNECTIONS = 2048
 
 Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 RequestId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{8,64}$")]
-
-
-class Posted(BaseModel):
-    """Body of a POST request: known keys and exact types only."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class JoinPosted(Posted):
@@ -87,12 +82,6 @@ class RatingPosted(AnswerPosted):
     level: Level | None
 
 
-def with_cookie(response: Response, cookie: str, value: str) -> Response:
-    """The response with a session cookie."""
-    response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
-    return response
-
-
 def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """Render a template with escaping."""
     return HTMLResponse(PAGES.get_template(template).render(**context), status)
@@ -103,7 +92,7 @@ class Auth:
 
     def __init__(self, arena: Arena, host: str | None) -> None:
         self.arena = arena
-        self.needs_invitation = needs_invitation(host)
+        self.needs_invitation = is_public(host)
         suffix = arena.signer.token("cookie")[:8]  # arenas on other ports share the cookies
         self.annotator_cookie, self.owner_cookie = f"arena_{suffix}", f"arena_owner_{suffix}"
 
@@ -146,17 +135,21 @@ class Auth:
 
 def create_app(arena: Arena, host: str | None) -> ASGIApp:
     """The application of a server that listens on `host` (None: this machine)."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = new_app()
     auth = Auth(arena, host)
     for add in (_add_pages, _add_files, _add_api, _add_results):
         add(app, arena, auth)
     _add_error_handlers(app)
-    return RequestFilter(TrustedHostMiddleware(app, allowed_hosts(host), www_redirect=False))
+    return guarded(app, host)
 
 
 def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    def start(invitation: str = "", name: str = "", is_other_person: bool = False) -> HTMLResponse:
-        known = {"invitation": invitation, "name": name, "is_other_person": is_other_person}
+    def start(
+        invitation: str = "", annotator: int | None = None, is_other_person: bool = False
+    ) -> HTMLResponse:
+        known: dict[str, Any] = {"invitation": invitation, "is_other_person": is_other_person}
+        known["name"] = "" if annotator is None else arena.names[annotator]
+        known["has_begun"] = annotator is not None and arena.has_begun(annotator)
         may_join = arena.invited is None and (invitation or not auth.needs_invitation)
         return page("start.html.j2", mode=arena.mode, may_join=may_join, **known)
 
@@ -171,8 +164,7 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.get("/invitation/{token}")
     def invited(token: str, request: Request) -> Response:
         auth.require_invitation(token)
-        session = auth.session(request)
-        return start(token, "" if session is None else arena.names[session])
+        return start(token, auth.session(request))
 
     @app.get("/another")
     def another_person(invitation: str = "") -> Response:
@@ -181,20 +173,12 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
 
     @app.get("/me/{link}")
     def personal_link(link: str) -> Response:
-        name = arena.names[arena.annotator(link)]
-        return with_cookie(start(name=name), auth.annotator_cookie, link)
+        annotator = arena.annotator(link)
+        return with_cookie(start(annotator=annotator), auth.annotator_cookie, link)
 
 
 def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    static_files = [file for file in TEMPLATES.iterdir() if file.suffix in MEDIA_TYPES]
-    contents = {file.name: (file.read_bytes(), MEDIA_TYPES[file.suffix]) for file in static_files}
-
-    @app.get("/static/{name}")
-    def static(name: str) -> Response:
-        if name not in contents:
-            raise Refused(404, "no such file")
-        body, media_type = contents[name]
-        return Response(body, media_type=media_type, headers={"cache-control": "no-cache"})
+    add_static(app, TEMPLATES.iterdir())
 
     @app.get("/image/{token}")
     def image(token: str, request: Request) -> Response:
@@ -246,7 +230,7 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not arena.signer.verifies("owner", token):
             raise Refused(401, "this is not the owner link")
         text = "You can now see the results."
-        welcome = page("message.html.j2", title="Welcome back", text=text, link="/results")
+        welcome = page("message.html.j2", title="Your arena", text=text, link="/results")
         return with_cookie(welcome, auth.owner_cookie, token)
 
     @app.get("/results")
@@ -267,33 +251,19 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Answer each refusal with one log line and one sentence, never a traceback."""
+    """The common ones, and those of the database."""
 
-    def refuse(request: Request, refusal: Refused) -> Response:
-        log_refusal(request.scope, refusal)
-        if "text/html" in request.headers.get("accept", ""):
-            titles = {401: "Access denied", 403: "Access denied", 404: "Not found"}
-            title = titles.get(refusal.status, "Request failed")
-            return page("message.html.j2", refusal.status, title=title, text=refusal.reason)
-        return JSONResponse({"error": refusal.reason}, refusal.status)
+    def message(title: str, text: str, status: int) -> Response:
+        return page("message.html.j2", status, title=title, text=text)
 
-    def handle(request: Request, error: Exception) -> Response:
-        if isinstance(error, HTTPException):
-            reason = "no such page" if error.status_code == 404 else "invalid request"
-            return refuse(request, Refused(error.status_code, reason))
-        if isinstance(error, RequestValidationError):
-            first = error.errors()[0]
-            reason = f"malformed: {first['type']} in {ascii(first['loc'][-1])[:40]}"
-            return refuse(request, Refused(422, reason))
-        if isinstance(error, sqlite3.DatabaseError):  # the browser stores answers and retries
-            status = 503 if "locked" in str(error) else 507
-            remedy = "free space on its disk, or stop the program that locks it"
-            return refuse(request, Refused(status, f"the database fails ({error}); {remedy}"))
-        assert isinstance(error, Refused)
-        return refuse(request, error)
+    refuse = add_error_handlers(app, message)
 
-    for kind in (Refused, HTTPException, RequestValidationError, sqlite3.DatabaseError):
-        app.add_exception_handler(kind, handle)
+    def handle(request: Request, error: Exception) -> Response:  # the browser stores and retries
+        status = 503 if "locked" in str(error) else 507
+        remedy = "free space on its disk, or stop the program that locks it"
+        return refuse(request, Refused(status, f"the database fails ({error}); {remedy}"))
+
+    app.add_exception_handler(sqlite3.DatabaseError, handle)
 
 
 def serve(
@@ -307,94 +277,22 @@ def serve(
     """Serve on `host` (None for this machine only) until interrupted, then close the database.
 
     Port 0 takes a free one. See `Arena.invite` for `annotators` and `everybody`.
-    `print_line` prints the links and the summary. Raises: ArenaError if it cannot listen there.
+    `print_line` prints the links and the summary. Raises: DirectAlignError if it cannot
+    listen there.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
-    _configure_logging()
+    configure_logging()
     with contextlib.closing(arena.store):
         listening = listen(host or LOCALHOST, port)
-        address = _url(host or LOCALHOST, listening.getsockname()[1])
+        address = address_of(host or LOCALHOST, listening.getsockname()[1])
         for name, link in arena.invite(annotators, everybody).items():
             print_line(f"{isolated(name)}: {address}/me/{link}")
         if arena.invited is None:
             path = f"invitation/{arena.signer.token('invitation')}"
-            print_line(f"annotators: {address}/{path if needs_invitation(host) else ''}")
+            print_line(f"annotators: {address}/{path if is_public(host) else ''}")
         print_line(f"results, for you only: {address}/owner/{arena.signer.token('owner')}")
         print_line(arena.summary())
-        uvicorn_server(arena, host).run(sockets=[listening])
+        if not is_public(host):
+            print_line(ONLY_HERE)
+        http_server(create_app(arena, host)).run(sockets=[listening])
         raise KeyboardInterrupt  # only a signal ends it; uvicorn may swallow the one that it got
-
-
-def uvicorn_server(arena: Arena, host: str | None) -> uvicorn.Server:
-    """The HTTP server of an arena that listens on `host`."""
-    config = uvicorn.Config(
-        create_app(arena, host),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        proxy_headers=False,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        backlog=MAX_CONNECTIONS,
-        limit_concurrency=MAX_CONNECTIONS,
-    )
-    return uvicorn.Server(config)
-
-
-def needs_invitation(host: str | None) -> bool:
-    """Whether joining needs the invitation link: on any address but this machine's own."""
-    try:
-        return host is not None and not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost"
-
-
-def allowed_hosts(host: str | None) -> list[str]:
-    """Host names that requests may use when the server listens on `host`."""
-    names = ["localhost", LOCALHOST, "[::1]"]
-    if host in ALL_INTERFACES:  # names unknown; DNS rebinding fails without invitation or session
-        return ["*"]
-    if host is not None:
-        names.append(f"[{host}]" if ":" in host else host)
-    if needs_invitation(host):
-        own = socket.gethostname()
-        names += [own, f"{own}.local", socket.getfqdn()]
-    return names
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on an address; port 0 takes a free one. Raises: ArenaError."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=MAX_CONNECTIONS)
-    except OSError as error:
-        known = isinstance(error, socket.gaierror) or error.errno is None
-        reason = error.strerror if known else os.strerror(error.errno or 0)
-        raise ArenaError(
-            f"--host {host} --port {port}: cannot listen there ({reason}); "
-            "name another one, --port 0 takes a free one"
-        ) from None
-
-
-def _url(host: str, port: int) -> str:
-    """URL of the server; for all interfaces that of the address which other machines reach."""
-    if host in ALL_INTERFACES:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(("192.0.2.1", 9))  # finds a route, sends nothing
-                host = probe.getsockname()[0]
-            except OSError:
-                host = socket.gethostname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _configure_logging() -> None:
-    """Log refusals and errors to stderr, with the time."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
-    for name, level in (("directalign.arena", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(level)

@@ -18,10 +18,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..web.security import Refused
 from .records import AXES, ArenaError, Mode
-from .security import Refused, TokenSigner, new_secret
 from .sources import Collection, ImageCache, Size, common_size, read_sources
 from .store import Answer, Store, create_store, lock
+from .tokens import TokenSigner, new_secret
 
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""
@@ -98,6 +99,10 @@ class TaskScheduler:
         completed = self._completed[annotator]
         return sum(task in completed or self._is_available(task) for task in self.tasks)
 
+    def has_answers(self, annotator: int) -> bool:
+        """Whether the annotator has answered anything."""
+        return any(self._answers[annotator].values())
+
     def last(self, annotator: int) -> Task | None:
         """The task completed most recently."""
         return next(reversed(self._completed[annotator]), None)
@@ -137,9 +142,15 @@ class TaskScheduler:
 
 
 def open_arena(
-    file: Path, sources: Sequence[Path], mode: Mode | None = None, num_items: int | None = None
+    file: Path,
+    sources: Sequence[Path],
+    mode: Mode | None = None,
+    num_items: int | None = None,
+    title: str = "",
 ) -> Arena:
     """Open the database `file`, or create it (by default in vote mode, with all items).
+
+    `title`: of the page of results; "" keeps the former one, at first the name of the source.
 
     Raises: ArenaError if it is in use, or of other images, another mode or number of items.
     """
@@ -160,6 +171,7 @@ def open_arena(
             create_store(file, mode or "vote", collection, secret)
             store = Store(file, locked)
         undo.pop_all()
+    store.describe(sources, " ".join(title.split()))
     return Arena(store, collection, sizes)
 
 
@@ -251,6 +263,11 @@ class Arena:
         if self.invited is not None and annotator not in self.invited:
             raise Refused(403, "you do not take part any more; ask whoever sent the link")
         return annotator
+
+    def has_begun(self, annotator: int) -> bool:
+        """Whether the annotator has answered anything."""
+        with self._lock:
+            return self._scheduler.has_answers(annotator)
 
     def image(self, token: str) -> bytes | None:
         """An image as PNG, None for an unknown token.

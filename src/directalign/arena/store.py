@@ -9,7 +9,6 @@ process may run an arena on a database: it holds a lock on an empty file beside 
 import contextlib
 import hmac
 import json
-import os
 import re
 import sqlite3
 import threading
@@ -17,8 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from filelock import FileLock, Timeout
+
+from ..io.atomic import lock_of
 from .records import ArenaError, Mode, Rating, Vote
 from .sources import Collection
 
@@ -88,6 +90,7 @@ class Store:
             raise ArenaError(f"{file}: is damaged; restore a copy, or give another file")
         self.mode: Mode = facts["mode"]
         self.title = facts.get("title", "")
+        self.sources = [Path(each) for each in json.loads(facts.get("sources", "[]"))]
         self.secret = bytes.fromhex(facts["secret"])
 
     def models(self) -> dict[str, str]:
@@ -129,6 +132,15 @@ class Store:
             if annotators is not None:
                 fact = ("invited", json.dumps(annotators))
                 connection.execute("INSERT INTO facts VALUES (?, ?)", fact)
+
+    def describe(self, sources: Sequence[Path], title: str) -> None:
+        """Record where the images are, and the title of the results unless it is empty."""
+        facts = {"sources": json.dumps([str(each.absolute()) for each in sources])}
+        facts |= {"title": title} if title else {}
+        with self._transaction() as connection:
+            for name, value in facts.items():
+                connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        self.sources, self.title = [*sources], title or self.title
 
     def append(self, answer: Answer, request: str) -> bool:
         """Store an answer durably; False if this request of the annotator is stored already.
@@ -178,7 +190,7 @@ class Store:
         with self._lock:
             self._connection.close()
         if self._inode is not None:
-            self._inode.close()
+            self._inode.release()
         if self._locked is not None:
             self._locked.close()
 
@@ -225,25 +237,23 @@ def lock(file: Path) -> sqlite3.Connection:
     return locked
 
 
-def _lock_inode(file: Path) -> IO[bytes]:
-    """Lock a database under any name, also one that it gets later; to be closed after it.
+def _lock_inode(file: Path) -> FileLock:
+    """Lock a database under any name, also one that it gets later; to be released after it.
 
     Raises: ArenaError if it is locked, or has several names: each would get a WAL of its own.
     """
     try:
-        opened = file.open("rb")
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        found = file.stat()
+        locked = lock_of(f"arena {found.st_dev} {found.st_ino}")
+        locked.acquire()
+    except Timeout:
         raise ArenaError(f"{file}: another arena runs on it under another name") from None
     except OSError as error:
-        raise ArenaError(f"{file}: cannot be opened ({error.strerror})") from None
-    names = os.fstat(opened.fileno()).st_nlink
-    if names > 1:
-        raise ArenaError(f"{file}: has {names} names (hard links); remove all but one")
-    return opened
+        raise ArenaError(f"{file}: cannot be locked ({error})") from None
+    if found.st_nlink > 1:
+        locked.release()
+        raise ArenaError(f"{file}: has {found.st_nlink} names (hard links); remove all but one")
+    return locked
 
 
 def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import arena, check, evaluate, export, reward, train
+from . import arena, check, evaluate, export, recipes, reward, sweep, train, ui
 from .common import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -17,15 +17,18 @@ for command in (
     train.train,
     train.demo,
     check.check,
+    sweep.sweep,
     evaluate.sample,
     evaluate.evaluate,
     evaluate.compare,
     evaluate.report,
+    ui.ui,
     export.export,
     export.average,
     train.schema,
 ):
     app.command()(command)
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(arena.app, name="arena")
 app.add_typer(reward.app, name="reward")
 app.add_typer(train.world, name="world")

@@ -41,6 +41,9 @@ def serve(
         option("rate: four axes per image. vote: the better of two (default)."),
     ] = None,
     items: Annotated[int | None, option("Number of random prompts; default all.", min=1)] = None,
+    title: Annotated[
+        str, option("Title of the results; default: the name of the source.", show_default=False)
+    ] = "",
     host: Annotated[
         str | None, option("Address to listen on, 0.0.0.0 for the network; default this machine.")
     ] = None,
@@ -60,11 +63,11 @@ def serve(
     with one_line_errors(debug):
         names = _names(annotators)
         require_room(out)
-        _require("fastapi", "uvicorn", "krippendorff")
+        require("the arena", "fastapi", "uvicorn", "krippendorff")
         from ..arena.server import serve as serve_arena
         from ..arena.session import open_arena
 
-        arena = open_arena(out, sources, mode, items)
+        arena = open_arena(out, sources, mode, items, title)
     with one_line_errors(debug, f"; all answers are in {out}; the same command continues"):
         serve_arena(arena, host, port, names, everybody, typer.echo)
 
@@ -80,7 +83,7 @@ def results(
     """Write the result page and its tables from a database."""
     with one_line_errors(debug):
         require_room(out)
-        _require("krippendorff")
+        require("the arena", "krippendorff")
         from ..arena.results import write_results
 
         for file in write_results(database, out):
@@ -98,12 +101,13 @@ def _names(annotators: str | None) -> list[str]:
     return names
 
 
-def _require(*modules: str) -> None:
+def require(what: str, *modules: str) -> None:
+    """Raise DirectAlignError, saying how to install them, unless all modules are there."""
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise DirectAlignError(
-                f"the arena needs {error.name}, which is not installed: "
+                f"{what} needs {error.name}, which is not installed: "
                 "pip install 'directalign[arena]'"
             ) from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from .common import (
     Debug,
     Overrides,
     Recipe,
+    Settings,
+    announce,
     default_out,
     one_line_errors,
     option,
@@ -21,13 +23,14 @@ from .common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..preflight import Estimate, Plan, Suggestion
+    from ..preflight import Cost, Estimate, ModelFiles, Plan, Suggestion
 
 MARKS = {"counted": "", "traced": "~", "allowance": "+"}
 
 
 def check(
     recipe: Recipe,
+    settings: Settings = [],
     overrides: Overrides = [],
     out: Annotated[Path | None, option("The output folder of the run.", "DIR")] = None,
     gpu_memory: Annotated[
@@ -38,13 +41,26 @@ def check(
         int | None,
         option("Plan for this many processes; torchrun's own number if not given.", "N", min=1),
     ] = None,
+    tflops: Annotated[
+        float | None,
+        option(
+            "Estimate the time at this rate of a GPU, in 10^12 operations a second; large "
+            "networks reach a third to a half of the nominal rate.",
+            "N",
+            min=0.001,
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print every part of the memory too.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Check a recipe and its files, estimate memory and disk. Loads and downloads no weights."""
+    """Check a recipe and its files, estimate memory, disk and time. Loads no weights."""
     with one_line_errors(debug), without_garbage_collection():
         from ..config.load import load_run
 
-        run = load_run(recipe, overrides)
+        run = load_run(recipe, [*overrides, *settings])
+        announce(f"checking {recipe}")
         from rich.console import Console
 
         from ..preflight import a_gpu, suggestions, survey, this_machine  # slow imports: diffusers
@@ -53,38 +69,98 @@ def check(
         found = survey(run, out or default_out(recipe), place)
         lower = [] if found.memory.fits else suggestions(run, place)
         console = Console()
-        for part in report(recipe, found, lower):
+        for part in report(recipe, found, lower, tflops, verbose):
             console.print(part, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
 
 
-def report(recipe: Path, found: Plan, lower: list[Suggestion]) -> Iterator[Table | str]:
-    """What the run will use, its memory, and what lowers the peak if it does not fit."""
-    from rich.table import Table
-
+def report(
+    recipe: Path, found: Plan, lower: list[Suggestion], teraflops: float | None, verbose: bool
+) -> Iterator[Table | str]:
+    """The peak and that of each phase, what lowers it if it does not fit, then the run."""
     from ..preflight import binary
 
     memory = found.memory
-    title = f"{recipe} {'can run' if memory.fits else 'is valid'}"
-    findings = Table(title=title, show_header=False, title_justify="left")
-    for name, finding in found.findings:
-        findings.add_row(name, finding)
-    yield findings
-    yield memory_table(memory)
+    yield f"{recipe} {'can run' if memory.fits else 'is valid'}"
     peak, fits = binary(memory.peak), "fits" if memory.fits else "does not fit"
     has = f"{memory.place.name} with {binary(memory.place.capacity)}"
     yield f"peak {peak} in {memory.busiest}, {fits} {has}"
+    yield phase_table(memory)
     if lower:
-        changes = Table("change", "peak", "", title="What lowers the peak", title_justify="left")
+        changes = _table("peak", "", "change", title="What lowers the peak")
         for each in lower:
             fits = "fits" if each.estimate.fits else "does not fit"
-            changes.add_row(each.change, binary(each.estimate.peak), fits)
+            changes.add_row(binary(each.estimate.peak), fits, each.change)
         yield changes
     elif not memory.fits:
         yield (
             "What lowers the peak: no setting of the recipe; use a smaller model or a larger GPU."
         )
+    rows = _table("", "", title="The run", show_header=False)
+    for name, finding in (*found.findings, *_files(found.files), *_time(found.cost, teraflops)):
+        rows.add_row(name, finding)
+    yield rows
+    if verbose:
+        yield memory_table(memory)
+
+
+def _table(*columns: str, **settings: Any) -> Table:
+    """A table without frames, which leaves 80 columns to the text; the last column wraps."""
+    from rich.table import Table
+
+    table = Table(*columns, box=None, title_justify="left", padding=(0, 2, 0, 0), **settings)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    return table
+
+
+def phase_table(memory: Estimate) -> Table:
+    """The estimated peak of each phase, and its two largest parts."""
+    from ..preflight import PHASES, binary
+
+    table = _table("phase", "memory", "largest parts", title="Memory by phase, estimated")
+    table.columns[1].justify = "right"
+    for phase in PHASES:
+        rows = [row for row in memory.rows if row.sizes.get(phase)]
+        largest = sorted(rows, key=lambda row: -row.sizes[phase])[:2]
+        parts = "; ".join(f"{row.part} {binary(row.sizes[phase])}" for row in largest)
+        style = "bold" if phase == memory.busiest else None
+        table.add_row(phase, binary(memory.at(phase)), parts, style=style)
+    return table
+
+
+def _files(files: Sequence[ModelFiles]) -> Iterator[tuple[str, str]]:
+    from ..preflight import binary
+
+    missing = sum(each.missing for each in files)
+    for each in files:
+        size = f", about {binary(each.missing)}" if each.missing else ""
+        yield "file", f"{each.path}: {'here' if each.is_here else f'to be downloaded{size}'}"
+    if missing:
+        yield "download", f"about {binary(missing)} in all"
+
+
+def _flop(count: float) -> str:
+    for factor, unit in ((1e15, "PFLOP"), (1e12, "TFLOP")):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count / 1e9:,.1f} GFLOP"
+
+
+def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str]]:
+    if cost is None:
+        return
+    work = (
+        f"{_flop(cost.update)} an update, {_flop(cost.training)} for all, {_flop(cost.measuring)} "
+        "to measure"
+    )
+    if teraflops is None:
+        yield "time", f"{work}; --tflops gives an estimate"
+    else:
+        hours = cost.hours(teraflops)
+        time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+        yield "time", f"about {time} at {teraflops:g} TFLOPS (estimate, network calls only): {work}"
 
 
 def memory_table(needed: Estimate) -> Table:

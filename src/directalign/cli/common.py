@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import SAVED, DirectAlignError
+from ..errors import ALIKE, SAVED, DirectAlignError, Mistakes
 
 FAILED, INTERRUPTED = 1, 130
 REMEDIES = {
@@ -49,9 +49,44 @@ def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]
         _end(_message(error), INTERRUPTED if stopped else FAILED, error)
 
 
+@contextmanager
+def alike_on_all_ranks() -> Iterator[None]:
+    """Errors inside are the same on all ranks of a machine: the first of them reports them."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, ALIKE, True)
+        raise
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _is_reported_by_another(error: BaseException | None) -> bool:
+    """Whether another rank of this machine raises the same error."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return False
+    while error is not None:
+        if getattr(error, ALIKE, False):
+            return True
+        error = error.__cause__
+    return False
+
+
+def announce(text: str) -> None:
+    """Say what begins, before imports that take seconds, to a person at a terminal."""
+    if sys.stderr.isatty():
+        typer.echo(f"{text} ...", err=True)
+
+
 def _end(message: str, code: int, cause: BaseException) -> None:
+    if _is_reported_by_another(cause):
+        raise typer.Exit(code) from cause
     message = "; ".join(filter(None, (message, getattr(cause, SAVED, ""))))
-    typer.echo(f"directalign: {' '.join(message.split())}", err=True)
+    for line in cause.lines if isinstance(cause, Mistakes) else [message]:
+        typer.echo(f"directalign: {' '.join(line.split())}", err=True)
     raise typer.Exit(code) from cause
 
 
@@ -184,7 +219,17 @@ Overrides = Annotated[
         "--set",
     ),
 ]
+Settings = Annotated[
+    list[str], typer.Argument(help="As --set.", metavar="[KEY=VALUE]...", show_default=False)
+]
 RunFolder = Annotated[Path, argument("The output folder of a run.", "DIR")]
+Step = Annotated[
+    int | None,
+    option("Take the checkpoint of this step; default: the run's final weights.", "N", min=0),
+]
+Strength = Annotated[
+    float, option("Of the trained change: 0 is the base model, 1 as trained.", "S", min=0)
+]
 Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.")]
 
 

@@ -18,11 +18,15 @@ from ..io.text import checked_prompt, isolated
 from .common import (
     Debug,
     RunFolder,
+    Step,
+    Strength,
+    announce,
     argument,
     flag,
     log_to_stderr,
     one_line_errors,
     option,
+    require_room,
     seed_option,
     shared_options,
 )
@@ -111,15 +115,22 @@ def evaluate(
     rollout: dict[str, Any],
     settings: dict[str, Any],
     out: Annotated[Path | None, option("Output folder; default: DIR/evaluation.", "OUT")] = None,
+    step: Step = None,
+    strength: Strength = 1.0,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a finished run and its base model on the same prompts and seeds."""
+    """Evaluate a run and its base model on the same prompts and seeds."""
     with one_line_errors(debug, CONTINUES):
+        announce(f"evaluating {folder}")
         from ..evaluation.compare import evaluate_run
 
-        sources = (str(folder),)
-        out = out or folder / "evaluation"
-        _compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings)
+        sources, words = (str(folder),), ""
+        if step is not None or strength != 1:
+            sources = (f"{folder}@{'' if step is None else step}:{strength}",)
+            words = "" if step is None else f"-step-{step}"
+            words += "" if strength == 1 else f"-strength-{strength:g}"
+        out = out or folder / f"evaluation{words}"
+        show(_compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings))
 
 
 @shared_options(rollout=sampling_options, settings=comparison_options)
@@ -127,8 +138,9 @@ def compare(
     sources: Annotated[
         list[str],
         argument(
-            "A run's folder, a diffusers folder, a hub id, world:flux, or a folder of images "
-            "with images.jsonl.",
+            "A run's folder (RUN@10: its checkpoint of step 10; RUN@10:0.5: at half strength), a "
+            "folder of finished runs, a diffusers folder, a hub id, world:flux, or a folder of "
+            "images with images.jsonl.",
             "[LABEL=]SOURCE...",
         ),
     ],
@@ -138,25 +150,59 @@ def compare(
     base: Annotated[
         bool, flag("--base", "Add the base model of the runs, as the reference.")
     ] = False,
+    group_by: Annotated[
+        str | None,
+        option("Join runs that differ in this key only, as in --group-by seed: mean ± std.", "KEY"),
+    ] = None,
+    csv: Annotated[Path | None, option("Write the table as CSV too.", "FILE")] = None,
+    latex: Annotated[Path | None, option("Write the table as LaTeX too.", "FILE")] = None,
     debug: Debug = False,
 ) -> None:
     """Compare models on the same prompts and seeds: rewards, judges, drift, diversity, leakage."""
     with one_line_errors(debug, CONTINUES):
+        for file in filter(None, (csv, latex)):
+            require_room(file)
+        announce(f"comparing, in {out}")
         from ..evaluation.compare import compare as compare_models
 
-        _compare(compare_models, tuple(sources), out, base=base, rollout=rollout, **settings)
+        found = _compare(compare_models, tuple(sources), out, base, rollout=rollout, **settings)
+        if group_by is None:
+            show(found)
+        if group_by is not None or csv is not None or latex is not None:
+            _tables(out, group_by, csv, latex)
 
 
-def _compare(run: Any, sources: tuple[str, ...], out: Path, **settings: Any) -> None:
-    """Run a comparison, then print its table and, on the last line, its folder."""
+def _tables(out: Path, group_by: str | None, csv: Path | None, latex: Path | None) -> None:
+    """Print the table of groups, write the files, and print what has been written."""
+    from ..evaluation.tables import as_csv, as_latex, groups_of, text
+    from ..io.atomic import write_text
+
+    groups, labels = groups_of(out, group_by)
+    if group_by is not None:
+        title = f"Runs that differ in {group_by} only: mean ± standard deviation over runs"
+        table = Table("", *(escape(isolated(f"{each.label} ({each.runs})")) for each in groups))
+        table.title, table.title_justify = title, "left"
+        for name, label in labels.items():
+            cells = (each.cells.get(name) for each in groups)
+            table.add_row(escape(label), *("" if c is None else text(c, " ± ") for c in cells))
+        Console().print(table, highlight=False)
+    for file, make in ((csv, as_csv), (latex, as_latex)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, make(groups, labels))
+            typer.echo(file)
+    if group_by is not None:
+        typer.echo(out)
+
+
+def _compare(run: Any, sources: tuple[str, ...], out: Path, base: bool, **settings: Any) -> Path:
+    """Run a comparison; returns its folder."""
     from ..evaluation.compare import Request
-    from ..training.run_folder import commit, machine, versions
+    from ..training.run_folder import where
 
-    where = {"commit": commit(), "machine": machine(), "versions": versions()}
     command = shlex.join(["directalign", *sys.argv[1:]])
     with log_to_stderr():
-        found = run(Request(sources, out, command=command, where=where, **settings))
-    show(found)
+        return run(Request(sources, out, base, command=command, where=where(), **settings))
 
 
 def show(out: Path) -> None:
@@ -190,9 +236,13 @@ BETTER = {1: "↑", -1: "↓", 0: " "}
 def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
     """Metrics as rows by role, models as columns.
 
-    A cell has wins against the first model and mean, and below them the 95 % interval.
+    A cell has wins against the first model and mean, and below them the 95 % interval. The title
+    has the number of images per model, and so have rows of another number.
     """
+    counts = {name: _count(name, summary) for name in summary["names"]}
+    usual = max(counts.values(), key=list(counts.values()).count, default=0)
     title = "↑ larger is better, ↓ smaller is better, † trained on; 95 % intervals over prompts"
+    title += f"; n = {usual} pairs"
     table = Table("", "", title=title, title_justify="left")
     for model in models:
         table.add_column(escape(isolated(model["label"])), justify="right")
@@ -202,8 +252,14 @@ def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
             table.add_section()
             table.add_row(f"[bold]{title}[/bold]", "", *("" for _ in models))
         for name in names:
-            table.add_row(*_row(name, models, summary))
+            label, *cells = _row(name, models, summary)
+            table.add_row(label + f" (n = {counts[name]})" * (counts[name] != usual), *cells)
     return table
+
+
+def _count(name: str, summary: Mapping[str, Any]) -> int:
+    """The images per model of a metric: the same for all models that have it."""
+    return next(each[name]["n"] for each in summary["models"].values() if name in each)
 
 
 def _row(
@@ -241,12 +297,17 @@ def sample(
         str | None, option("A prompt list (.txt, .jsonl, .csv, .tsv, .parquet), or world.", "FILE")
     ] = None,
     seed: Annotated[list[int], seed_option("Seed, for every prompt. Repeatable.")] = [0],
-    out: Annotated[Path, option("Folder for the images.", "DIR")] = Path("images"),
+    out: Annotated[
+        Path, option("Folder for the images; one that holds images gets a number.", "DIR")
+    ] = Path("images"),
     base: Annotated[bool, flag("--base", "Sample the base model of the run instead.")] = False,
+    step: Step = None,
+    strength: Strength = 1.0,
     debug: Debug = False,
 ) -> None:
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
     with one_line_errors(debug):
+        announce(f"sampling {source}")
         from ..data.prompts import read_prompts
 
         texts = [checked_prompt(text, "--prompt") for text in prompt]
@@ -257,7 +318,9 @@ def sample(
 
         pairs = [(text, number) for text in texts for number in seed]
         all_prompts, seeds = [text for text, _ in pairs], [number for _, number in pairs]
-        for file in sample_images(source, all_prompts, seeds, out, rollout, base):
+        with log_to_stderr():
+            files = sample_images(source, all_prompts, seeds, out, rollout, base, step, strength)
+        for file in files:
             typer.echo(file)
 
 

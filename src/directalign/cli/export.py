@@ -11,14 +11,28 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import DirectAlignError
-from .common import Debug, RunFolder, flag, one_line_errors, option, require_room
+from .common import (
+    Debug,
+    RunFolder,
+    Step,
+    Strength,
+    flag,
+    log_to_stderr,
+    one_line_errors,
+    option,
+    require_room,
+)
 
 
 def export(
     folder: RunFolder,
     form: Annotated[
-        Literal["diffusers", "comfyui", "kohya", "folder"],
-        flag("--format", "LoRA file for diffusers, ComfyUI or kohya; folder: whole pipeline."),
+        Literal["diffusers", "comfyui", "kohya", "checkpoint", "folder"],
+        flag(
+            "--format",
+            "LoRA file for diffusers, ComfyUI or kohya; checkpoint: the whole model in one file; "
+            "folder: whole pipeline for diffusers.",
+        ),
     ],
     out: Annotated[Path | None, option("New folder; default: DIR/export/FORMAT.", "DIR")] = None,
     dtype: Annotated[
@@ -37,9 +51,11 @@ def export(
     private: Annotated[
         bool, flag("--private", "Make the repository private; with --push-to-hub.")
     ] = False,
+    step: Step = None,
+    strength: Strength = 1.0,
     debug: Debug = False,
 ) -> None:
-    """Write a finished run for diffusers, ComfyUI, A1111 or Forge; upload it with --push-to-hub."""
+    """Write a run for diffusers, ComfyUI, A1111 or Forge; upload it with --push-to-hub."""
     with one_line_errors(debug):
         if private and push_to_hub is None:
             raise DirectAlignError(
@@ -50,7 +66,8 @@ def export(
 
         if push_to_hub is not None:
             check_upload(push_to_hub)
-        done = export_run(folder, form, out, dtype, merge, max_shard_size)
+        with log_to_stderr():
+            done = export_run(folder, form, out, dtype, merge, max_shard_size, step, strength)
         typer.echo(done)
         if push_to_hub is not None:
             typer.echo(push(done, push_to_hub, private))

@@ -18,7 +18,15 @@ from rich.table import Table
 
 from ..errors import DirectAlignError
 from ..io.text import isolated
-from .common import Debug, one_line_errors, option, require_new_file, require_room, seed_option
+from .common import (
+    Debug,
+    log_to_stderr,
+    one_line_errors,
+    option,
+    require_new_file,
+    require_room,
+    seed_option,
+)
 
 app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True
@@ -56,6 +64,18 @@ Negative = Annotated[
     list[str], option("Phrase of the unwanted side. Repeatable.", "PHRASE", "--negative")
 ]
 Images = option("Folder with wanted/ and unwanted/, or world:photo/rest, world:photo/cg.", "DIR")
+Wanted = Annotated[
+    str | None, option("Instead of --images: the folder of wanted images.", "DIR", "--wanted")
+]
+Unwanted = Annotated[str | None, option("The folder of unwanted images.", "DIR", "--unwanted")]
+Caption = Annotated[
+    str,
+    option(
+        "Captions for images without one, a .txt beside each: blip, or a folder or hub id of a "
+        "BLIP or GIT.",
+        "blip|MODEL|none",
+    ),
+]
 Count = Annotated[
     int | None,
     option(
@@ -87,16 +107,35 @@ def _phrases(positive: list[str], negative: list[str], *options: str) -> Any:
     return ControlPhrases(positive=pos, negative=neg)
 
 
-def _device() -> str:
-    import torch
+def _examples(
+    images: str | None, wanted: str | None, unwanted: str | None, option: str = "--images"
+) -> str | tuple[str, str] | None:
+    """The one source of examples among these options; None without any."""
+    if wanted is None and unwanted is None:
+        return images
+    if images is not None:
+        raise DirectAlignError(f"{option} {images}: give either this or --wanted and --unwanted")
+    if wanted is None or unwanted is None:
+        raise DirectAlignError(
+            f"--{'wanted' if wanted else 'unwanted'} {wanted or unwanted}: give --wanted DIR and "
+            "--unwanted DIR"
+        )
+    return wanted, unwanted
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def _device() -> str:
+    from ..device import default_device
+
+    return str(default_device())
 
 
 @app.command()
 def phrases(
     reward: Reward,
-    images: Annotated[str, Images] = "world",
+    images: Annotated[str | None, Images] = None,
+    wanted: Wanted = None,
+    unwanted: Unwanted = None,
+    caption: Caption = "none",
     positive: Positive = [],
     negative: Negative = [],
     candidates: Annotated[
@@ -109,10 +148,13 @@ def phrases(
     ] = Path("runs/phrases"),
     debug: Debug = False,
 ) -> None:
-    """Measure candidate control phrases and suggest phrases, ramps and a tolerance."""
-    with one_line_errors(debug):
+    """Measure candidate control phrases and suggest phrases, ramps and a tolerance.
+
+    Without images: on renders of the toy world.
+    """
+    with one_line_errors(debug), log_to_stderr():
         from ..reward_analysis import candidate_sides
-        from ..reward_analysis.images import load_examples
+        from ..reward_analysis.images import load_examples, source_text
         from ..reward_analysis.phrases import PhraseTable, analyze_phrases
         from ..reward_analysis.phrases_report import write_report
         from ..rewards import load_named_reward, reward_settings
@@ -120,17 +162,21 @@ def phrases(
         require_new_file(out / "phrases.html")
         settings = reward_settings(reward)
         sides = candidate_sides(reward, positive, negative, candidates)
-        examples = load_examples(images, "--images", count=count, seed=seed)
+        source = _examples(images, wanted, unwanted) or "world"
+        examples = load_examples(source, "--images", count, seed, caption)
         device = _device()
         table = PhraseTable(load_named_reward(settings, device), examples, device)
         found = analyze_phrases(table, *sides)
-        command = ["directalign", "reward", "phrases", "--reward", reward, "--images", images]
+        command = ["directalign", "reward", "phrases", "--reward", reward]
+        one = isinstance(source, str)
+        command += ["--images", source] if one else ["--wanted", source[0], "--unwanted", source[1]]
         command += [part for phrase in positive for part in ("--positive", phrase)]
         command += [part for phrase in negative for part in ("--negative", phrase)]
         command += ["--candidates", str(candidates)] if candidates else []
         command += ["--count", str(count)] if count else []
         line = shlex.join([*command, "--seed", str(seed)])
-        page = write_report(found, examples, out, reward=reward, images=images, command=line)
+        about = {"reward": reward, "images": source_text(source), "command": line}
+        page = write_report(found, examples, out, **about)
         Console().print(_phrase_table(found), _suggestion_table(found), highlight=False)
         typer.echo(page)
 
@@ -186,6 +232,9 @@ def soft_prompts(
         ),
     ],
     images: Annotated[str | None, Images] = None,
+    wanted: Wanted = None,
+    unwanted: Unwanted = None,
+    caption: Caption = "none",
     positive: Positive = [],
     negative: Negative = [],
     length: Annotated[
@@ -202,20 +251,26 @@ def soft_prompts(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Fit soft control tokens to --images, or without images take the mean of phrases."""
-    with one_line_errors(debug):
-        files = _token_files(out)
+    """Fit soft control tokens to images, or without images take the mean of phrases.
+
+    A recipe that trains with them, NAME.yaml, is written beside them.
+    """
+    with one_line_errors(debug), log_to_stderr():
+        *files, recipe = _token_files(out)
+        from ..io.atomic import write_text
         from ..reward_analysis import require_words
         from ..reward_analysis import soft_prompts as fit
         from ..reward_analysis.images import load_examples
         from ..rewards import load_named_reward, recipe_words, reward_settings
         from ..rewards.soft_prompts import write_tokens
 
-        named = reward_settings(reward)
+        named, source = reward_settings(reward), _examples(images, wanted, unwanted)
         start = _phrases(positive, negative, *SIDES)
         start = start if positive or negative else recipe_words(reward)
         require_words([*start.positive, *start.negative], "soft tokens start from words")
-        if images is None:
+        both = source is not None or bool(start.negative)  # a side without words has no tokens
+        text = fit.recipe_of(reward, [str(file) for file in files[: 1 + both]])
+        if source is None:
             if not start.positive:
                 raise DirectAlignError(
                     "nothing to fit: give --images with wanted/ and unwanted/, or --positive"
@@ -225,25 +280,27 @@ def soft_prompts(
             made = [fit.mean_of_phrases(loaded, side, length) for side in sides if side]
         else:
             settings = fit.SoftPromptConfig(length, content, bias, num_steps=num_steps, seed=seed)
-            examples = load_examples(images, "--images", count=count, seed=seed)
+            examples = load_examples(source, "--images", count, seed, caption)
             loaded = load_named_reward(named, _device())
             fitted = fit.fit_soft_prompts(loaded, examples, start, settings)
             Console().print(_separation_table(fitted), highlight=False)
             made = [fitted.positive, fitted.negative]
-        for file, tokens in zip(files, made, strict=False):  # the negative side may have no words
+        for file, tokens in zip(files, made, strict=False):
             write_tokens(file, tokens)
             typer.echo(file)
+        write_text(recipe, text)
+        typer.echo(f"next: directalign train {shlex.quote(str(recipe))}")
 
 
-def _token_files(out: Path) -> tuple[Path, Path]:
-    """The files of both sides, neither of which exists."""
+def _token_files(out: Path) -> tuple[Path, Path, Path]:
+    """The files of both sides and of the recipe, none of which exists."""
     from ..rewards.soft_prompts import SUFFIX
 
     if out.suffix != SUFFIX:
         raise DirectAlignError(
             f"--out {out}: learned tokens are known by their ending; name it {out.name}{SUFFIX}"
         )
-    files = out, out.with_suffix(NEGATIVE_SUFFIX)
+    files = out, out.with_suffix(NEGATIVE_SUFFIX), out.with_suffix(".yaml")
     for file in files:
         require_new_file(file)
     return files
@@ -265,8 +322,11 @@ def _separation_table(fitted: Any) -> Table:
 @app.command()
 def finetune(
     reward: Reward,
-    images: Annotated[str, Images],
     out: Annotated[Path, option("New folder for the reward, for reward.path in a recipe.", "DIR")],
+    images: Annotated[str | None, Images] = None,
+    wanted: Wanted = None,
+    unwanted: Unwanted = None,
+    caption: Caption = "none",
     positive: Positive = [],
     negative: Negative = [],
     part: Annotated[
@@ -290,12 +350,15 @@ def finetune(
     debug: Debug = False,
 ) -> None:
     """Finetune a reward to respond to control phrases, and measure it before and after."""
-    with one_line_errors(debug):
+    with one_line_errors(debug), log_to_stderr():
         from ..reward_analysis import require_words
         from ..reward_analysis.finetune import FinetuneConfig, finetune_to_folder
         from ..rewards import recipe_words
 
         require_room(out)
+        source = _examples(images, wanted, unwanted)
+        if source is None:
+            raise DirectAlignError("no images: give --images DIR, or --wanted DIR --unwanted DIR")
         phrases, recipe = _phrases(positive, negative, *SIDES), recipe_words(reward)
         sides = {k: getattr(phrases, k) or getattr(recipe, k) for k in ("positive", "negative")}
         phrases = phrases.model_copy(update=sides)
@@ -303,7 +366,7 @@ def finetune(
             raise DirectAlignError("--learning-rate 0 trains nothing; give a rate such as 1e-5")
         require_words([*phrases.positive, *phrases.negative], "a reward is finetuned to words")
         settings = FinetuneConfig(part, num_steps, batch_size, learning_rate, gap, light, seed)
-        record = finetune_to_folder(reward, images, phrases, out, settings, count)
+        record = finetune_to_folder(reward, source, phrases, out, settings, count, caption)
         before, after = _measures(record["before"]), _measures(record["after"])
         for name in after:
             typer.echo(f"{name:32} {before[name]:>24} -> {after[name]}")
@@ -349,6 +412,11 @@ def bias_directions(
     keep_examples: Annotated[
         str | None, option("wanted/ and unwanted/, or world:photo/rest, to keep.", "DIR")
     ] = None,
+    wanted: Annotated[
+        str | None, option("Instead of --keep-examples: the folder of wanted images.", "DIR")
+    ] = None,
+    unwanted: Unwanted = None,
+    caption: Caption = "none",
     components: Annotated[
         int, option("Directions: the mean shift, then the strongest of the rest.", min=1)
     ] = 1,
@@ -356,13 +424,14 @@ def bias_directions(
     debug: Debug = False,
 ) -> None:
     """Find directions along which a reward is exploited, so that it can ignore them."""
-    with one_line_errors(debug):
+    with one_line_errors(debug), log_to_stderr():
         from ..reward_analysis.bias_directions import Request, make_directions
 
         require_new_file(out)
         keep = _phrases(keep_words, against, "--keep-words", "--against")
+        examples = _examples(keep_examples, wanted, unwanted, "--keep-examples")
         sources = (before, after, tuple(probe), prompts)
-        request = Request(reward, *sources, keep, keep_examples, components, num_samples)
+        request = Request(reward, *sources, keep, examples, caption, components, num_samples)
         found = make_directions(request, out)
         typer.echo(f"{found.shared:7.1%} of the shift is shared by all images")
         typer.echo(f"{found.wanted:7.1%} of the shift is along what is kept")

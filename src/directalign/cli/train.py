@@ -1,10 +1,14 @@
 """`directalign train`, `demo`, `schema` and `world`."""
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,60 +16,132 @@ from .common import (
     Debug,
     Overrides,
     Recipe,
+    Settings,
+    alike_on_all_ranks,
     argument,
     default_out,
     flag,
+    is_first_rank,
     one_line_errors,
     option,
     seed_option,
 )
 
+if TYPE_CHECKING:
+    from ..config import RunConfig
+
 
 def train(
     recipe: Recipe,
+    settings: Settings = [],
     overrides: Overrides = [],
     out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
         bool,
-        flag("--resume", "Continue from the newest checkpoint, with the --set values of before."),
+        flag(
+            "--resume",
+            "Continue from the newest checkpoint as DIR/run.yaml says; --set changes its keys.",
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Align a model as in RECIPE; write weights, metrics and a page into one folder."""
-    out = out or default_out(recipe)
+    out, overrides = out or default_out(recipe), [*overrides, *settings]
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
     again += ["--out", str(out), "--resume"]
-    with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
-        from ..config.load import load_run, resumed_overrides
-
-        if resume:
-            overrides = resumed_overrides(out, overrides)
-        run = load_run(recipe, overrides)
-        if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
-            from ..training import run_folder
-
-            run_folder.check(out, resume)
-        from ..preflight import plan  # slow imports: diffusers
+    page = _page_last(out) if is_first_rank() else nullcontext()
+    with one_line_errors(debug, f"; continue with: {shlex.join(again)}"), page:
+        with alike_on_all_ranks():
+            run, overrides, resume = _prepared(recipe, overrides, out, resume)
         from ..training import run as run_training
 
-        warnings = plan(run, out).warnings
-        is_main = os.environ.get("RANK", "0") == "0"
-        for warning in warnings if is_main else ():
-            typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume, overrides)
-        if is_main:
+        if is_first_rank():
             typer.echo(finished)
+            typer.echo(_next_commands(out))
+
+
+def _prepared(
+    recipe: Path, overrides: list[str], out: Path, resume: bool
+) -> tuple[RunConfig, list[str], bool]:
+    """The run after all checks, its overrides, and whether it continues another: then both are
+    those of the run in `out`."""
+    from ..config.load import load_run, resumed_run
+
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    resume, unused = resume or (restarted and (out / "run.yaml").is_file()), list[str]()
+    run = None if resume else load_run(recipe, overrides)
+    if is_first_rank():  # the next imports take seconds
+        name = recipe if run is None else run.name
+        typer.echo(f"{name}: checking, then training; page: {_page(out).as_uri()}")
+    if "RANK" not in os.environ:  # before the slow estimate; torchrun's restarts may resume
+        from ..training import run_folder
+
+        run_folder.check(out, resume)
+    if run is None:
+        found = resumed_run(recipe, out, overrides)
+        run, overrides, unused = found.run, found.overrides, found.unused
+    if unused and is_first_rank():
+        typer.echo(
+            f"{recipe}: not used where it differs from {out / 'run.yaml'}: "
+            f"{', '.join(unused)}; to change a key, repeat it as --set KEY=VALUE",
+            err=True,
+        )
+    from ..preflight import plan  # slow imports: diffusers
+
+    warnings = plan(run, out).warnings
+    for warning in warnings if is_first_rank() else ():
+        typer.echo(f"warning: {warning}", err=True)
+    return run, overrides, resume
+
+
+def _next_commands(out: Path) -> str:
+    """What to do with a finished run, as typed."""
+    folder = shlex.quote(str(out))
+    return (
+        f"next: directalign sample {folder} --prompt '...' --out images\n"
+        f"      directalign evaluate {folder}\n"
+        f"      directalign export {folder} --format comfyui\n"
+        f"      directalign arena {folder}/evaluation --out votes.sqlite  (after evaluate)"
+    )
+
+
+@contextmanager
+def _page_last(out: Path) -> Iterator[None]:
+    """Print the address of the run's page at the end, also after an error, if it was written."""
+    page = _page(out)
+    before = page.stat().st_mtime_ns if page.exists() else None
+    try:
+        yield
+    finally:
+        if page.exists() and page.stat().st_mtime_ns != before:
+            typer.echo(f"page: {page.as_uri()}")
+
+
+def _page(out: Path) -> Path:
+    from ..report.page import NAME
+
+    return out.absolute() / NAME
 
 
 def demo(
-    out: Annotated[Path, option("Folder for the runs and the page.", "DIR")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        option("Folder for the runs and the page; default: runs/demo or runs/demo_quick.", "DIR"),
+    ] = None,
+    quick: Annotated[
+        bool, flag("--quick", "Two updates a run, to test the installation: half a minute.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """SRPO and plain Direct-Align on the embedded FLUX, four runs: two minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
+        out = out or Path("runs/demo_quick" if quick else "runs/demo")
+        typer.echo(f"four runs of the toy FLUX in {out}")
+        from ..demo import QUICK  # slow imports: diffusers
         from ..demo import demo as run_demo
 
-        typer.echo(run_demo(out))
+        typer.echo(run_demo(out, QUICK if quick else ()))
 
 
 def schema(

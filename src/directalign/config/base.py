@@ -53,10 +53,7 @@ RESUME = "resume"
 below; without it the value must stay."""
 FIXED, FREE, MOVED = "must stay", "may change", "may change; the contents must stay"
 LAYOUT = "may change; the prompts per update over all processes must stay"
-MEASURED = "may change without early_stopping, which compares all evaluations"
-Free, Moved, Layout, Measured = (
-    Field(json_schema_extra={RESUME: rule}) for rule in (FREE, MOVED, LAYOUT, MEASURED)
-)
+Free, Moved, Layout = (Field(json_schema_extra={RESUME: rule}) for rule in (FREE, MOVED, LAYOUT))
 """For `Annotated` keys; of a section, for all its keys."""
 
 

@@ -1,4 +1,4 @@
-"""Format pydantic errors as one line: file or override, key, value, rule, remedy."""
+"""Format pydantic errors, one line for each: file or override, key, value, rule, remedy."""
 
 import difflib
 import json
@@ -26,17 +26,28 @@ _REMEDIES = {
 Section = type[BaseModel]
 
 
-def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) -> str:
-    """The first mistake as "file: key: problem; remedy", unknown keys first, and how many follow.
+def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every mistake as "file: key: problem; remedy", unknown keys first.
 
     Args:
         overrides: dotted keys from the command line; a mistake under one names it, not the file.
     """
     mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    path, section, field = locate(mistakes[0]["loc"])
-    problem = _problem(mistakes[0], path, section, field)
-    more = f" ({len(mistakes) - 1} more after this one)" if len(mistakes) > 1 else ""
-    return f"{_source(path, file, overrides)}: {problem}{more}"
+    lines = list[str]()
+    for mistake in mistakes:
+        path, section, field = locate(mistake["loc"])
+        problem = _problem(mistake, path, section, field)
+        lines.append(f"{_source(path, file, overrides)}: {problem}")
+    return list(dict.fromkeys(lines))
+
+
+def explain_all(error: ValidationError) -> dict[str, str]:
+    """The first mistake of every dotted key; "" is the key of a rule between sections."""
+    found: dict[str, str] = {}
+    for mistake in error.errors():
+        path, section, field = locate(mistake["loc"])
+        found.setdefault(path, _problem(mistake, path, section, field))
+    return found
 
 
 def _source(path: str, file: str, overrides: Sequence[str]) -> str:

@@ -9,18 +9,19 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..errors import DirectAlignError, Mistakes
 from ..io.text import checked_unicode, read_text
 from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
-from ..types import DirectAlignError
-from .base import FIXED, LAYOUT, MEASURED, RESUME, differences
+from .base import FIXED, LAYOUT, RESUME, differences
 from .errors import all_keys, explain, locate
 from .presets import merged
-from .run import RolloutConfig, RunConfig
+from .run import EvaluateConfig, RolloutConfig, RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""
@@ -63,13 +64,19 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe (a file, or a name of the package) and apply `a.b=value` overrides in YAML.
 
     Raises:
-        DirectAlignError: one line with file or override, key, value, remedy; the first mistake.
+        DirectAlignError: one line with file or override, key, value, remedy; `Mistakes` if the
+            keys or values of the whole recipe have been read: a line for each.
     """
     path = recipe_path(recipe)
-    settings = _read_mapping(path)
+    return load_text(read_text(path, "recipe", MAX_BYTES), str(path), overrides)
+
+
+def load_text(text: str, where: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """As `load_run`, from the text of a recipe that errors call `where`."""
+    settings = recipe_mapping(text, where)
     given = dict(map(_split_override, overrides))
     try:
-        _check_keys(settings, str(path))
+        _check_keys(settings, where)
         for key, value in given.items():
             override = _nested(key, value)
             _check_keys(override, f"--set {key}")
@@ -78,13 +85,28 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             settings = merged(settings, override)
         return _validated(settings, {key for key, value in given.items() if value is None})
     except ValidationError as error:
-        raise DirectAlignError(explain(error, str(path), list(given))) from error
+        raise Mistakes(explain(error, where, list(given))) from error
     except DirectAlignError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
         raise DirectAlignError(
-            f"{path}: contains something other than text, numbers, lists and sections ({error})"
+            f"{where}: contains something other than text, numbers, lists and sections ({error})"
         ) from error
+
+
+def run_of_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
+    """A run from the sections of a recipe as plain values; errors start with `where`.
+
+    Raises:
+        DirectAlignError: one line with key, value, remedy; the first mistake.
+    """
+    try:
+        _check_keys(sections, where)
+        return _validated(dict(sections), set())
+    except ValidationError as error:
+        raise Mistakes(explain(error, where)) from error
+    except (TypeError, RecursionError) as error:
+        raise DirectAlignError(f"{where}: only text, numbers, lists and dicts ({error})") from error
 
 
 def _validated(settings: dict[str, Any], nulls: set[str]) -> RunConfig:
@@ -105,7 +127,7 @@ def _validated(settings: dict[str, Any], nulls: set[str]) -> RunConfig:
 def dump_run(run: RunConfig, overrides: Sequence[str] = ()) -> str:
     """The resolved run as YAML with every field; `load_run` reads it back to an equal run.
 
-    `overrides` are recorded in comments, for a resume: see `resumed_overrides`.
+    `overrides` are recorded in comments, for a resume: see `resumed_run`.
     """
     lines = [f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}"] if overrides else []
     lines += [_OVERRIDE + json.dumps(each) for each in overrides]
@@ -115,29 +137,51 @@ def dump_run(run: RunConfig, overrides: Sequence[str] = ()) -> str:
 _OVERRIDE, _PROCESSES = "# --set ", "# processes: "
 
 
-def resumed_overrides(out: Path, overrides: Sequence[str]) -> list[str]:
-    """The overrides of a resumed run: those recorded in its `run.yaml`, then new ones.
+@dataclass(frozen=True)
+class ResumedRun:
+    """A run that continues: `run.yaml` of its folder with new overrides.
 
-    A key that is given anew counts as now. Batch sizes fit a number of processes: with another one
-    the recipe's apply again.
+    `overrides` are all that run.yaml records: the earlier ones and the new ones. `unused` lists the
+    keys that the recipe has now, and the run has not: "train.num_steps 60 -> 30".
+    """
+
+    run: RunConfig
+    overrides: list[str]
+    unused: list[str]
+
+
+def resumed_run(recipe: str | Path, out: Path, overrides: Sequence[str] = ()) -> ResumedRun:
+    """The run in `out` as it continues. Batch sizes fit a number of processes: with another one,
+    the recipe's replace those of earlier overrides.
+
+    Raises: DirectAlignError for a missing or damaged run.yaml, and as `load_run`.
     """
     file = out / "run.yaml"
-    lines = read_text(file, "recipe").split("\n") if file.is_file() else []
-    here = f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}"
-    dropped = {each.partition("=")[0] for each in overrides}
-    if here not in lines:
-        layout = {RESUME: LAYOUT}
-        dropped |= {key for key, field in all_keys(RunConfig) if field.json_schema_extra == layout}
+    lines = read_text(file, "recipe").split("\n")
     given = [line[len(_OVERRIDE) :] for line in lines if line.startswith(_OVERRIDE)]
     try:
         found = [str(json.loads(each)) for each in given]
-        for each in found:
-            _split_override(each)
+        recorded = {_split_override(each)[0]: each for each in found}
     except (ValueError, DirectAlignError) as error:
         raise DirectAlignError(
             f"{file}: a line {_OVERRIDE}is damaged ({error}); restore it"
         ) from error
-    return [*(each for each in found if each.partition("=")[0] not in dropped), *overrides]
+    new = dict(map(_split_override, overrides))
+    layout = dict[str, Any]()
+    if found and f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}" not in lines:
+        rule, plain = {RESUME: LAYOUT}, load_run(recipe)
+        keys = [key for key, field in all_keys(RunConfig) if field.json_schema_extra == rule]
+        layout = {key: _value(plain, key) for key in keys if key in recorded and key not in new}
+    again = [f"{key}={json.dumps(value)}" for key, value in layout.items()]
+    run = load_run(file, [*again, *overrides])
+    kept = [each for key, each in recorded.items() if key not in new and key not in layout]
+    now = load_run(recipe, [*kept, *overrides])
+    unused = [_change(*each) for each in differences(run, now)]
+    return ResumedRun(run, [*kept, *overrides], unused)
+
+
+def _value(run: RunConfig, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), run)
 
 
 def with_rollout(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -156,7 +200,7 @@ def with_rollout(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 def changes_at_resume(
     where: Path, recorded: Mapping[str, Any] | RunConfig, run: RunConfig
 ) -> list[str]:
-    """What differs from the recorded run, as "KEY was A and is B".
+    """What differs from the recorded run, as "KEY before -> now".
 
     Raises: DirectAlignError, naming the keys, if one of them must stay.
     """
@@ -164,31 +208,41 @@ def changes_at_resume(
         before = RunConfig.model_validate(recorded)
     except ValidationError as error:
         raise DirectAlignError(
-            f"{where}: not a run of this version ({explain(error, 'config')}); continue it with "
+            f"{where}: not a run of this version ({explain(error, 'config')[0]}); continue it with "
             "the version of directalign that began it"
         ) from error
-    found = [
-        (rule, f"{key} was {_named(was)} and is {_named(now)}")
-        for key, rule, was, now in differences(before, run)
-    ]
-    if refused := [text for rule, text in found if rule == FIXED]:
+    found = list(differences(before, run))
+    if refused := [each for each in found if each[1] == FIXED]:
+        remedy = ""
+        if any(key.startswith("evaluate.") for key, *_ in refused):
+            remedy = " (directalign evaluate measures a run in any other way)"
         raise DirectAlignError(
-            f"{where} is of another config: {', '.join(refused)}; restore these values or choose "
-            "another --out"
+            f"{where} is of another config: {', '.join(_change(*each) for each in refused)}; "
+            f"restore these values or choose another --out{remedy}"
         )
-    measured = [text for rule, text in found if rule == MEASURED]
-    if measured and run.early_stopping is not None:
-        raise DirectAlignError(
-            f"{where}: {', '.join(measured)}, and early_stopping compares all evaluations with the "
-            "first; restore these values or remove early_stopping"
-        )
-    return [text for _, text in found]
+    _check_equal_samples(where, before.evaluate, run.evaluate)
+    return [_change(*each) for each in found]
 
 
-def _named(value: Any) -> str:
-    """A value for an error line; of a section its tag."""
-    tag = next((getattr(value, key) for key in ("name", "kind") if hasattr(value, key)), value)
-    return f"{tag!r:.100}"
+def _check_equal_samples(where: Path, before: EvaluateConfig, now: EvaluateConfig) -> None:
+    """Refuse measurements during the run of fewer samples than the base model was measured on."""
+    fewer = now.num_samples_during < now.num_samples
+    if before.every == 0 < now.every and fewer:
+        raise DirectAlignError(
+            f"{where}: evaluate.every 0 -> {now.every}: measurements during the run take "
+            f"{now.num_samples_during} samples, and the base model was measured on all "
+            f"{now.num_samples} only; keep 0, or start a new run"
+        )
+
+
+def _change(key: str, rule: str, was: Any, now: Any) -> str:
+    """ "KEY before -> now"; of a section its tag."""
+    del rule
+    was, now = (
+        next((getattr(value, key) for key in ("name", "kind") if hasattr(value, key)), value)
+        for value in (was, now)
+    )
+    return f"{key} {was!r:.100} -> {now!r:.100}"
 
 
 def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:
@@ -211,19 +265,28 @@ def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:
         _check_keys(value, where, full, path)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    text = read_text(path, "recipe", MAX_BYTES)
-    recipe = parse_yaml(text, str(path), "not a YAML recipe")
+def recipe_mapping(text: str, where: str) -> dict[str, Any]:
+    """The keys and values of a recipe's text, unchecked. Raises: DirectAlignError."""
+    recipe = parse_yaml(text, where, "not a YAML recipe")
     if recipe is None:
         raise DirectAlignError(
-            f"{path}: empty; a recipe has at least name, model, reward, data and train"
+            f"{where}: empty; a recipe has at least name, model, reward, data and train"
         )
     if not isinstance(recipe, dict):
         raise DirectAlignError(
-            f"{path}: a recipe is a mapping of keys such as name, model and train; this is a "
+            f"{where}: a recipe is a mapping of keys such as name, model and train; this is a "
             f"{type(recipe).__name__}"
         )
     return recipe
+
+
+def with_value(settings: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The settings of a recipe with another value of a dotted key; without the key for None."""
+    if value is not None:
+        return merged(settings, _nested(key, value))
+    found = json.loads(json.dumps(settings))
+    _remove(found, key)
+    return found
 
 
 def _split_override(override: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from .base import (
     BatchSize,
@@ -16,7 +16,6 @@ from .base import (
     Guidance,
     Judge,
     Layout,
-    Measured,
     Moved,
     NonNegative,
     NonNegativeFloat,
@@ -35,18 +34,35 @@ from .methods import MethodConfig
 from .presets import PRESETS, PresetName, merged
 from .rewards import ClipConfig, QwenVLConfig, RewardConfig, SingleRewardConfig
 
+KEPT_FULL = 3
+"""Checkpoints of a run of all weights that are kept by default."""
 Sizes = Annotated[list[Size], Field(min_length=1)]
 
 
 class LoRAConfig(Strict):
-    """Low-rank adapters (peft) on the denoiser."""
+    """Adapters (peft) on the denoiser."""
 
+    type: Literal["lora", "lokr"] = "lora"
+    """lora: low-rank updates; lokr: Kronecker products (LyCORIS), smaller files at equal rank."""
+    use_dora: bool = False
+    """DoRA: the norm of each row of the updated weight is trained too; slower, more memory."""
+    init: PathText | None = None
+    """A LoRA to start from: a .safetensors file of diffusers, ComfyUI or kohya's tools, or the
+    folder of a run; none starts from the base model."""
     rank: Positive = 16
     """Rank of the update."""
     alpha: Positive = 16
     """Scale numerator: the update is multiplied by alpha / rank."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the layers to adapt; none uses the list of the architecture."""
+
+    @model_validator(mode="after")
+    def _check_type(self) -> LoRAConfig:
+        if self.use_dora and self.type != "lora":
+            raise ValueError("use_dora is for type: lora: set it, or remove use_dora")
+        if self.init is not None and (self.use_dora or self.type != "lora"):
+            raise ValueError("init starts a plain LoRA: remove init, or use_dora and type: lokr")
+        return self
 
 
 class ModelConfig(Strict):
@@ -55,6 +71,8 @@ class ModelConfig(Strict):
     architecture: PathText
     """flux, flux2_klein, sd3, sd, sdxl, qwen_image or z_image (the names in
     directalign.models.MODELS), or a class of your own: my_model.py:MyModel."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of a class of your own, beside those that every model gets."""
     path: PathText
     """A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded
     pipeline: world:flux, world:sd, world:sd_v."""
@@ -90,10 +108,20 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _check_weights(self) -> ModelConfig:
+        if self.args and ".py:" not in self.architecture:
+            raise ValueError(
+                f"args are for a class of your own, my_model.py:MyModel, not for "
+                f"{self.architecture}: remove them"
+            )
         if self.quantization is not None and self.tune == "full":
             raise ValueError(
                 f"quantization {self.quantization} freezes the weights that tune: full trains: "
                 "set tune: lora, or remove quantization"
+            )
+        if self.quantization is not None and (self.lora.use_dora or self.lora.type != "lora"):
+            raise ValueError(
+                f"quantization {self.quantization} is for plain LoRA: remove it, or "
+                "lora.use_dora and lora.type: lokr, which read the weights themselves"
             )
         if self.trained_dtype == "bfloat16" and (self.tune, self.dtype) != ("full", "bfloat16"):
             raise ValueError(
@@ -277,8 +305,9 @@ class TrainConfig(Strict):
     exports use the average."""
     save_every: Annotated[NonNegative, Free] = 0
     """Updates between checkpoints; 0 saves only the last."""
-    keep_checkpoints: Annotated[Positive, Free] = 3
-    """Number of newest checkpoints to keep."""
+    keep_checkpoints: Annotated[Positive | None, Free] = None
+    """Number of newest checkpoints to keep; none keeps all of a LoRA, which are small, and 3 with
+    model.tune: full."""
     sample_every: Annotated[NonNegative, Free] = 0
     """Updates between fixed-seed sample grids; 0 makes only the first and the last."""
     sample_prompts: list[str] | None = None
@@ -300,6 +329,25 @@ class TrainConfig(Strict):
         return self
 
 
+class UserMetricConfig(Strict):
+    """A metric of your own."""
+
+    path: PathText
+    """my_metric.py:name of a function, class or object, called with images and prompts."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the function, or of the class when it is constructed."""
+
+
+UserMetric = Annotated[
+    UserMetricConfig,
+    BeforeValidator(
+        lambda given: {"path": given} if isinstance(given, str) else given,
+        json_schema_input_type=str | UserMetricConfig,
+    ),
+]
+"""A section, or its path alone."""
+
+
 class EvaluateConfig(Strict):
     """Measurements during a run, on fixed prompts and seeds."""
 
@@ -316,15 +364,16 @@ class EvaluateConfig(Strict):
     """Images sampled at once."""
     rewards: dict[str, SingleRewardConfig] = {}
     """Held-out rewards by label: measured like the trained reward, and never trained on."""
-    metrics: list[PathText] = []
-    """Metrics of your own, each my_metric.py:function or my_metric.py:Class."""
+    metrics: list[UserMetric] = []
+    """Metrics of your own, each my_metric.py:function or my_metric.py:Class, or a section with
+    path and args."""
     control_prompts: PathText | None = None
     """Prompts unrelated to the training (a file as data.prompts, or world): any change on them is
     measured as leakage."""
     diversity_prompts: NonNegative = 0
     """Prompts that are sampled four times each to measure how much their images differ; 0 measures
     none."""
-    adherence: AdherenceConfig | None = None
+    adherence: Annotated[AdherenceConfig | None, Free] = None
     """Model that measures prompt adherence in directalign evaluate; none measures none."""
 
 
@@ -346,12 +395,17 @@ class RunConfig(Strict):
     """How clean images are sampled."""
     data: DataConfig
     train: TrainConfig
-    evaluate: Annotated[EvaluateConfig, Measured] = EvaluateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     """Measurements during the run."""
     early_stopping: Annotated[EarlyStoppingConfig | None, Free] = None
     """Rules that end the run early; none trains for num_steps and exports the last weights."""
     trackers: Annotated[TrackersConfig, Free] = TrackersConfig()
     """Experiment trackers, in addition to metrics.jsonl."""
+
+    @property
+    def kept_checkpoints(self) -> int | None:
+        """`train.keep_checkpoints`, resolved; None keeps all."""
+        return self.train.keep_checkpoints or (KEPT_FULL if self.model.tune == "full" else None)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
@@ -377,6 +431,14 @@ class RunConfig(Strict):
             raise ValueError(
                 f"train.deterministic: model.attention {self.model.attention} has no fixed order "
                 "of sums: remove model.attention"
+            )
+        plain = self.model.tune == "full" or (
+            self.model.lora.type == "lora" and not self.model.lora.use_dora
+        )
+        if self.train.parallel == "sharded" and not plain:
+            raise ValueError(
+                "train.parallel: sharded is for plain LoRA and tune: full: set parallel: data, or "
+                "remove model.lora.use_dora and model.lora.type"
             )
         if self.train.parallel == "sharded" and self.model.quantization is not None:
             raise ValueError(

@@ -5,6 +5,7 @@ is reported before training starts; it stores captions and sizes, not pixels. `I
 them in aspect-ratio buckets.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,15 @@ MIN_SIDE = 4
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: its name in the source, its caption, and why it cannot be used, if known."""
+    """One image: its name in the source, its caption, and why it cannot be used, if known.
+
+    `caption_file`: the file that would hold its caption, if that is missing.
+    """
 
     name: str
     caption: str
     fault: str | None = None
+    caption_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -109,18 +114,19 @@ def in_folder(folder: Path) -> ImageSource:
 def _from_files(folder: Path) -> Iterator[Entry]:
     files = _all_files(folder)
     captions = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
-    for file in files:
-        if file.suffix.lower() not in ENDINGS:
-            continue
-        name = str(file.relative_to(folder))
-        text = captions.get(file.with_suffix(""), file.with_suffix(".txt"))
+    images = [file for file in files if file.suffix.lower() in ENDINGS]
+    counts = Counter(file.with_suffix("") for file in images)
+    for file in images:
+        name, stem = str(file.relative_to(folder)), file.with_suffix("")
+        own = file.with_name(f"{file.name}.txt") if counts[stem] > 1 else file.with_suffix(".txt")
+        text = captions.get(file) or captions.get(stem) or own
         if not name.isascii() and name != (printable := name.encode(errors="replace").decode()):
             yield Entry(printable, "", "its name is not Unicode; rename it")
             continue
         if text.is_file():
             yield _captioned(name, read_text(text, "caption file"), str(text), text.name)
         else:
-            yield Entry(name, "", f"no caption: {text.name} is missing")
+            yield Entry(name, "", f"no caption: {text.name} is missing", text)
 
 
 def _all_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ..device import to_device, widest
 from ..types import DirectAlignError, Latents, PathName, PerSample, PredictionName
 
 
@@ -41,7 +42,7 @@ def truncate_sigmas(sigma: Float[Tensor, " b"], resolution: int) -> Float64[Tens
 
     The product is taken in float32, so a level that equals a whole timestep stays there.
     """
-    return (sigma.float() * resolution).floor().double() / resolution
+    return (sigma.float() * resolution).floor().to(widest(sigma.device)) / resolution
 
 
 def target_coefficients(
@@ -111,14 +112,14 @@ class DDPMTable:
     def sigma_of(self, timestep: Tensor) -> Float64[Tensor, " b"]:
         """Noise level of (fractional) timesteps (b,), on their device."""
         sigmas = self._on(timestep.device)
-        timestep = timestep.double().clamp(0, len(sigmas) - 1)
+        timestep = timestep.to(sigmas.dtype).clamp(0, len(sigmas) - 1)
         below = timestep.floor().long().clamp(max=len(sigmas) - 2)
         return torch.lerp(sigmas[below], sigmas[below + 1], timestep - below)
 
     def timestep_of(self, sigma: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """Fractional timestep of noise levels (b,), on their device."""
         sigmas = self._on(sigma.device)
-        sigma = sigma.double().clamp(sigmas[0], sigmas[-1])
+        sigma = sigma.to(sigmas.dtype).clamp(sigmas[0], sigmas[-1])
         below = torch.searchsorted(sigmas, sigma, right=True) - 1
         below = below.clamp(max=len(sigmas) - 2)
         low, high = sigmas[below], sigmas[below + 1]
@@ -127,5 +128,5 @@ class DDPMTable:
     def _on(self, device: torch.device) -> Float64[Tensor, " timesteps"]:
         """The table, copied to a device once: a lookup there never waits for the device."""
         if self.sigmas.device != device:
-            self.sigmas = self.sigmas.to(device)
+            self.sigmas = to_device(self.sigmas, device)
         return self.sigmas

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..config import RolloutConfig
+from ..device import to_device
 from ..interfaces import Model
 from ..types import (
     Batch,
@@ -103,7 +104,7 @@ def sample(
     """
     x_t, first = noise, len(sigmas) - 1 - grad_steps
     keeps_graph = torch.is_grad_enabled()
-    for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(noise.device))):
+    for index, (sigma_from, sigma_to) in enumerate(pairwise(to_device(sigmas, noise.device))):
         with torch.set_grad_enabled(keeps_graph and index >= first):
             x_t = sampling_step(model, cond, x_t, sigma_from, sigma_to)
     return x_t
@@ -113,7 +114,7 @@ def sample(
 def sample_trajectory(model: Model, start: RolloutStart) -> list[Latents]:
     """Every state of a rollout without gradient, one per level: [0] is the noise, [-1] is x0."""
     states = [start.noise]
-    for sigma_from, sigma_to in pairwise(start.sigmas.to(start.noise.device)):
+    for sigma_from, sigma_to in pairwise(to_device(start.sigmas, start.noise.device)):
         states.append(sampling_step(model, start.cond, states[-1], sigma_from, sigma_to))
     return states
 

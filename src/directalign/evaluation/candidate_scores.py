@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from .. import config, metrics
+from ..device import default_device
 from ..io.jsonl import JsonlStore, Row, RowKey
 from ..metrics import SHARE, Metric
 from ..report.read import RESULTS
@@ -51,7 +50,7 @@ def metric_groups(
     judge: str,
     control_prompts: str | None,
     batch_size: int,
-    own: Sequence[str] = (),
+    own: Sequence[config.UserMetricConfig] = (),
 ) -> list[MetricGroup]:
     """Pixels, a toy world's judge, every reward, and `own`, metrics of users' files; to be loaded
     one at a time."""
@@ -70,11 +69,12 @@ def metric_groups(
             )
         )
     groups += [_reward_group(each, phrases, batch_size) for each in rewards]
-    for path, about in zip(own, scores.user_metrics(own), strict=True):
+    for metric, about in zip(own, scores.user_metrics(own), strict=True):
         leaked = metrics.metric(metrics.OFF_TOPIC + about.name)
-        load = partial(scores.user_metric_functions, [path], batch_size)
-        digest = hashlib.sha256(Path(path.rpartition(":")[0]).read_bytes()).hexdigest()
-        settings = {"path": path, "sha256": digest[:16]}
+        load = partial(scores.user_metric_functions, [metric], batch_size)
+        digest = hashlib.sha256(Path(metric.path.rpartition(":")[0]).read_bytes()).hexdigest()
+        settings = {"path": metric.path, "sha256": digest[:16]}
+        settings |= {"args": metric.args} if metric.args else {}
         described = {each.name: each for each in (about, leaked)}
         groups.append(MetricGroup(f"metric-{about.name}", described, load, settings))
     return groups
@@ -91,7 +91,7 @@ def _reward_group(each: EvalReward, phrases: config.ControlPhrases, batch_size: 
             del found[prefix + each.label]
 
     def load() -> list[scores.MetricFunction]:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         reward = load_reward(each.settings, device, each.key)
         return [scores.compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
 
@@ -111,7 +111,7 @@ def adherence_group(
     check_rows(settings, rows)
 
     def load() -> list[scores.MetricFunction]:
-        judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
+        judge = adherence_of(settings, default_device())
         return [partial(adherence_per_image, judge, JsonlStore(out / SCORES / FACTS))]
 
     is_vlm = isinstance(settings, config.QwenVLConfig)

@@ -22,29 +22,31 @@ from ..config.base import MAX_SEED
 from ..config.load import with_rollout
 from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
+from ..report.read import run_folders
 from ..types import DirectAlignError, Images
 from .eval_prompts import EvalSample
-from .generate import RECORD, generate, load_run_model, run_of, save_png, trained_weights
+from .generate import RECORD, generate, load_run_model, run_of, save_png
+from .run_weights import RunWeights, find_weights, split_weights
 
 logger = logging.getLogger(__name__)
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
 SOURCE = ("architecture", "path", "components", "revision", "variant")
-BASE_SETTINGS = (*SOURCE, "dtype", "quantization")
+BASE_SETTINGS = (*SOURCE, "args", "dtype", "quantization")
 """Settings of `config.ModelConfig` that identify the weights a run begins with."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One model. `run`: its recipe with the rollout it is sampled with, None for images;
-    `trained`: the folder of its trained weights; `base`: key of its base among the candidates."""
+    `trained`: its trained weights; `base`: key of its base among the candidates."""
 
     key: str
     label: str
     kind: Kind
     source: str
     run: config.RunConfig | None = None
-    trained: Path | None = None
+    trained: RunWeights | None = None
     base: str | None = None
 
     @property
@@ -67,7 +69,7 @@ def open_candidates(
             "nothing to compare: give runs, models or folders of images, "
             "as in directalign compare runs/a runs/b --base"
         )
-    named = [_split_label(source) for source in sources]
+    named = [each for source in sources for each in _runs_in(*_split_label(source))]
     found = _labelled([_open(*each) for each in named], [label is not None for label, _ in named])
     for place, each in enumerate(found):
         if each.run is not None:
@@ -85,8 +87,18 @@ def _split_label(text: str) -> tuple[str | None, str]:
     return label.strip(), source
 
 
+def _runs_in(label: str | None, source: str) -> list[tuple[str | None, str]]:
+    """The finished runs of a folder of runs, as sources; any other source alone."""
+    folder, own = Path(source), ("run.yaml", "model_index.json", RECORD)
+    if label is not None or not folder.is_dir() or any((folder / name).is_file() for name in own):
+        return [(label, source)]
+    runs = [each for each in run_folders(folder) if (each / "summary.json").is_file()]
+    return [(None, str(each)) for each in runs] or [(label, source)]
+
+
 def _open(label: str | None, source: str) -> Candidate:
-    folder = Path(source)
+    path, step, strength = split_weights(source)
+    folder = Path(path)
     is_run, is_pipeline = ((folder / name).is_file() for name in ("run.yaml", "model_index.json"))
     if (folder / RECORD).is_file() and not is_run:
         return Candidate("", label or folder.resolve().name, "images", source)
@@ -95,11 +107,12 @@ def _open(label: str | None, source: str) -> Candidate:
             f"{source}: neither a run (run.yaml), nor a pipeline (model_index.json), "
             f"nor images ({RECORD}); give one of the three"
         )
-    run, trained = run_of(folder)
-    if trained is None:
+    run, found = run_of(folder)
+    if found is None:
         return Candidate("", label or folder.name, "model", source, run)
-    trained_weights(run, trained)
-    return Candidate("", label or run.name, "run", source, run, trained)
+    trained = find_weights(run, found, step, strength)
+    name = ", ".join([run.name, *trained.words])
+    return Candidate("", label or name, "run", source, run, trained)
 
 
 def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]:

@@ -32,6 +32,7 @@ from .candidate_scores import MetricGroup, adherence_group, metric_groups, score
 from .candidates import BASE, Candidate, generate_all, open_candidates, samples_of_images
 from .eval_rewards import EvalReward, eval_rewards, gap_phrases
 from .results import summarise
+from .run_weights import split_weights
 
 logger = logging.getLogger(__name__)
 OWN = ("images", "scores", RESULTS, SUMMARY)
@@ -84,7 +85,7 @@ def compare(request: Request) -> Path:
 def evaluate_run(request: Request) -> Path:
     """Compare a run with the model it began with, under the keys `tuned` and `base`."""
     (source,) = request.sources
-    if not (Path(source) / "run.yaml").is_file():
+    if not (Path(split_weights(source)[0]) / "run.yaml").is_file():
         raise DirectAlignError(
             f"{source}: holds no run (no run.yaml); give the folder that directalign train wrote, "
             "or use directalign compare"
@@ -118,8 +119,9 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
             control_prompts, unwanted_styles, len(samples), count
         )
     batch_size = request.batch_size or BATCH_SIZE
-    own = dict.fromkeys(path for each in recipes for path in each.evaluate.metrics)
-    own = list(own | dict.fromkeys(request.metrics))
+    named = [metric for each in recipes for metric in each.evaluate.metrics]
+    named += [config.UserMetricConfig(path=path) for path in request.metrics]
+    own = [each for place, each in enumerate(named) if each not in named[:place]]
     groups = metric_groups(rewards, phrases, judge, control_prompts, batch_size, own)
     adherence = next(filter(None, (each.evaluate.adherence for each in recipes)), None)
     if request.adherence is not None:
@@ -278,18 +280,20 @@ def _sections(candidate: Candidate) -> dict[str, Any]:
 
 
 def _weights(candidate: Candidate) -> dict[str, Any]:
-    """Size and time of the files of weights or images, which tell a retrained run."""
+    """Strength, and size and time of the files of weights or images, which tell a retrained run."""
     if candidate.kind == "images":
         folder = Path(candidate.source)
         files = sorted(folder.glob("*"))
     elif candidate.kind == "run" and candidate.trained is not None:
-        folder = candidate.trained
-        parts = (folder, folder / "transformer", folder / "unet")
-        files = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+        folder, files = candidate.trained.folder, candidate.trained.files
     else:
         return {}
     stats = {str(file.relative_to(folder)): file.stat() for file in files}
-    return {"files": {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()}}
+    sizes = {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()}
+    found: dict[str, Any] = {"files": sizes}
+    if candidate.trained is not None and candidate.trained.strength != 1:
+        found["strength"] = candidate.trained.strength
+    return found
 
 
 def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ from torch import Tensor
 
 from .. import config
 from ..config.load import load_run, with_rollout
+from ..device import default_device
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
 from ..io.tensors import require_finite, to_pixels
-from ..models import MODELS, load_model, load_trained, model_class, single_file
-from ..models.checkpoint_source import check_base, open_source
+from ..models import architectures, load_model, model_class, single_file
+from ..models.checkpoint_source import open_source
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images
 from .eval_prompts import Pairs, seed_noise
+from .run_weights import RunWeights, find_weights
 
 RECORD = "images.jsonl"
 
@@ -71,10 +74,10 @@ def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
 
 
 def diffusers_call(
-    model: Model, run: config.RunConfig, prompt: str, seed: int, trained: Path | None
+    model: Model, run: config.RunConfig, prompt: str, seed: int, trained: RunWeights | None
 ) -> dict[str, Any]:
     """The diffusers call that makes the image again, also as Python under "code"; `trained`: the
-    run's folder, None for the base model."""
+    run's weights, None for the base model."""
     height, width = image_size(model, run.rollout)
     arguments = {"prompt": prompt, "height": height, "width": width}
     arguments |= {"num_inference_steps": run.rollout.num_inference_steps}
@@ -82,12 +85,23 @@ def diffusers_call(
     call = {
         "pipeline": model.pipeline,
         "path": str(assets.resolve(run.model.path)),
-        "weights": str(trained) if trained else None,
+        "weights": str(_diffusers_folder(trained)) if trained else None,
         "scheduler": _scheduler(model, run.rollout.shift),
         "arguments": arguments,
         "seed": seed,
     }
-    return {**call, "code": _code(call, model.part, run)}
+    return {**call, "code": _code(call, model.part, run, trained)}
+
+
+def _diffusers_folder(trained: RunWeights) -> Path:
+    """Where diffusers finds the weights: other than the exported ones after an export."""
+    form = "diffusers" if trained.run.model.tune == "lora" else "folder"
+    return export_folder(trained, form) if trained.words else trained.folder
+
+
+def export_folder(trained: RunWeights, form: str) -> Path:
+    """Where `directalign export` writes weights of a run unless it is told otherwise."""
+    return trained.folder / "export" / f"{form}{trained.suffix}"
 
 
 def _scheduler(model: Model, shift: float | None) -> dict[str, Any]:
@@ -105,27 +119,42 @@ def _scheduler(model: Model, shift: float | None) -> dict[str, Any]:
     return {"class": "FlowMatchEulerDiscreteScheduler", "changes": changes}
 
 
-def _code(call: dict[str, Any], part: str, run: config.RunConfig) -> str:
+def _code(
+    call: dict[str, Any], part: str, run: config.RunConfig, trained: RunWeights | None
+) -> str:
     scheduler, changes = call["scheduler"]["class"], call["scheduler"]["changes"]
     arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
     classes, opened = opening_code(call["pipeline"], run.model)
-    lines = [
-        "import torch",
-        f"from diffusers import {', '.join([*classes, scheduler])}",
-        f"pipe = {opened}",
-    ]
-    weights = call["weights"]
-    if weights is not None and run.model.tune == "lora":
-        lines.append(f"pipe.load_lora_weights({weights!r}, weight_name='lora.safetensors')")
-    elif weights is not None:
-        loaded = f"type(pipe.{part}).from_pretrained({weights!r}, subfolder={part!r})"
-        lines.append(f"pipe.{part} = {loaded}")
+    lines = ["import torch", f"from diffusers import {', '.join([*classes, scheduler])}"]
+    loaded = []
+    if trained is not None:
+        folder, is_lora = call["weights"], run.model.tune == "lora"
+        name = "pytorch_lora_weights.safetensors" if trained.words else LORA_FILE
+        if trained.words:
+            form = "diffusers" if is_lora else "folder --dtype float32"
+            command = f"directalign export {trained.folder}{trained.options} --format {form}"
+            lines.insert(0, f"# after: {command}")
+        if is_lora:
+            loaded = [adapter_code(run.model, part, repr(folder), name)]
+        else:
+            kept = f"type(pipe.{part}).from_pretrained({folder!r}, subfolder={part!r})"
+            loaded = [f"pipe.{part} = {kept}"]
     seeded = f"generator=torch.Generator().manual_seed({call['seed']})"
     lines += [
+        f"pipe = {opened}",
+        *loaded,
         f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{_keywords(changes)})",
         f"image = pipe({arguments}, {seeded}).images[0]",
     ]
     return "\n".join(lines)
+
+
+def adapter_code(model: config.ModelConfig, part: str, folder: str, name: str) -> str:
+    """The statement that loads the adapter file `name` of `folder`, an expression, into `pipe`."""
+    if model.lora.type == "lora":
+        return f"pipe.load_lora_weights({folder}, weight_name={name!r})"
+    arguments = f"{folder}, prefix={part!r}, weight_name={name!r}"
+    return f"pipe.{part}.load_lora_adapter({arguments})"  # most pipelines read LoRA only
 
 
 def opening_code(
@@ -143,13 +172,19 @@ def opening_code(
         return [pipeline], f"{pipeline}.from_pretrained({path_of(model.path)!r}{chosen}{dtype})"
     file, folder = Path(model.path).expanduser(), path_of(model.components)
     load = f"from_single_file({path_of(str(file))!r}, config={folder!r}"
-    held = single_file.contents(file) if file.is_file() else None
-    if held is None or "text_encoder" in held.parts:
+    architecture = model_class(model.architecture)
+    parts = [architecture.part]  # of a file that is no longer here, unless it is of LDM's layout
+    parts = ["text_encoder"] if not file.is_file() and architecture.part == "unet" else parts
+    if file.is_file():
+        parts = list(single_file.contents(file).parts)
+    if "text_encoder" in parts:
         return [pipeline], f"{pipeline}.{load}{dtype})"
-    kinds = dict.fromkeys(held.parts, held.layout.class_name)
-    kinds |= {part: "AutoencoderKL" for part in held.parts if part == "vae"}
-    parts = [f", {part}={each}.{load}, subfolder={part!r}{dtype})" for part, each in kinds.items()]
-    opened = f"{pipeline}.from_pretrained({folder!r}{chosen}{''.join(parts)}{dtype})"
+    kinds = {
+        part: "AutoencoderKL" if part == "vae" else architecture.parts[part].__name__
+        for part in parts
+    }
+    given = [f", {part}={each}.{load}, subfolder={part!r}{dtype})" for part, each in kinds.items()]
+    opened = f"{pipeline}.from_pretrained({folder!r}{chosen}{''.join(given)}{dtype})"
     return [pipeline, *kinds.values()], opened
 
 
@@ -164,31 +199,40 @@ def sample_images(
     out: Path,
     rollout: Mapping[str, Any] | None = None,
     base: bool = False,
+    step: int | None = None,
+    strength: float = 1.0,
 ) -> list[Path]:
-    """Write one PNG per prompt-seed pair into `out`, and their diffusers calls (`images.jsonl`).
+    """Write one PNG per prompt-seed pair, and their diffusers calls (`images.jsonl`).
 
     Args:
         source: a run's folder, or a model (a diffusers folder, a hub id, world:flux or world:sd).
         prompts, seeds: equally long; pair i is image i.
+        out: their folder; if it holds images already, the next of `out`-2, `out`-3, ...
         rollout: settings of `config.RolloutConfig` that replace the recipe's, or a bare model's.
         base: sample the model as it was before training.
+        step, strength: see `run_weights.find_weights`.
     Raises:
-        DirectAlignError: an invalid source, an `out` that holds images already, unequal lengths.
+        DirectAlignError: an invalid source, an `out` that is a run or a file, unequal lengths.
     """
     pairs = Pairs(tuple(prompts), tuple(seeds))
-    _require_no_images(out)
-    run, trained = run_of(source)
-    run = with_rollout(run, rollout or {})
-    trained = None if base else trained
+    _free_folder(out)
+    run, folder = run_of(source)
+    run, is_plain = with_rollout(run, rollout or {}), step is None and strength == 1
+    if not is_plain and (base or folder is None):
+        reason = "with --base they have no effect" if base else f"{source} is a model"
+        raise DirectAlignError(
+            f"--step, --strength: for the trained weights of a run, and {reason}; omit them"
+        )
+    trained = None if base or folder is None else find_weights(run, folder, step, strength)
     model = load_run_model(run, trained)
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
+    out = _free_folder(out)  # another process may have written some meanwhile
     files = [out / f"{index:04d}-seed{seed}.png" for index, seed in enumerate(pairs.seeds)]
     rows = [
         {"file": file.name, "prompt": prompt, "seed": seed}
         | {"diffusers": diffusers_call(model, run, prompt, seed, trained)}
         for file, prompt, seed in zip(files, pairs.prompts, pairs.seeds, strict=True)
     ]
-    _require_no_images(out)  # another process may have written some meanwhile
     out.mkdir(parents=True, exist_ok=True)
     for image, file in zip(images, files, strict=True):
         save_png(image, file)
@@ -196,12 +240,14 @@ def sample_images(
     return files
 
 
-def _require_no_images(out: Path) -> None:
+def _free_folder(out: Path) -> Path:
+    """`out`, or with the first number from 2 that holds no images yet."""
     if out.exists() and not out.is_dir():
         raise DirectAlignError(f"{out}: is a file; name a folder to write the images to")
-    for what, name in (("images", RECORD), ("a run", "run.yaml")):
-        if (out / name).exists():
-            raise DirectAlignError(f"{out}: holds {what} already ({name}); name another folder")
+    if (out / "run.yaml").exists():
+        raise DirectAlignError(f"{out}: holds a run already (run.yaml); name another folder")
+    names = chain([out], (out.with_name(f"{out.name}-{number}") for number in count(2)))
+    return next(each for each in names if not (each / RECORD).exists())
 
 
 def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
@@ -232,7 +278,7 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
             "(no model_index.json); give one of the two"
         )
     pipeline = read_json(index).get("_class_name")
-    pipelines = {model_class(each).pipeline: each for each in MODELS}
+    pipelines = architectures()
     if pipeline not in pipelines:
         raise DirectAlignError(f"{folder}: holds a {pipeline}, and {', '.join(pipelines)} are read")
     name = pipelines[pipeline]
@@ -249,33 +295,11 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
     return config.RunConfig.model_validate(recipe), None
 
 
-def trained_weights(run: config.RunConfig, folder: Path) -> Path:
-    """`lora.safetensors` of the run in `folder`, or the folder of its trained denoiser.
-
-    Raises: DirectAlignError for a run that is not finished, or whose base or adapters changed.
-    """
-    check_base(run.model, folder)
-    is_lora, part = run.model.tune == "lora", model_class(run.model.architecture).part
-    weights = folder / (LORA_FILE if is_lora else part)
-    if not weights.exists():
-        saved = sorted((folder / "checkpoints").glob("step-*"))
-        remedy = f"continue it with directalign train RECIPE --resume --out {folder}"
-        if saved:
-            remedy += (
-                f", or take its last checkpoint, {saved[-1].name}: directalign average {folder} "
-                "--last 1 --out NEW"
-            )
-        raise DirectAlignError(f"{weights}: no such file, the run is not finished; {remedy}")
-    return weights
-
-
-def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
-    """The run's model on the best device, with the weights in `trained` or the base model's."""
+def load_run_model(run: config.RunConfig, trained: RunWeights | None) -> Model:
+    """The run's model on the best device, with these trained weights or the base model's."""
+    model = load_model(run.model, default_device())
     if trained is not None:
-        trained_weights(run, trained)
-    model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
-    if trained is not None:
-        load_trained(model, trained)
+        trained.load(model)
     return model
 
 

@@ -39,7 +39,7 @@ def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
     """
     settings, rewarded = run.evaluate, _score_names(run)
     judged = WORLDS[settings.judge].judged if settings.judge != "none" else ()
-    own = [path.rpartition(":")[2] for path in settings.metrics]
+    own = [each.path.rpartition(":")[2] for each in settings.metrics]
     names = [*judged, *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT]
     if settings.control_prompts is not None:
         names += [f"{metrics.OFF_TOPIC}{name}" for name in (*rewarded, *own, COLOR_DRIFT)]

@@ -1,8 +1,8 @@
 """Summaries of per-image metrics: of a model during training, of the candidates of a comparison.
 
-In a comparison, means, paired differences and wins have bootstrap intervals over prompts. A mean is
-over the images that have the metric, and two candidates are compared on the samples for which both
-have it, so metrics of control prompts, of distances to a base and of prompts with several seeds are
+In a comparison, means, paired differences and wins have bootstrap intervals over prompts. All
+numbers of a metric are on the same samples: those for which every candidate that has the metric has
+it. So metrics of control prompts, of distances to a base and of prompts with several seeds are
 summarised alike.
 """
 
@@ -44,6 +44,7 @@ def summarise(
     for row in rows:
         for name, value in row["numbers"].items():
             columns[name, row["model"]][int(row["index"])] = float(value)
+    columns = _on_equal_samples(columns)
     present = {n: each for n, each in about.items() if any((n, key) in columns for key in keys)}
     models: dict[str, dict[str, Any]] = {key: {} for key in keys}
     for key, name in product(keys, present):
@@ -53,11 +54,10 @@ def summarise(
     differences, won = list[dict[str, Any]](), list[dict[str, Any]]()
     for (a, b), (name, each) in product(combinations(keys, 2), present.items()):
         first, second = (columns.get((name, key), {}) for key in (a, b))
-        shared = [index for index in first if index in second]
-        if not shared:
+        if not first or not second:
             continue
-        x, y = (np.array([column[index] for index in shared]) for column in (first, second))
-        groups = [prompts[index] for index in shared]
+        x, y = (np.array([column[index] for index in first]) for column in (first, second))
+        groups = [prompts[index] for index in first]
         resamples, pair = resample_groups(groups), {"a": a, "b": b, "name": name}
         differences.append({**pair, **bootstrap_interval(y - x, resamples).as_dict()})
         if each.better:
@@ -67,3 +67,18 @@ def summarise(
         each["p_holm"] = p
     names = {name: each.as_record() for name, each in present.items()}
     return {"names": names, "models": models, "differences": differences, "wins": won}
+
+
+def _on_equal_samples(
+    columns: Mapping[tuple[str, str], Mapping[int, float]],
+) -> dict[tuple[str, str], dict[int, float]]:
+    """The values by (metric, candidate) and sample, of the samples that all candidates of a metric
+    have."""
+    shared: dict[str, set[int]] = {}
+    for (name, _), column in columns.items():
+        shared[name] = shared.get(name, {*column}) & {*column}
+    kept = {
+        (name, key): {index: value for index, value in column.items() if index in shared[name]}
+        for (name, key), column in columns.items()
+    }
+    return {place: column for place, column in kept.items() if column}

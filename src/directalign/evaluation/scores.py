@@ -256,17 +256,18 @@ METRICS_KEY = "evaluate.metrics"
 """Recipe key of metrics in users' files: a list of "file.py:name"."""
 
 
-def user_metrics(paths: Sequence[str]) -> list[metrics.Metric]:
+def user_metrics(given: Sequence[config.UserMetricConfig]) -> list[metrics.Metric]:
     """Run the files of "file.py:name" and enter their metrics into the registry.
 
     A metric is a function of images (b, 3, H, W) float32 in [0, 1] on the CPU and b prompts that
-    returns b finite numbers, or a class without arguments whose instances are such functions.
-    Optional attributes: `label`, `unit` ("share" is displayed in percent), `higher_is_better`
-    (True, False, or None for neither). The first paragraph of the docstring is the description.
+    returns b finite numbers, or a class whose instances are such functions. Optional attributes:
+    `label`, `unit` ("share" is displayed in percent), `higher_is_better` (True, False, or None for
+    neither). The first paragraph of the docstring is the description.
 
     Raises: DirectAlignError for a missing file or name, an object that cannot be called, a name
     that is taken, and attributes of another type.
     """
+    paths = [each.path for each in given]
     found = [_user_metric(path) for path in paths]
     for path, each in zip(paths, found, strict=True):
         reserved = each.name in metrics.METRICS or each.name.startswith(metrics.RESERVED)
@@ -297,13 +298,16 @@ def _user_metric(path: str) -> metrics.Metric:
     return metrics.Metric(name, label, role, higher, " ".join(text.split()), unit)
 
 
-def user_metric_functions(paths: Sequence[str], batch_size: int) -> list[MetricFunction]:
+def user_metric_functions(
+    given: Sequence[config.UserMetricConfig], batch_size: int
+) -> list[MetricFunction]:
     """The functions of `user_metrics`, each called like a reward without gradient.
 
     One raises DirectAlignError if it fails, or does not return one finite number per image.
     """
     functions = list[MetricFunction]()
-    for path, each in zip(paths, user_metrics(paths), strict=True):
-        reward = PythonReward(load_function(path, METRICS_KEY), source=f"{METRICS_KEY}: {path}")
+    for own, each in zip(given, user_metrics(given), strict=True):
+        function = load_function(own.path, METRICS_KEY, own.args)
+        reward = PythonReward(function, source=f"{METRICS_KEY}: {own.path}")
         functions.append(RewardMetrics(reward, {each.name: BARE}, batch_size, "cpu"))
     return functions

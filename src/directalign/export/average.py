@@ -8,42 +8,34 @@ Not supported: unequal weights, and checkpoints of several runs.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from .. import config
 from ..config.load import dump_run
+from ..evaluation.run_weights import RunWeights, blend, find_weights
 from ..io import atomic
+from ..io.checkpoint_files import WEIGHTS, all_of, read_record, step_of
 from ..models import lora as tuning
 from ..models import model_class
-from ..models.checkpoint_source import check_base, open_source
+from ..models.checkpoint_source import open_source
 from ..models.components import load_parts
+from ..models.lora_files import DOWN, UP, LowRank, plain_updates
 from ..training import checkpoint, run_folder
-from ..training.checkpoint import AVERAGE, WEIGHTS
 from ..types import DirectAlignError
 from .finished_run import load_run_config
-from .lora_formats import DOWN, UP, LowRank
 
 RECORD = "summary.json"
-GROUP_BYTES = 2**30
-"""Bytes of weights that are read at once."""
 
 
-def mean_weight(tuned: Sequence[Tensor], base: Tensor, base_share: float) -> Tensor:
-    """(1 − base_share)·mean(tuned) + base_share·base in float64, rounded to the dtype of `base`."""
-    mean = sum((each.double() for each in tuned[1:]), tuned[0].double()) / len(tuned)
-    return torch.lerp(mean, base.double(), base_share).to(base)
-
-
-def mean_update(tuned: Sequence[LowRank], base_share: float) -> LowRank:
-    """(1 − base_share)·mean(up · down), exactly: factors are concatenated, so ranks add."""
-    share = (1 - base_share) / len(tuned)
+def mean_update(tuned: Sequence[LowRank]) -> LowRank:
+    """The mean of up · down, exactly: factors are concatenated, so ranks add."""
+    share = 1 / len(tuned)
     return LowRank(
         torch.cat([each.down for each in tuned]),
         share * torch.cat([each.up for each in tuned], dim=1),
@@ -72,44 +64,34 @@ def reduce_rank(update: LowRank, rank: int) -> tuple[LowRank, float]:
     return nearest, float(values[rank:].norm()) / norm if norm else 0.0
 
 
-@dataclass(frozen=True)
-class CheckpointSelection:
-    """Checkpoints of one run, oldest first; `group`: their weights, or the moving average."""
-
-    run: config.RunConfig
-    folders: tuple[Path, ...]
-    group: str
-    architecture: str
-
-
 def select_checkpoints(
-    folder: Path, steps: Sequence[int] | None, last: int | None, ema: bool | None
-) -> CheckpointSelection:
-    """Select checkpoints to average and validate them. Raises: DirectAlignError."""
+    folder: Path, steps: Sequence[int] | None, last: int | None, ema: bool | None, strength: float
+) -> list[RunWeights]:
+    """Checkpoints of one run to average, oldest first. Raises: DirectAlignError."""
     run = load_run_config(folder)
-    folders = _find_checkpoints(folder / "checkpoints", steps, last, run.train.keep_checkpoints)
-    architectures = {_read_checked_record(each)["architecture"]: each for each in folders}
+    if ema and run.train.ema_decay is None:
+        raise DirectAlignError(
+            f"--ema: {folder} has no moving average (train.ema_decay); omit --ema"
+        )
+    group = {"group": WEIGHTS} if ema is False else {}
+    folders = _find_checkpoints(folder / "checkpoints", steps, last)
+    found = [find_weights(run, folder, step_of(each), strength) for each in folders]
+    architectures = {read_record(each)["architecture"]: each for each in folders}
     if len(architectures) > 1:
         raise DirectAlignError(
             f"{' and '.join(map(str, architectures.values()))} are of different architectures; "
             "average checkpoints of one run"
         )
-    has_average = run.train.ema_decay is not None
-    if ema and not has_average:
-        raise DirectAlignError(
-            f"--ema: {folder} has no moving average (train.ema_decay); omit --ema"
-        )
-    group = AVERAGE if has_average and ema is not False else WEIGHTS
-    return CheckpointSelection(run, folders, group, next(iter(architectures)))
+    return [replace(each, **group) for each in found]
 
 
 def _find_checkpoints(
-    folder: Path, steps: Sequence[int] | None, last: int | None, limit: int
+    folder: Path, steps: Sequence[int] | None, last: int | None
 ) -> tuple[Path, ...]:
-    found = {checkpoint.step_of(path): path for path in checkpoint.all_of(folder)}
+    found = {step_of(path): path for path in all_of(folder)}
     listed = (
-        f"{folder} holds {', '.join(map(str, found)) or 'none'} (train.keep_checkpoints: {limit} "
-        "keeps the newest)"
+        f"{folder} holds {', '.join(map(str, found)) or 'none'} (train.save_every and "
+        "train.keep_checkpoints decide)"
     )
     if (steps is None) == (last is None):
         raise DirectAlignError(
@@ -128,34 +110,6 @@ def _find_checkpoints(
     if len(set(steps)) < len(steps):
         raise DirectAlignError(f"{given}: all checkpoints have equal weight; give each step once")
     return tuple(found[step] for step in sorted(steps))
-
-
-def _read_checked_record(path: Path) -> Mapping[str, Any]:
-    damage = atomic.damage(path)
-    if damage is not None:
-        raise DirectAlignError(f"{path}: damaged ({damage}); omit it, or copy it again")
-    record = checkpoint.read_record(path)
-    if record.get("format") != checkpoint.FORMAT:
-        raise DirectAlignError(
-            f"{path}: written by directalign {record['versions']['directalign']} in another "
-            "format; average it with that version"
-        )
-    return record
-
-
-def read_group(folder: Path, group: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Tensors of a group of a checkpoint by name; None reads all."""
-    stored = {
-        name.removeprefix(f"{group}."): entry
-        for name, entry in checkpoint.list_tensors(folder).items()
-        if name.startswith(f"{group}.")
-    }
-    found = {
-        name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype)
-        for name in names or stored
-    }
-    checkpoint.read_tensors(folder, {group: found})
-    return found
 
 
 def average_run(
@@ -183,13 +137,13 @@ def average_run(
             f"--base-share {base_share}: give a share from 0, the mean itself, to less than 1"
         )
     atomic.require_new(out)
-    selection = select_checkpoints(folder, steps, last, ema)
-    check_base(selection.run.model, folder)
-    write = _write_full if selection.run.model.tune == "full" else _write_lora
+    selection = select_checkpoints(folder, steps, last, ema, 1 - base_share)
+    first = selection[0]
+    write = _write_full if first.run.model.tune == "full" else _write_lora
     with atomic.new_folder(out) as target:
-        run, lora = write(selection, base_share, rank, target)
+        run, lora = write(selection, rank, target)
         base = f", {base_share:g} of the base model" if base_share else ""
-        steps = [checkpoint.step_of(each) for each in selection.folders]
+        steps = [step_of(each.path) for each in selection]
         name = f"{run.name}, mean of steps {', '.join(map(str, steps))}{base}"
         record = {
             "name": name,
@@ -197,11 +151,11 @@ def average_run(
             "averaged": {
                 "run": str(folder),
                 "steps": steps,
-                "weights": selection.group,
+                "weights": first.group,
                 "base_share": base_share,
                 "lora": lora,
             },
-            "base": checkpoint.read_record(selection.folders[-1]).get("base"),
+            "base": read_record(selection[-1].path).get("base"),
             "commit": run_folder.commit(),
             "versions": run_folder.versions(),
         }
@@ -212,53 +166,38 @@ def average_run(
 
 
 def _write_full(
-    selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
+    selection: Sequence[RunWeights], rank: int | None, target: Path
 ) -> tuple[config.RunConfig, dict[str, Any] | None]:
     """Load the base model's denoiser, replace its weights in groups by the mean, and save it."""
     if rank is not None:
         raise DirectAlignError(
             f"--rank {rank}: this run trained all weights, not a LoRA; omit --rank"
         )
-    model = selection.run.model
-    pipeline, part = model_class(model.architecture).pipeline, model_class(model.architecture).part
-    dtypes = {part: getattr(torch, model.trained_dtype)}
-    network: Any = load_parts(open_source(model), pipeline, {part: None}, dtypes)[part]
-    tuning.make_trainable(network, model, (), selection.run.seed)
-    if checkpoint.architecture(network) != selection.architecture:
+    first = selection[0]
+    model, architecture = first.run.model, model_class(first.run.model.architecture)
+    part, dtype = architecture.part, getattr(torch, first.run.model.trained_dtype)
+    parts = load_parts(open_source(model), architecture.pipeline, {part: None}, {part: dtype})
+    network: Any = parts[part]
+    tuning.make_trainable(network, model, (), first.run.seed)
+    if checkpoint.architecture(network) != read_record(first.path)["architecture"]:
         raise DirectAlignError(
-            f"{selection.folders[0]} is of another architecture than {model.path}; model.path in "
+            f"{first.path} is of another architecture than {model.path}; model.path in "
             "run.yaml now refers to another model"
         )
-    for names in _groups(dict(network.named_parameters())):
-        tuned = [read_group(folder, selection.group, names) for folder in selection.folders]
-        for name in names:
-            parameter = network.get_parameter(name)
-            parameter.data = mean_weight([each[name] for each in tuned], parameter.data, base_share)
+    blend(network, selection)
     network.save_pretrained(target / part)
-    return selection.run, None
-
-
-def _groups(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names in order, in groups of at most `GROUP_BYTES` bytes or of one tensor."""
-    names, size = list[str](), 0
-    for name, tensor in weights.items():
-        size += tensor.nbytes
-        if names and size > GROUP_BYTES:
-            yield names
-            names, size = [], tensor.nbytes
-        names.append(name)
-    yield names
+    return first.run, None
 
 
 def _write_lora(
-    selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
+    selection: Sequence[RunWeights], rank: int | None, target: Path
 ) -> tuple[config.RunConfig, dict[str, Any]]:
     """One LoRA with the mean update; no network is loaded. alpha / rank moves into `up`."""
-    model = selection.run.model
-    lora, part, count = model.lora, model_class(model.architecture).part, len(selection.folders)
-    scale = lora.alpha / lora.rank
-    each = [_updates(folder, selection.group, scale) for folder in selection.folders]
-    exact = {layer: mean_update([one[layer] for one in each], base_share) for layer in each[0]}
+    run, count = selection[0].run, len(selection)
+    lora, part = run.model.lora, model_class(run.model.architecture).part
+    remedy = "take one of its checkpoints with --step"
+    each = [plain_updates(one.updates(), "average", remedy) for one in selection]
+    exact = {layer: mean_update([one[layer] for one in each]) for layer in each[0]}
     rank = rank or count * lora.rank
     _check_rank(exact, rank, count)
     written, errors = {}, {}
@@ -268,24 +207,14 @@ def _write_lora(
         written[f"{part}.{layer}{UP}"] = reduced.up.contiguous()
     save_file(written, target / tuning.LORA_FILE, metadata={"format": "pt"})
     own = lora.model_copy(update={"rank": rank, "alpha": rank})
-    run = selection.run.model_copy(update={"model": model.model_copy(update={"lora": own})})
+    model = run.model.model_copy(update={"lora": own})
     worst = max(errors, key=lambda layer: errors[layer])
-    return run, {
+    return run.model_copy(update={"model": model}), {
         "trained_rank": lora.rank,
         "rank": rank,
         "largest_relative_error": errors[worst],
         "of_layer": worst,
     }
-
-
-def _updates(folder: Path, group: str, scale: float) -> dict[str, LowRank]:
-    """{layer: update}, with `scale` multiplied into `up`."""
-    found = {
-        name.replace(f".{tuning.ADAPTER}.", "."): tensor
-        for name, tensor in read_group(folder, group).items()
-    }
-    layers = sorted(name.removesuffix(DOWN) for name in found if name.endswith(DOWN))
-    return {layer: LowRank(found[layer + DOWN], scale * found[layer + UP]) for layer in layers}
 
 
 def _check_rank(exact: Mapping[str, LowRank], rank: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""A finished run, and the model that it was trained from: public name and license.
+"""A run to export, and the model that it was trained from: public name and license.
 
 The license is read from the README beside the weights, else from the list in published.yaml, and is
 otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
@@ -13,7 +13,7 @@ from huggingface_hub.repocard import metadata_load
 
 from .. import config
 from ..config.load import load_run
-from ..evaluation.generate import trained_weights
+from ..evaluation.run_weights import RunWeights, find_weights
 from ..io import hub
 from ..models import model_class
 from ..models.weight_files import read_json
@@ -83,16 +83,32 @@ class FinishedRun:
     folder: Path
     run: config.RunConfig
     records: RunFiles
-    weights: Path
-    """`lora.safetensors`, or the folder of the trained denoiser."""
+    weights: RunWeights
     pipeline: str
     part: str
 
     @property
+    def title(self) -> str:
+        """The run's name, and which of its weights if they are not the exported ones."""
+        return ", ".join([self.run.name, *self.weights.words])
+
+    @property
     def slug(self) -> str:
-        """The run's name for use in file names."""
-        letters = "".join(c if c.isalnum() else "_" for c in self.run.name.lower())
+        """The title for use in file names."""
+        letters = "".join(c if c.isalnum() else "_" for c in self.title.lower())
         return "_".join(word for word in letters.split("_") if word) or "directalign"
+
+    @property
+    def num_steps(self) -> int:
+        """Updates of the weights."""
+        step = self.weights.step
+        return self.run.train.num_steps if step is None else step
+
+    @property
+    def adapter(self) -> str:
+        """LoRA, DoRA or LoKr."""
+        lora = self.run.model.lora
+        return "LoKr" if lora.type == "lokr" else "DoRA" if lora.use_dora else "LoRA"
 
 
 def load_run_config(folder: Path) -> config.RunConfig:
@@ -104,8 +120,11 @@ def load_run_config(folder: Path) -> config.RunConfig:
     return load_run(folder / "run.yaml")
 
 
-def read_finished_run(folder: Path) -> FinishedRun:
-    """Read a run's folder. Raises: DirectAlignError without a run or without final weights."""
+def read_finished_run(folder: Path, step: int | None = None, strength: float = 1.0) -> FinishedRun:
+    """Read a run's folder; the weights are those of `evaluation.run_weights.find_weights`.
+
+    Raises: DirectAlignError without a run or without weights.
+    """
     run = load_run_config(folder)
-    model, weights = model_class(run.model.architecture), trained_weights(run, folder)
+    model, weights = model_class(run.model.architecture), find_weights(run, folder, step, strength)
     return FinishedRun(folder, run, read_run(folder), weights, model.pipeline, model.part)

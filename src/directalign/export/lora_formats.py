@@ -11,64 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .. import __version__
-from ..io.tensors import read_safetensors
+from ..models.lora_files import LowRank
 from ..types import DirectAlignError
 from .finished_run import PUBLISHED, BaseModelInfo, FinishedRun
 
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 LoraFormat = Literal["diffusers", "comfyui", "kohya"]
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """Update up · down of a layer's weight: `down` (rank, in, ...), `up` (out, rank, ...).
-
-    The factors of a convolution have two more dimensions.
-    """
-
-    down: Tensor
-    up: Tensor
-
-    @property
-    def rank(self) -> int:
-        return len(self.down)
-
-
-def read_updates(file: Path, part: str) -> dict[str, LowRank]:
-    """{layer of the denoiser: update}, sorted, from a run's `lora.safetensors`.
-
-    `part`: the denoiser's name in its pipeline, the first component of every key.
-
-    Raises: DirectAlignError for a missing or damaged file, or tensors that are not factor pairs.
-    """
-    tensors = read_safetensors(file)
-    layers = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
-    pairs = {key for layer in layers for key in (layer + DOWN, layer + UP)}
-    wrong = sorted(pairs ^ tensors.keys())
-    wrong = wrong or sorted(key for key in pairs if not key.startswith(f"{part}."))
-    if wrong or not layers:
-        raise DirectAlignError(
-            f"{file}: not a LoRA of a {part}: {wrong[0] if wrong else 'it is empty'}; give a run "
-            "that directalign train finished"
-        )
-    for layer in layers:
-        down, up = tensors[layer + DOWN], tensors[layer + UP]
-        if down.ndim != up.ndim or down.ndim not in (2, 4) or len(down) != up.shape[1]:
-            raise DirectAlignError(
-                f"{file}: {layer} has factors of shapes {tuple(down.shape)} and {tuple(up.shape)}, "
-                "which fit no layer; restore the file"
-            )
-    return {
-        layer.removeprefix(f"{part}."): LowRank(tensors[layer + DOWN], tensors[layer + UP])
-        for layer in layers
-    }
 
 
 def fuse(parts: Mapping[int, LowRank], shares: tuple[int, ...]) -> LowRank:
@@ -209,19 +162,29 @@ def convert(
 
 
 def file_metadata(
-    finished: FinishedRun, base: BaseModelInfo, form: LoraFormat, updates: Mapping[str, LowRank]
+    finished: FinishedRun,
+    base: BaseModelInfo,
+    form: LoraFormat | Literal["checkpoint"],
+    text_width: int = 0,
+    prediction: str | None = None,
 ) -> dict[str, str]:
-    """Metadata of the safetensors header."""
+    """Metadata of the safetensors header.
+
+    `text_width` is that of the text features, which tells SD 1 from 2; `prediction`, of a
+    checkpoint, is what the network predicts.
+    """
     run, size = finished.run, (finished.run.rollout.width, finished.run.rollout.height)
-    written = datetime.fromtimestamp(finished.weights.stat().st_mtime, timezone.utc)
-    architecture = modelspec_name(run.model.architecture, base, updates)
+    written = datetime.fromtimestamp(finished.weights.path.stat().st_mtime, timezone.utc)
+    architecture = modelspec_name(run.model.architecture, base, text_width)
+    what = "Finetuned from" if form == "checkpoint" else f"{finished.adapter} for"
     modelspec = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{architecture}/lora",
+        "architecture": architecture + ("" if form == "checkpoint" else "/lora"),
         "implementation": PUBLISHED["implementation"][form],
-        "title": run.name,
+        "title": finished.title,
+        "prediction_type": prediction,
         "resolution": f"{size[0]}x{size[1]}" if all(size) else None,
-        "description": f"LoRA for {base.name}, aligned to a reward model with directalign "
+        "description": f"{what} {base.name}, aligned to a reward model with directalign "
         f"({run.method.name})",
         "date": written.isoformat(timespec="seconds"),
         "license": base.license and base.license.title,
@@ -237,16 +200,15 @@ def file_metadata(
     return {
         "format": "pt",
         **{f"modelspec.{key}": value for key, value in modelspec.items() if value},
-        **(_kohya_metadata(finished, base, architecture) if form != "diffusers" else {}),
+        **(_kohya_metadata(finished, base, architecture) if form in ("comfyui", "kohya") else {}),
         **{f"directalign.{key}": str(value) for key, value in own.items() if value},
     }
 
 
-def modelspec_name(model: str, base: BaseModelInfo, updates: Mapping[str, LowRank]) -> str:
+def modelspec_name(model: str, base: BaseModelInfo, text_width: int) -> str:
     """Name of an architecture in the model specification."""
     if model == "sd":
-        text = [each.down.shape[1] for name, each in updates.items() if name.endswith("attn2.to_k")]
-        return PUBLISHED["modelspec"]["sd"].get(min(text, default=0), "stable-diffusion")
+        return PUBLISHED["modelspec"]["sd"].get(text_width, "stable-diffusion")
     if base.hub_id == "black-forest-labs/FLUX.1-dev":
         return "flux-1-dev"
     return PUBLISHED["modelspec"].get(model, model)
@@ -263,10 +225,10 @@ def _kohya_metadata(
         "network_module": PUBLISHED["kohya_module"].get(run.model.architecture, "networks.lora"),
         "network_dim": run.model.lora.rank,
         "network_alpha": run.model.lora.rank,
-        "output_name": run.name,
+        "output_name": finished.title,
         "sd_model_name": base.name,
         "seed": run.seed,
-        "steps": train.num_steps,
+        "steps": finished.num_steps,
         "learning_rate": train.learning_rate,
         "optimizer": train.optimizer,
         "max_grad_norm": train.max_grad_norm,

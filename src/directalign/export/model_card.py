@@ -4,6 +4,7 @@ The text is in templates/model_card.md.j2.
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image, ImageDraw, ImageFont
 
-from ..evaluation.generate import opening_code
+from ..evaluation.generate import adapter_code, opening_code
 from ..io import hub
 from ..report.format import number
 from ..report.read import RunFiles, metric_of
@@ -24,6 +25,8 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.j2"
 GRID = "before_after.png"
 LOCAL = "<local>"
 """Replaces the folder of a path on the machine that trained."""
+WHOLE = ("checkpoint", "folder")
+"""Formats that hold the base model too."""
 MARGIN = 24
 """Pixels of the title above each grid."""
 WEB_UI = {"sd": "A1111 or Forge", "sdxl": "A1111 or Forge", "flux": "Forge"}
@@ -36,28 +39,37 @@ NOT_JUDGED = "no judge: only the reward and drift statistics"
 def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Path) -> None:
     """Write README.md and its image into the exported folder `target`."""
     run, summary = finished.run, finished.records.summary
-    grid = before_and_after(finished.records)
+    weights, architecture = finished.weights, run.model.architecture
+    grid = before_and_after(finished.records, weights.step) if weights.strength == 1 else None
     if grid is not None:
         grid.save(target / GRID)
-    kind, architecture = f"A LoRA (rank {run.model.lora.rank}) for", run.model.architecture
-    if form == "folder" and run.model.tune == "lora":
-        kind = f"A LoRA (rank {run.model.lora.rank}) merged into"
-    elif form == "folder":
+    is_whole = form in WHOLE
+    kind = (
+        f"A {finished.adapter} (rank {run.model.lora.rank}) {'merged into' if is_whole else 'for'}"
+    )
+    if run.model.tune == "full":
         kind = "All weights of the denoiser, finetuned from"
     recipe = _without_paths(run.model_dump(mode="json"))
     versions = summary.get("versions") or {}
     libraries = ("directalign", "torch", "diffusers", "peft")
     file = "" if form == "folder" else next(target.glob("*.safetensors")).name
-    classes, opened = opening_code(
-        finished.pipeline,
-        run.model.model_copy(update={"dtype": "bfloat16"}),
-        partial(_shown, base=base, path=run.model.path),
-    )
+    model, show = run.model, partial(_shown, base=base, path=run.model.path)
+    if form == "checkpoint":
+        source = {"path": str(target / file), "components": model.components or model.path}
+        model = model.model_copy(update=source)
+        show = partial(_shown_checkpoint, show, str(target / file))
+    model = model.model_copy(update={"dtype": "bfloat16"})
+    classes, opened = opening_code(finished.pipeline, model, show)
     has_web_ui = form == "kohya" or (form == "comfyui" and architecture != "flux")
     card = ModelCard.from_template(
         card_data(finished, base, form),
         template_path=str(TEMPLATE),
         run=run,
+        title=finished.title,
+        words=", ".join(weights.words),
+        num_steps=finished.num_steps,
+        evaluate=f"directalign evaluate RUN{weights.options}",
+        loading=adapter_code(run.model, finished.part, "FOLDER", file),
         base=base,
         form=form,
         architecture=architecture,
@@ -70,7 +82,7 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         prompts=finished.records.sample_info.get("prompts") or [],
         file=file,
         web_ui=WEB_UI.get(architecture) if has_web_ui else None,
-        rows=measured(finished.records),
+        rows=[] if weights.words else measured(finished.records),
         judge=NOT_JUDGED if run.evaluate.judge == "none" else JUDGED,
         commit=summary.get("commit"),
         versions=", ".join(f"{name} {versions[name]}" for name in libraries if name in versions),
@@ -88,10 +100,15 @@ def _shown(path_or_id: str, base: BaseModelInfo, path: str) -> str:
     return path_or_id if hub.HUB_ID.fullmatch(path_or_id) else f"<path of {name}>"
 
 
+def _shown_checkpoint(show: Callable[[str], str], file: str, path: str) -> str:
+    """`show`, with the exported file by its name."""
+    return f"./{Path(file).name}" if path == file else show(path)
+
+
 def card_data(finished: FinishedRun, base: BaseModelInfo, form: str) -> ModelCardData:
     """The card's metadata; the license is the base model's, "unknown" if it is not known."""
     run, license = finished.run, base.license
-    relation = "finetune" if form == "folder" else "adapter"
+    relation = "finetune" if form in WHOLE else "adapter"
     tags = ["text-to-image", "diffusers", "directalign", run.method.name, run.model.architecture]
     values: dict[str, Any] = {
         "license": license.id if license else "unknown",
@@ -101,7 +118,7 @@ def card_data(finished: FinishedRun, base: BaseModelInfo, form: str) -> ModelCar
         "base_model_relation": relation if base.hub_id else None,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "tags": tags if form == "folder" else [*tags, "lora"],
+        "tags": tags if form in WHOLE else [*tags, "lora"],
     }
     return ModelCardData(**{key: value for key, value in values.items() if value is not None})
 
@@ -129,12 +146,14 @@ def _cell(value: Any) -> str:
     return f"{found:.4g}"
 
 
-def before_and_after(records: RunFiles) -> Image.Image | None:
-    """The first sample grid above the last one, with titles; None with fewer than two grids."""
-    if len(records.samples) < 2:
+def before_and_after(records: RunFiles, step: int | None = None) -> Image.Image | None:
+    """The first sample grid above that of `step` (None: the last one), with titles; None without
+    both."""
+    after = [each for each in records.samples if step is None or each[0] == step]
+    if len(records.samples) < 2 or not after or after[-1] == records.samples[0]:
         return None
     images = []
-    for step, file in (records.samples[0], records.samples[-1]):
+    for step, file in (records.samples[0], after[-1]):
         try:
             with Image.open(file, formats=["PNG"]) as opened:
                 title = "before" if step == 0 else f"after {step} updates"

@@ -19,22 +19,15 @@ from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..evaluation.run_weights import blend
 from ..io.pretrained import from_pretrained
 from ..models.checkpoint_source import UNUSED, Source, open_source
 from ..models.components import check_parts, load_parts
+from ..models.lora_files import DOWN, UP, LowRank, Update, plain_updates
 from ..models.weight_files import read_json, weights_files
 from ..types import DirectAlignError
 from .finished_run import BaseModelInfo, FinishedRun
-from .lora_formats import (
-    DOWN,
-    LAYERS_PER_BLOCK,
-    UP,
-    LoraFormat,
-    LowRank,
-    convert,
-    file_metadata,
-    read_updates,
-)
+from .lora_formats import LAYERS_PER_BLOCK, LoraFormat, convert, file_metadata
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
@@ -53,18 +46,30 @@ def write_lora(
 
     The file has the name that diffusers expects, or that of the run for the other formats.
     """
-    updates = read_updates(finished.weights, finished.part)
-    count = LAYERS_PER_BLOCK if form == "diffusers" else layers_per_block(finished)
-    converted = convert(updates, finished.run.model.architecture, form, count)
-    check_read_back(converted, finished, updates, form, count)
+    converted, text_width = _converted(finished, form)
     tensors = {
         key: tensor.to(getattr(torch, dtype or "float32")).contiguous()
         for key, tensor in converted.items()
     }
-    _require_finite(tensors, dtype)
+    require_finite(tensors, dtype)
     name = "pytorch_lora_weights" if form == "diffusers" else finished.slug
-    metadata = file_metadata(finished, base, form, updates)
+    metadata = file_metadata(finished, base, form, text_width)
     save_file(tensors, target / f"{name}.safetensors", metadata=metadata)
+
+
+def _converted(finished: FinishedRun, form: LoraFormat) -> tuple[dict[str, Tensor], int]:
+    """The tensors of the file, and the width of the text features (0 if they are not adapted)."""
+    updates = finished.weights.updates()
+    if form == "diffusers" and finished.adapter != "LoRA":
+        adapters = finished.weights.adapters()
+        return {f"{finished.part}.{name}": each for name, each in adapters.items()}, 0
+    remedy = "give --format diffusers, checkpoint, or folder with --merge"
+    plain = plain_updates(updates, f"--format {form}", remedy)
+    count = LAYERS_PER_BLOCK if form == "diffusers" else layers_per_block(finished)
+    converted = convert(plain, finished.run.model.architecture, form, count)
+    check_read_back(converted, finished, plain, form, count)
+    text = [each.down.shape[1] for name, each in plain.items() if name.endswith("attn2.to_k")]
+    return converted, min(text, default=0)
 
 
 def write_pipeline(
@@ -87,9 +92,9 @@ def write_pipeline(
             if name == "safety_checker":
                 index["requires_safety_checker"] = False
             continue
-        network = _network(finished, source, name, getattr(torch, dtype))
+        network = network_of(finished, source, name, getattr(torch, dtype))
         if network is not None:
-            _require_finite(network.state_dict(), dtype)
+            require_finite(network.state_dict(), dtype)
             network.save_pretrained(target / name, max_shard_size=max_shard_size)
         else:
             shutil.copytree(source.folder / name, target / name)
@@ -101,7 +106,7 @@ def write_pipeline(
             shutil.copyfile(source.folder / name, target / name)
 
 
-def _require_finite(tensors: Mapping[str, Tensor], dtype: str | None) -> None:
+def require_finite(tensors: Mapping[str, Tensor], dtype: str | None) -> None:
     """Refuse weights that the rounding to `dtype` has made infinite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -111,7 +116,7 @@ def _require_finite(tensors: Mapping[str, Tensor], dtype: str | None) -> None:
             )
 
 
-def _network(finished: FinishedRun, source: Source, name: str, dtype: torch.dtype) -> Any:
+def network_of(finished: FinishedRun, source: Source, name: str, dtype: torch.dtype) -> Any:
     """The network `name` of the exported pipeline; None for parts that are copied."""
     pipeline, model = finished.pipeline, finished.run.model
     if name in UNUSED:
@@ -119,32 +124,35 @@ def _network(finished: FinishedRun, source: Source, name: str, dtype: torch.dtyp
     if name != finished.part:
         part = load_parts(source, pipeline, {name: None}, {name: dtype})[name]
         return part if isinstance(part, nn.Module) else None
-    if model.tune == "full":
+    weights = finished.weights
+    if model.tune == "full" and weights.step is None and weights.strength == 1:
         kind: Any = check_parts(source, pipeline, {name: None}, weights=False)[name]
-        weights_files(finished.weights)
-        return from_pretrained(kind, finished.weights, torch_dtype=dtype, use_safetensors=True)
-    trained_dtype = {name: getattr(torch, model.dtype)}
-    network = load_parts(source, pipeline, {name: None}, trained_dtype)[name]
-    merge(network, read_updates(finished.weights, name), dtype)
+        weights_files(weights.path)
+        return from_pretrained(kind, weights.path, torch_dtype=dtype, use_safetensors=True)
+    kept = getattr(torch, model.trained_dtype if model.tune == "full" else model.dtype)
+    network = load_parts(source, pipeline, {name: None}, {name: kept})[name]
+    if model.tune == "full":
+        blend(network, [weights])
+    else:
+        merge(network, weights.updates(), dtype)
     return network.to(dtype)
 
 
 @torch.no_grad()
-def merge(network: nn.Module, updates: Mapping[str, LowRank], dtype: torch.dtype) -> None:
-    """Add up · down to the weights of the named layers, in float32 with one rounding to `dtype`.
+def merge(network: nn.Module, updates: Mapping[str, Update], dtype: torch.dtype) -> None:
+    """Update the weights of the named layers, in float32 with one rounding to `dtype`.
 
     Raises: DirectAlignError for a layer that the network lacks or that has another shape.
     """
     layers = dict(network.named_modules())
     for name, update in updates.items():
         layer: Any = layers.get(name)
-        product = update.up.float().flatten(1) @ update.down.float().flatten(1)
-        if layer is None or layer.weight.numel() != product.numel():
+        if layer is None or layer.weight.numel() != update.size:
             raise DirectAlignError(
                 f"{name}: the base model has no such layer, or one of another size; model.path in "
                 "run.yaml now refers to another model"
             )
-        layer.weight.data = (layer.weight.float() + product.reshape(layer.weight.shape)).to(dtype)
+        layer.weight.data = update.applied(layer.weight).to(dtype)
 
 
 UNREAD = {("sd3", "kohya")}

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,15 +23,16 @@ from pydantic import BaseModel
 from ..errors import DirectAlignError
 from .text import read_json
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
-
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
+LOCK, LOCK_SECONDS = ".lock", 0.5
+"""File of a folder's lock, and how long to wait for it: `is_locked` takes it for a moment."""
 AGAIN = "free some, then give the same command again (train: with --resume)"
+
+
+class InUse(DirectAlignError):
+    """Another process holds the lock of a folder."""
 
 
 def partial_of(target: Path) -> Path:
@@ -82,7 +84,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         with disk_errors(out):
             partial.mkdir(parents=True, exist_ok=True)
-            with _locked(partial, busy):
+            with _locked(f"folder {out.absolute()}", busy):
                 try:
                     require_new(out)
                     for leftover in partial.iterdir():
@@ -102,22 +104,27 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, busy: str) -> Iterator[None]:
-    """Hold a lock on the folder, which ends with this process. Raises DirectAlignError: `busy`."""
-    if fcntl is None:  # Windows: two processes are not kept apart
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(key: str, busy: str) -> Iterator[None]:
+    """Hold the lock of `key`. Raises DirectAlignError: `busy`."""
+    lock = lock_of(key)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        own = os.fstat(descriptor)
-        if not (folder.exists() and os.path.samestat(own, folder.stat())):
-            raise BlockingIOError  # the other process has just finished
-        yield
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
         raise DirectAlignError(busy) from error
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        lock.release()
+
+
+def lock_of(key: str) -> FileLock:
+    """A lock on this machine for what cannot hold a lock file itself; it ends with the process.
+
+    `acquire` raises filelock.Timeout at once if another process holds it.
+    """
+    name = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
+    file = Path(tempfile.gettempdir()) / f"directalign-{name}.lock"
+    return FileLock(file, timeout=0, mode=0o666, thread_local=False)
 
 
 def make_folder(out: Path) -> None:
@@ -137,11 +144,11 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
 
     Raises: DirectAlignError if another process holds it, which is `use`: "training in it".
     """
-    lock = FileLock(out / ".lock", timeout=0)
+    lock = FileLock(out / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
-        raise DirectAlignError(
+        raise InUse(
             f"--out {out}: another process is {use}; wait for it, or end it first"
         ) from error
     except (OSError, NotImplementedError) as error:
@@ -150,6 +157,22 @@ def exclusive(out: Path, use: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path, unknown: bool) -> bool:
+    """Whether a process holds the folder's lock (`exclusive`) now; `unknown` where the file system
+    cannot tell."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return unknown
+    lock.release()
+    return False
 
 
 def require_new(out: Path) -> None:
@@ -258,8 +281,11 @@ def _respect_umask(file: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """fsync a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """fsync a file or folder; Windows has this for files that are open for writing only."""
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -25,8 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import first_line
-from ..types import DirectAlignError
+from ..errors import DirectAlignError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.(?:safetensors|pt|pth|bin))")

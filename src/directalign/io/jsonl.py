@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..types import DirectAlignError
+from ..errors import DirectAlignError
 from .atomic import disk_errors
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..errors import first_line
-from ..types import DirectAlignError
+from ..errors import DirectAlignError, first_line
 from .tensors import check_weights
 
 NEVER_RUN = (
@@ -106,6 +105,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def model_type(folder: Path) -> str:
+    """`model_type` of a folder's config.json; empty if there is none."""
+    return str(_settings(folder).get("model_type", ""))
 
 
 def contents(folder: Path) -> str:

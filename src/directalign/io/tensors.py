@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import first_line
-from ..types import DirectAlignError, NonFiniteError
+from ..errors import DirectAlignError, NonFiniteError, first_line
 
 Shapes = Mapping[str, Sequence[int]]
 KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from ..types import DirectAlignError
+from ..errors import DirectAlignError
 
 
 def load_object(path: str, key: str, what: str = "function or class") -> Any:

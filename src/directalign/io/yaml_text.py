@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from ..types import DirectAlignError
+from ..errors import DirectAlignError
 
 MAX_BYTES = 256 * 1024
 """Largest file of settings; a larger one takes seconds to parse, and none in use has a tenth."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..config import AlignPropConfig, RolloutConfig
+from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import keep_gradient, sample, sampling_step, start_rollout
 from ..interfaces import Model, Reward
@@ -38,7 +39,9 @@ class AlignProp(ObjectiveMethod):
         start, depth = start_rollout(self.model, self.rollout, batch), self.depth(batch)
         deepest = int(depth.max())
         x0 = sample(self.model, start.cond, start.noise, start.sigmas[:-deepest])
-        for index, sigmas in enumerate(pairwise(start.sigmas[-deepest - 1 :].to(x0.device))):
+        for index, sigmas in enumerate(
+            pairwise(to_device(start.sigmas[-deepest - 1 :], x0.device))
+        ):
             x0 = keep_gradient(x0, depth > deepest - index)
             # a step only stores its input and runs again in the backward pass
             args = (self.model, start.cond, x0, *sigmas)

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..config import DRTuneConfig, RolloutConfig
+from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import RolloutStart, keep_gradient, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
@@ -74,7 +75,9 @@ class DRTune(ObjectiveMethod):
     ) -> Latents:
         """x0_hat of each sample at its stop; its graph has no input of a network call."""
         model, x_t = self.model, start.noise
-        sigmas, stop, trained = (each.to(x_t.device) for each in (start.sigmas, stop, trained))
+        sigmas, stop, trained = (
+            to_device(each, x_t.device) for each in (start.sigmas, stop, trained)
+        )
         for index in range(int(stop.max()) + 1):
             trains = (trained == index).any(1)
             sigma_from = sigmas[index].expand(len(x_t))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import config
+from ..device import to_device
 from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
@@ -121,7 +122,10 @@ class FlowGRPO(ObjectiveMethod):
                 kl = kl * (levels[0] - levels[1]).to(kl)
             loss = loss + settings.kl_beta * kl
             metrics["kl"] = _mean(kl)
-        lists = {"sigma": [float(levels[0])] * len(x_t), "reward": made.reward.double().tolist()}
+        lists = {
+            "sigma": [float(levels[0])] * len(x_t),
+            "reward": made.reward.cpu().double().tolist(),
+        }
         return LossTerm(loss.mean() / count, "policy", metrics, lists)
 
     @torch.no_grad()
@@ -137,7 +141,7 @@ class FlowGRPO(ObjectiveMethod):
         noise = start.noise
         if self.settings.same_noise:
             noise = noise[::size].repeat_interleave(size, 0)
-        sigmas, states, log_probs = start.sigmas.to(noise.device), [noise], []
+        sigmas, states, log_probs = to_device(start.sigmas, noise.device), [noise], []
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
             step = self._transition(states[-1], start.cond, sigma_from, sigma_to)
             fresh = batch_noise(batch, TRANSITION, tuple(noise.shape), index=index)
@@ -149,7 +153,8 @@ class FlowGRPO(ObjectiveMethod):
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
-        differs = (reward.view(-1, size) != reward.view(-1, size)[:, :1]).any()  # true in a trace
+        # asked as "any differs": on the fake tensors of a memory estimate every answer is true
+        differs = (reward.view(-1, size) != reward.view(-1, size)[:, :1]).any()
         if not (self.warned or bool(differs)):
             self.warned = True
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
@@ -203,4 +208,4 @@ def _to_device(value: Any, device: torch.device) -> Any:
 
 
 def _mean(values: PerSample | Tensor) -> float:
-    return float(values.detach().double().mean())
+    return float(values.detach().cpu().double().mean())

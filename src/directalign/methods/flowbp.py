@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..device import to_device
 from ..diffusion.path import expand_like
 from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import (
@@ -39,7 +40,7 @@ class FlowBP(ObjectiveMethod):
         x0, weights = states[-1], self.weights(start.sigmas, trained)
         for index, weight in zip(trained.T, weights.T, strict=True):
             # x0 keeps its value and gains the gradient of each prediction
-            x_t, sigma = states_at(states, index), start.sigmas[index].to(x0.device)
+            x_t, sigma = states_at(states, index), to_device(start.sigmas[index], x0.device)
             pred = predict(self.model, start.cond, x_t, sigma)
             x0 = x0 + expand_like(weight, x0) * (pred - pred.detach())
         yield self.image_loss(x0, batch, "repeated_steps")

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..config import LeapAlignConfig, RolloutConfig
+from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
@@ -54,7 +55,7 @@ class LeapAlign(ObjectiveMethod):
         start, steps = start_rollout(self.model, self.rollout, batch), self.steps(batch)
         settings = self.settings
         x0, leap_to_0, distances = self._leaps(
-            start, *(each.to(start.noise.device) for each in steps)
+            start, *(to_device(each, start.noise.device) for each in steps)
         )
 
         output = self.objective(self.model.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
@@ -79,7 +80,7 @@ class LeapAlign(ObjectiveMethod):
     ) -> tuple[Latents, Latents, tuple[PerSample, PerSample]]:
         """(x0, end of the leap from x_j to x0, distances of both leaps); one call per step, those
         at k and j with gradient."""
-        model, x_t, sigmas = self.model, start.noise, start.sigmas.to(start.noise.device)
+        model, x_t, sigmas = self.model, start.noise, to_device(start.sigmas, start.noise.device)
         native = model.path, model.prediction
         leap_to_j = leap_to_0 = x_t
         to_j = torch.zeros_like(sigmas[k]).to(x_t)

@@ -90,7 +90,7 @@ class ObjectiveMethod:
         output = self.objective(self.model.decode(x0), batch)
         loss = objective_math.hinge(output.reward, 1.0, self.settings.margin)
         levels = {} if sigma is None else {"sigma": sigma, "reward": output.reward}
-        lists = {name: value.detach().double().tolist() for name, value in levels.items()}
+        lists = {name: value.detach().cpu().double().tolist() for name, value in levels.items()}
         return LossTerm(loss.mean(), branch, output.metrics, lists)
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -306,8 +306,9 @@ class Reference:
 
     def update(self, plain: PerSample, step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
         if step < self.updates:
-            count = torch.tensor(float(len(plain)), dtype=torch.float64).to(plain.device)
-            total, seen = group.sum(torch.stack([plain.detach().double().sum(), count]))
+            plain = plain.detach().cpu().double()
+            count = torch.tensor(float(len(plain)), dtype=torch.float64)
+            total, seen = group.sum(torch.stack([plain.sum(), count]))
             self.total += float(total)
             self.count += int(seen)
 

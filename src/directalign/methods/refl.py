@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import predict_x0, sample_trajectory, start_rollout, states_at
 from ..types import Batch, LossTerm
@@ -29,7 +30,7 @@ class ReFL(ObjectiveMethod):
         reached = replace(start, sigmas=start.sigmas[: int(index.max()) + 1])
         x_t = states_at(sample_trajectory(self.model, reached), index)
 
-        sigma = start.sigmas[index].to(x_t.device)
+        sigma = to_device(start.sigmas[index], x_t.device)
         x0_hat = predict_x0(self.model, start.cond, x_t, sigma)
         yield self.image_loss(x0_hat, batch, "late_step", sigma)
 

@@ -13,6 +13,7 @@ never longer than its first.
 from collections.abc import Iterator
 
 from ..config import GridNoiseLevels, RolloutConfig, SRPOConfig
+from ..device import to_device
 from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
@@ -81,7 +82,7 @@ class SRPO(ObjectiveMethod):
     ) -> LossTerm:
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
-        sigma = step.sigma_from.to(x0.device)
+        sigma = to_device(step.sigma_from, x0.device)
         centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma)
         pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
@@ -108,6 +109,6 @@ class SRPO(ObjectiveMethod):
             kl = objective_math.velocity_kl(pred, centre)
             loss = loss + settings.kl_beta * kl.to(loss)
             metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
-        lists = {name: each.detach().double().cpu().tolist() for name, each in levels.items()}
+        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
         share = 1 / (settings.injections * len(self.branches))
         return LossTerm(loss.mean() * share, branch, metrics, lists)

@@ -19,7 +19,7 @@ from ..io.user_code import load_object
 from ..types import DirectAlignError
 from . import lora
 from .attention import accelerate, check_inputs
-from .checkpoint_source import open_source
+from .checkpoint_source import Source, open_source
 
 MODELS: dict[str, str] = {
     "flux": "flux:Flux",
@@ -50,22 +50,38 @@ def model_class(name: str) -> Any:
     return load_object(name, "model.architecture", "class")
 
 
+def architectures() -> dict[str, str]:
+    """The architecture of each pipeline class of diffusers that is supported, by its name."""
+    return {model_class(name).pipeline: name for name in MODELS}
+
+
 def load_model(
     settings: config.ModelConfig,
     device: torch.device | str,
     seed: int = 0,
     denoiser_device: torch.device | None = None,
+    source: Source | None = None,
 ) -> Model:
     """Load a frozen pipeline with a denoiser that trains as `settings.tune` says.
 
     `seed` draws the adapters. `denoiser_device` places the denoiser on another device than the
-    rest, from where a trainer shards it. Raises DirectAlignError for a folder, file or class that
-    is missing, damaged or of another architecture.
+    rest, from where a trainer shards it. `source`: a pipeline in memory, in place of model.path.
+    Raises DirectAlignError for a folder, file or class that is missing, damaged or of another
+    architecture.
     """
     architecture = model_class(settings.architecture)
     check_inputs(settings, architecture)
     with lora.denoiser_on(denoiser_device):
-        model = architecture(open_source(settings), settings, torch.device(device), seed)
+        source = source or open_source(settings)
+        try:
+            model = architecture(source, settings, torch.device(device), seed, **settings.args)
+        except TypeError as error:
+            if not settings.args:
+                raise
+            raise DirectAlignError(
+                f"model.args: {settings.architecture} cannot be constructed with {settings.args} "
+                f"({error}); correct them"
+            ) from error
     accelerate(model.denoiser, settings)
     return model
 

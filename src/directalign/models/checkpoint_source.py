@@ -6,7 +6,7 @@ downloaded; no other formats, and no single files beside the folders. `component
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ class Source:
     build: Callable[[str, type, torch.dtype], Any] | None = None
     """Makes a part from its name, class and dtype in place of reading its files (memory estimates).
     """
+    pipeline: Any = None
+    """A diffusers pipeline in memory, whose parts are used as they are; `folder` says where it was
+    loaded from and need not exist."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """That of the pipeline in memory."""
+        return None if self.pipeline is None else self.pipeline.device
+
+    def index(self) -> dict[str, Any]:
+        """The content of model_index.json, or the config of the pipeline in memory."""
+        if self.pipeline is not None:
+            return dict(self.pipeline.config)
+        return read_json(self.folder / ROOT[0])
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
@@ -174,24 +188,32 @@ def fingerprint(model: config.ModelConfig) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def check_base(model: config.ModelConfig, run: Path) -> None:
-    """Refuse a base model or adapters other than those of the finished run in folder `run`.
+def check_base(
+    model: config.ModelConfig, run: Path, recorded: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a base model or adapters other than those of the run in folder `run`.
 
-    Nothing is checked for a run without the record; the base not while it is not downloaded.
+    `recorded`: its `model` section and the `base` fingerprint; None reads summary.json. Nothing is
+    checked for a run without the record; the base not while it is not downloaded.
     """
-    file = run / "summary.json"
-    summary = text.read_json(file, "restore this record of the run") if file.is_file() else {}
-    before, recorded = summary.get("model", {}), summary.get("base")
+    file, known = run / "summary.json", recorded or {}
+    if recorded is None and file.is_file():
+        known = text.read_json(file, "restore this record of the run")
+    before, base = known.get("model", {}), known.get("base")
     for name in before.keys() & {"architecture", "tune", "lora"}:
-        if (now := model.model_dump(mode="json")[name]) != before[name]:
+        now = model.model_dump(mode="json")[name]
+        was = before[name]
+        if name == "lora":  # of an earlier version, without newer keys
+            was = config.LoRAConfig().model_dump(mode="json") | was
+        if now != was:
             raise DirectAlignError(
                 f"{run / 'run.yaml'}: model.{name}: {now} is not what the run was trained with; "
-                f"restore {before[name]}"
+                f"restore {was}"
             )
-    found = recorded and fingerprint(model)
-    if found and found != recorded:
+    found = base and fingerprint(model)
+    if found and found != base:
         raise DirectAlignError(
             f"model.path: {model.path}: its weights or scheduler are not those that {run} was "
-            f"trained on ({found}, not {recorded}): restore them, or name the version in "
+            f"trained on ({found}, not {base}): restore them, or name the version in "
             "model.revision of run.yaml"
         )

@@ -26,7 +26,6 @@ from . import lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .components import Parts, load_parts
 from .text_encoder import PromptEncoder
-from .weight_files import read_json
 
 JOINT_ATTENTION = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -72,22 +71,22 @@ class DiffusersModel:
         self, source: Source, model: config.ModelConfig, device: torch.device, seed: int
     ) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
-        wanted = self.parts_in(source.folder)
+        self.index = source.index()
+        wanted = self.parts_in(self.index)
         trained = getattr(torch, model.trained_dtype) if model.tune == "full" else self.dtype
         dtypes: dict[str, Any] = dict.fromkeys(wanted, self.dtype) | {self.part: trained}
-        dtypes |= self._dtypes(source.folder)
+        dtypes |= self._dtypes(source.folder) if source.pipeline is None else {}
         parts = load_parts(source, self.pipeline, wanted, dtypes)
         self.check(source.folder, parts)
         self._setup(source.folder, parts)
         self.denoiser: Any = lora.ready(parts[self.part], model, self.lora_targets, device, seed)
         encoders = {name: parts[name] for name in self.text_parts if name in parts}
         self.prompts = PromptEncoder(encoders, self._embed, device, model.text_encoders)
-        self.empty_prompt = self._empty_prompt(source.folder)
+        self.empty_prompt = self._empty_prompt()
 
     @classmethod
-    def parts_in(cls, folder: FilePath) -> dict[str, type | None]:
-        """The parts of a folder by its model_index.json, without optional ones that are null."""
-        index = read_json(folder / "model_index.json")
+    def parts_in(cls, index: Mapping[str, Any]) -> dict[str, type | None]:
+        """The parts by the content of model_index.json, without optional ones that are null."""
         absent = {name for name in cls.optional_parts if not (index.get(name) or [None])[0]}
         return {name: kind for name, kind in cls.parts.items() if name not in absent}
 
@@ -129,8 +128,7 @@ class DiffusersModel:
         """Text encoders' tensors by name, each (b, ...), from the modules in `self.prompts`."""
         raise NotImplementedError
 
-    def _empty_prompt(self, folder: FilePath) -> dict[str, Tensor]:
-        del folder
+    def _empty_prompt(self) -> dict[str, Tensor]:
         return self.prompts([self.unconditional])
 
     def _tokens(self, texts: Sequence[str], length: int, tokenizer: int = 0, **options: Any) -> Any:

@@ -42,6 +42,8 @@ def load_parts(
     class, None for any. `dtypes` gives the dtype of each model. Raises DirectAlignError with file,
     content and remedy.
     """
+    if source.pipeline is not None:
+        return _pipeline_parts(source.pipeline, parts)
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
     index_file = source.folder / "model_index.json"
@@ -53,6 +55,25 @@ def load_parts(
     return {
         name: build(name, part, dtypes.get(name, torch.float32)) for name, part in classes.items()
     }
+
+
+def _pipeline_parts(pipeline: Any, parts: Parts) -> dict[str, Any]:
+    """The parts of a pipeline in memory, models frozen and in eval mode, and a new scheduler."""
+    found = {name: getattr(pipeline, name, None) for name in parts}
+    for name, part in found.items():
+        wanted = parts[name]
+        if part is None or (wanted is not None and not isinstance(part, wanted)):
+            needed = wanted.__name__ if wanted else name
+            made = f"pipe.{name} = {needed}.from_config(pipe.{name}.config)"
+            remedy = made if name == "scheduler" and part else "load the pipeline again"
+            raise DirectAlignError(
+                f"pipe.{name}: is a {type(part).__name__}, a {needed} is needed: {remedy}"
+            )
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    if (scheduler := found.get("scheduler")) is not None:
+        found["scheduler"] = type(scheduler).from_config(scheduler.config)
+    return found
 
 
 def check_parts(

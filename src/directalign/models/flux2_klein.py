@@ -21,7 +21,6 @@ from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import noise_schedule, vae
 from .common import JOINT_ATTENTION, DiffusersModel, image_places, parts_of, text_places
-from .weight_files import read_json
 
 MAX_SEQUENCE_LENGTH = 512
 TEXT_LAYERS = (9, 18, 27)
@@ -61,8 +60,7 @@ class Flux2Klein(DiffusersModel):
 
     def _setup(self, folder: FilePath, parts: Mapping[str, Any]) -> None:
         super()._setup(folder, parts)
-        index = read_json(folder / "model_index.json")
-        self.is_distilled = bool(index.get("is_distilled", False))
+        self.is_distilled = bool(self.index.get("is_distilled", False))
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, 512, d): the three layers side by side."""

@@ -5,6 +5,7 @@ factor, so readers that take alpha = rank where none is given (diffusers, ComfyU
 update.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +13,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path as FilePath
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
-from peft import LoraConfig
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from peft import LoKrConfig, LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .. import config
-from ..io.tensors import check_names, read_safetensors, shapes_of
+from ..io.tensors import check_names, opened, read_safetensors, shapes_of
 from ..types import DirectAlignError
+from .lora_files import DOWN, MAGNITUDE, SCALED, UP, Update, plain_updates, scaled, updates_of
 from .quantization import quantize
 from .weight_files import weights_files
 
@@ -66,24 +72,66 @@ def ready(
 def make_trainable(
     denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int
 ) -> None:
-    """Make all weights trainable, or add float32 adapters (A drawn from `seed`, B 0)."""
+    """Make all weights trainable, or add float32 adapters, drawn from `seed`, without effect.
+
+    Adapters that the denoiser of a pipeline in memory has already are trained further.
+    """
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
             parameter.data = parameter.data.to(getattr(torch, model.trained_dtype))
         return
     targets = list(model.lora.targets or default_targets)
+    if ADAPTER in getattr(denoiser, "peft_config", {}):
+        _continue_adapter(denoiser, model.lora, targets)
+        return
     _check_targets(denoiser, model.lora, targets)
-    settings = LoraConfig(
-        r=model.lora.rank,
-        lora_alpha=model.lora.alpha,
-        target_modules=targets,
-        init_lora_weights="gaussian",
-    )
+    rank, alpha = model.lora.rank, model.lora.alpha
+    if model.lora.type == "lokr":
+        settings = LoKrConfig(r=rank, alpha=alpha, target_modules=targets)
+    else:
+        settings = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=targets,
+            init_lora_weights="gaussian",
+            use_dora=model.lora.use_dora,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser.add_adapter(settings, adapter_name=ADAPTER)
     for parameter in trained(denoiser).values():
         parameter.data = parameter.data.float()
+
+
+def _continue_adapter(denoiser: Any, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
+    """Train the adapters further, at full strength. Raises DirectAlignError if they do not fit."""
+    layers = {name: each for name, each in denoiser.named_modules() if is_adapted(each)}
+    given = denoiser.peft_config[ADAPTER]
+    fits = (given.r, given.lora_alpha) == (lora.rank, lora.alpha) and all(
+        any(f".{name}".endswith(f".{target}") for target in targets) for name in layers
+    )
+    if not fits or any(layer.merged for layer in layers.values()):
+        raise DirectAlignError(
+            f"pipe: has a LoRA of rank {given.r} and alpha {given.lora_alpha}, fused or of other "
+            f"layers or sizes than model.lora (rank {lora.rank}, alpha {lora.alpha}): "
+            "pipe.unload_lora_weights() begins anew"
+        )
+    denoiser.set_adapters([ADAPTER])
+    denoiser.enable_adapters()
+    for parameter in adapter_parameters(denoiser):
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """The weights of the adapters, frozen or not."""
+    named = denoiser.named_parameters()
+    return [each for name, each in named if ".lora_" in name and f".{ADAPTER}." in name]
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether the layer has adapters of `ADAPTER`."""
+    return isinstance(layer, BaseTunerLayer) and ADAPTER in layer.lora_A  # pyright: ignore
 
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
@@ -104,6 +152,8 @@ def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequen
             f"model.lora.targets: {unknown} fit no linear or convolution layer of this model: "
             f"{hint}"
         )
+    if lora.type == "lokr":  # whose factors are whole where the rank is larger
+        return
     for name in sorted({name for names in matches.values() for name in names}):
         layer: Any = layers[name]
         if isinstance(layer, nn.Linear):
@@ -123,7 +173,7 @@ def trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def has_adapters(denoiser: nn.Module) -> bool:
-    """Whether LoRA is trained; then the network without adapters is the base model."""
+    """Whether adapters are trained; then the network without adapters is the base model."""
     return bool(getattr(denoiser, "peft_config", None))
 
 
@@ -132,25 +182,114 @@ def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
     if not has_adapters(denoiser):
         denoiser.save_pretrained(folder / part)
         return
-    layers = {
-        key: parameter.detach() * _scale(denoiser, key)
-        for key, parameter in _adapters(denoiser).items()
-    }
+    layers = file_tensors(trained(denoiser), _scale(denoiser))
     pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers}, weight_name=LORA_FILE)
+
+
+def read_saved(folder: FilePath, part: str) -> dict[str, Tensor]:
+    """The tensors of the adapters that `save` wrote, without `part` before their names."""
+    file = folder / LORA_FILE
+    found = read_safetensors(file)
+    if wrong := sorted(name for name in found if not name.startswith(f"{part}.")):
+        raise DirectAlignError(
+            f"{file}: not a LoRA of a {part}: {wrong[0]}; give a run that directalign train "
+            "finished"
+        )
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in found.items()}
 
 
 def load(denoiser: Any, folder: FilePath, part: str) -> None:
     """Read what `save` wrote. Raises DirectAlignError for a missing or unfitting file."""
     if not has_adapters(denoiser):
         _load_full(denoiser, folder / part)
-        return
-    file, own = folder / LORA_FILE, _adapters(denoiser)
-    found = {key.removeprefix(f"{part}."): each for key, each in read_safetensors(file).items()}
+    else:
+        load_adapters(denoiser, read_saved(folder, part), folder / LORA_FILE)
+
+
+def load_adapters(denoiser: Any, tensors: Mapping[str, Tensor], file: FilePath) -> None:
+    """Set the adapters to tensors of `file` (see `file_tensors`). Raises DirectAlignError."""
+    own = {_file_name(name): each for name, each in trained(denoiser).items()}
     keys = "model.path, model.lora.rank and model.lora.targets"
-    _check_fit(file, own, found, f"use the {keys} it was trained with")
+    _check_fit(file, own, tensors, f"use the {keys} it was trained with")
+    scale = _scale(denoiser)
     with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(found[key] / _scale(denoiser, key))
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name] / (scale if name.endswith(SCALED) else 1.0))
+
+
+def init_file(given: str) -> FilePath:
+    """The file of `model.lora.init`. Raises DirectAlignError if there is none."""
+    path = FilePath(given).expanduser()
+    names = (LORA_FILE, "pytorch_lora_weights.safetensors")
+    files = [path] if path.is_file() else [path / name for name in names]
+    file = next((each for each in files if each.is_file()), None)
+    if file is None:
+        raise DirectAlignError(
+            f"model.lora.init: {given}: no such file, nor a folder with {' or '.join(names)}; give "
+            "a LoRA as .safetensors, or the folder of a finished run"
+        )
+    return file
+
+
+def start_from(denoiser: Any, model: config.ModelConfig, part: str, pipeline: str) -> None:
+    """Set fresh adapters to the LoRA of `model.lora.init`, whose update they then have.
+
+    A larger rank is filled up with factors that have no effect yet. Raises DirectAlignError for a
+    file that diffusers cannot read, and one of other layers or a larger rank.
+    """
+    assert model.lora.init is not None
+    file = init_file(model.lora.init)
+    found = plain_updates(_read_lora(file, part, pipeline), str(file), "give a plain one")
+    own, scale = dict(trained(denoiser)), _scale(denoiser)
+    own = {_file_name(name): parameter for name, parameter in own.items()}
+    for layer, update in found.items():
+        down, up = own.get(layer + DOWN), own.get(layer + UP)
+        if down is None or up is None:
+            raise DirectAlignError(
+                f"{file}: adapts {layer}, which model.lora.targets leaves out; add it there"
+            )
+        if update.rank > len(down):
+            raise DirectAlignError(
+                f"{file}: has rank {update.rank}, and model.lora.rank is {len(down)}; set "
+                f"model.lora.rank: {update.rank}, or more"
+            )
+        if down[0].shape != update.down[0].shape or len(up) != len(update.up):
+            raise DirectAlignError(
+                f"{file}: {layer} is of another size in this model; give a LoRA of model.path"
+            )
+        with torch.no_grad():
+            down[: update.rank] = update.down.to(down)
+            up[:, : update.rank] = update.up.to(up) / scale
+
+
+def _read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, Update]:
+    """The updates in a LoRA of diffusers, ComfyUI or kohya's tools, with their scales folded in."""
+    tensors = read_safetensors(file)
+    kind: Any = getattr(diffusers, pipeline)
+    try:
+        blocks = SimpleNamespace(layers_per_block=2)
+        found = kind.lora_state_dict(dict(tensors), unet_config=blocks)
+        if isinstance(found, tuple):  # of a UNet, with alphas by layer
+            found, alphas = found
+            for name, alpha in (alphas or {}).items():
+                down = name.removesuffix(".alpha")
+                found[down] = found[down] * (alpha / len(found[down]))
+            found = convert_unet_state_dict_to_peft(found)
+    except (ValueError, KeyError, RuntimeError, IndexError, AttributeError) as error:
+        raise DirectAlignError(
+            f"{file}: diffusers cannot read it as a LoRA of {pipeline} ({error}); convert it"
+        ) from error
+    others = sorted(name for name in found if not name.startswith(f"{part}."))
+    if others:
+        raise DirectAlignError(
+            f"{file}: also adapts {others[0].partition('.')[0]}, which is not trained here; give a "
+            f"LoRA of the {part} alone"
+        )
+    found = {name.removeprefix(f"{part}."): tensor for name, tensor in found.items()}
+    with opened(file) as content:
+        written = json.loads((content.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    rank, alpha = (written.get(f"{part}.{key}", 1) for key in ("r", "lora_alpha"))
+    return updates_of(scaled(found, alpha / rank), file)
 
 
 def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
@@ -159,21 +298,37 @@ def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
             f"{folder}: no such folder: give a run that was trained with model.tune: full, or "
             "set tune: lora"
         )
-    found = dict[str, Tensor]()
-    for file in weights_files(folder):
-        found |= read_safetensors(file)
+    found = read_full(folder)
     _check_fit(folder, denoiser.state_dict(), found, "use the model.path it was trained from")
     denoiser.load_state_dict(found)
 
 
-def _adapters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained factors under their names in a file."""
-    return {name.replace(f".{ADAPTER}.", "."): each for name, each in trained(denoiser).items()}
+def read_full(folder: FilePath) -> dict[str, Tensor]:
+    """All tensors of a denoiser's folder. Raises DirectAlignError for a damaged file."""
+    found = dict[str, Tensor]()
+    for file in weights_files(folder):
+        found |= read_safetensors(file)
+    return found
 
 
-def _scale(denoiser: Any, key: str) -> float:
+def file_tensors(adapters: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Adapters under their names in a file, with the scale alpha / rank folded in."""
+    return {
+        name: tensor.detach() * (scale if name.endswith(SCALED) else 1.0)
+        for name, tensor in ((_file_name(each), adapters[each]) for each in adapters)
+    }
+
+
+def _file_name(parameter: str) -> str:
+    """Name in a file of a trained parameter, which has the adapter's name in its own."""
+    name = parameter.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+    return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
+
+
+def _scale(denoiser: Any) -> float:
     settings = denoiser.peft_config[ADAPTER]
-    return settings.lora_alpha / settings.r if ".lora_B." in key else 1.0
+    alpha = settings.alpha if isinstance(settings, LoKrConfig) else settings.lora_alpha
+    return alpha / settings.r
 
 
 def _check_fit(

@@ -102,9 +102,9 @@ class StableDiffusionXL(DDPMModel):
         sequence, outputs = self._clip_states(prompts)
         return {"pooled": outputs[1].text_embeds, "sequence": sequence}
 
-    def _empty_prompt(self, folder: FilePath) -> dict[str, Tensor]:
-        embedded = super()._empty_prompt(folder)
-        if read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True):
+    def _empty_prompt(self) -> dict[str, Tensor]:
+        embedded = super()._empty_prompt()
+        if self.index.get("force_zeros_for_empty_prompt", True):
             return {key: torch.zeros_like(tensor) for key, tensor in embedded.items()}
         return embedded
 

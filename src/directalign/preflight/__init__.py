@@ -1,6 +1,8 @@
 """Checks of a run, its memory estimate and how to lower it, before any weight is loaded."""
 
 from .checks import Plan, plan, survey
+from .cost import Cost
+from .files import ModelFiles
 from .memory import (
     PHASES,
     Estimate,
@@ -15,7 +17,9 @@ from .memory import (
 
 __all__ = [
     "PHASES",
+    "Cost",
     "Estimate",
+    "ModelFiles",
     "Place",
     "Plan",
     "Suggestion",

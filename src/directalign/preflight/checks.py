@@ -30,7 +30,9 @@ from ..models import model_class
 from ..models.attention import check_attention, check_inputs, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
+from ..models.lora import init_file
 from ..models.quantization import check_quantization
+from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
@@ -38,6 +40,8 @@ from ..toyworld.worlds import WORLDS
 from ..training import trackers
 from ..training.data import accumulation
 from ..types import DirectAlignError
+from .cost import Cost, cost_of
+from .files import ModelFiles, files_of
 from .memory import Estimate, Place, binary, estimate, image_size, suggestions, this_machine
 from .meta_models import (
     MetaModel,
@@ -59,6 +63,9 @@ class Plan:
     findings: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     memory: Estimate
+    files: tuple[ModelFiles, ...] = ()
+    cost: Cost | None = None
+    """None if the model's calls could not be counted."""
 
 
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
@@ -70,6 +77,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     check_reward(run)
     check_method(run)
     check_steps(run)
+    check_adapters(run, out)
     used, tracker_warnings = check_trackers(run, place.is_here)
     user_metrics(run.evaluate.metrics)
     rules = check_early_stopping(run)
@@ -91,7 +99,20 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
         *disk_warnings,
     )
     findings = [("model", about), *data, *rules, *used, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), warnings, memory)
+    return Plan(tuple(findings), warnings, memory, *_files_and_cost(run, place, memory))
+
+
+def _files_and_cost(
+    run: config.RunConfig, place: Place, memory: Estimate
+) -> tuple[tuple[ModelFiles, ...], Cost | None]:
+    """The files behind the recipe, and the cost of its network calls, where they can be known."""
+    files, cost = tuple[ModelFiles, ...](), None
+    with suppress(Exception):  # any error of user code; `estimate` names it
+        model = meta_model(run.model, place.is_gpu)
+        files = tuple(files_of(run, model.folder, model, memory))
+        if memory.calls is not None:
+            cost = cost_of(run, model.model.denoiser, memory.calls, place.ranks)
+    return files, cost
 
 
 def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
@@ -217,6 +238,13 @@ def unused_settings(run: config.RunConfig) -> list[str]:
     if form == "absolute" and negative:
         unused.append("method.control_phrases.negative: form absolute scores positive phrases only")
     return [f"{each}; they have no effect" for each in unused]
+
+
+def check_adapters(run: config.RunConfig, out: Path) -> None:
+    """The LoRA that a new run starts from must be there."""
+    begun = (out / "run.yaml").is_file()
+    if run.model.tune == "lora" and run.model.lora.init is not None and not begun:
+        init_file(run.model.lora.init)
 
 
 def check_steps(run: config.RunConfig) -> None:
@@ -380,7 +408,7 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
     if not found.local:
         return
     kind: Any = model_class(model.architecture)
-    wanted = kind.parts_in(found.folder)
+    wanted = kind.parts_in(read_json(found.folder / "model_index.json"))
     complete = all((found.folder / name).is_dir() for name in wanted)
     if hub.is_hub_id(model.components or model.path) and not complete:
         return  # the cache has single files of it, from another program
@@ -523,15 +551,17 @@ def check_disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str,
     train, trained = run.train, memory.trained
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     per_number = 4 + 8 + (4 if train.ema_decay is not None else 0)
-    best = 4 * trained * (train.keep_checkpoints + 2) if run.early_stopping is not None else 0
-    needed = trained * per_number * (train.keep_checkpoints + 1) + 4 * trained + best
+    every = train.save_every or train.num_steps
+    kept = run.kept_checkpoints or -(-train.num_steps // every)
+    best = 4 * trained * (kept + 2) if run.early_stopping is not None else 0
+    needed = trained * per_number * (kept + 1) + 4 * trained + best
     free = shutil.disk_usage(nearest).free
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         error = f"{nearest} is not a folder that you may write to; name another one"
     elif needed > free:
         error = (
-            f"checkpoints need {binary(needed)}, and {binary(free)} are free; make room, or lower "
-            "train.keep_checkpoints"
+            f"checkpoints need {binary(needed)}, and {binary(free)} are free; make room, or set a "
+            "smaller train.keep_checkpoints"
         )
     else:
         return f"checkpoints up to {binary(needed)}, {binary(free)} free", []

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
+import psutil
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -41,6 +42,7 @@ from ..training.data import accumulation
 from ..training.distributed import TorchProcessGroup, is_sharded_run
 from ..types import Batch, DirectAlignError, Images, PerSample
 from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
+from .cost import CallCounter
 from .meta_models import MetaModel, RewardConfigs, meta_model, nearest_size, on_meta
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
@@ -73,12 +75,17 @@ class Place:
 
 
 def this_machine(ranks: int | None = None) -> Place:
-    """The first GPU, else the CPU; ranks from torchrun's WORLD_SIZE by default."""
+    """The first GPU, else the CPU; ranks from torchrun's WORLD_SIZE by default.
+
+    Apple's GPU shares the memory of the CPU, and none of CUDA's allowances applies to it.
+    """
     ranks = ranks or int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Place(properties.name, properties.total_memory, True, ranks)
-    return Place("the CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False, ranks)
+    if torch.backends.mps.is_available():
+        return Place("Apple's GPU", torch.mps.recommended_max_memory(), False, ranks)
+    return Place("the CPU", psutil.virtual_memory().total, False, ranks)
 
 
 def a_gpu(gibibytes: float | int, ranks: int | None = None) -> Place:
@@ -113,6 +120,8 @@ class Estimate:
     trained: int
     place: Place
     warnings: tuple[str, ...]
+    calls: CallCounter | None = None
+    """Calls of the denoiser for one batch; None if they could not be traced."""
 
     def at(self, phase: str, kinds: Sequence[Kind] = get_args(Kind)) -> int:
         """Bytes in one phase, of these kinds."""
@@ -172,7 +181,7 @@ def estimate(run: config.RunConfig, place: Place) -> Estimate:
         rows.append(Row("fragments", note, pieces, "allowance"))
     trained = sum(parameter.numel() for parameter in found.trained.values())
     warnings = *found.folder.warnings, *rewards.warnings, *traced.warnings
-    return Estimate(tuple(rows), trained, place, warnings)
+    return Estimate(tuple(rows), trained, place, warnings, traced.calls)
 
 
 # Rewards
@@ -260,6 +269,7 @@ class Traced:
     held_by_method: int = 0
     note: str = ""
     warnings: tuple[str, ...] = ()
+    calls: CallCounter | None = None
 
 
 def trace(run: config.RunConfig, model: MetaModel, rewards: MetaRewards) -> Traced:
@@ -288,21 +298,23 @@ def first_line(error: Exception) -> str:
 def _traced(
     run: config.RunConfig, model: MetaModel, reward: Reward, held_out: Sequence[Reward]
 ) -> Traced:
-    tracker, kept = MemoryTracker(), 0
+    tracker, kept, calls = MemoryTracker(), 0, None
     with tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about types that only this trace has
         tracker.phase = "method"
         method = load_method(run, model.model, reward)
         held = tracker.now
         for batch in _batches(run, model):
+            own = CallCounter()
             with _encode_phase(run, model, tracker):
-                kept = max(kept, _update(method, batch, model, tracker) - held)
+                kept = max(kept, _update(method, batch, model, tracker, own) - held)
+            calls = own if calls is None or own.forward > calls.forward else calls
         tracker.phase = "measure"
         with torch.no_grad(), _encode_phase(run, model, tracker):
             _evaluation(run, model, [reward, *held_out])
     peaks = {phase: max(0, tracker.peaks[phase] - held) for phase in PHASES if phase != "update"}
     note = f"train: {binary(kept)} kept for the backward pass"
-    return Traced({**peaks, "update": 0}, held, note)
+    return Traced({**peaks, "update": 0}, held, note, calls=calls)
 
 
 def _batches(run: config.RunConfig, model: MetaModel) -> Iterator[Batch]:
@@ -343,7 +355,9 @@ def _encode_phase(
         del instance["encode_prompt"]
 
 
-def _update(method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker) -> int:
+def _update(
+    method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker, calls: CallCounter
+) -> int:
     """All losses of a batch, each with its backward pass; the most bytes live between the two."""
     kept = 0
 
@@ -351,7 +365,9 @@ def _update(method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker)
         if torch.is_grad_enabled():
             tracker.phase = "train"
 
-    hook = model.model.denoiser.register_forward_pre_hook(set_phase)
+    denoiser = model.model.denoiser
+    hook = denoiser.register_forward_pre_hook(set_phase)
+    counting = denoiser.register_forward_pre_hook(calls.hook, with_kwargs=True)
     tracker.phase = "rollout"
     try:
         for loss in method.losses(batch):
@@ -360,6 +376,7 @@ def _update(method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker)
             del loss
     finally:
         hook.remove()
+        counting.remove()
     return kept
 
 

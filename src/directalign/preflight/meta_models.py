@@ -67,6 +67,8 @@ class ModelFolder:
     local: bool = True
     state: str = ""
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Parts whose weights are not downloaded yet, if some are; empty with a `state`: all."""
 
 
 def model_folder(settings: config.ModelConfig) -> ModelFolder:
@@ -117,7 +119,7 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     ]
     missing = [name for name in names if not any((folder / name).glob("*.safetensors"))]
     state = f"weights of {', '.join(missing)} not downloaded yet" if missing else ""
-    return ModelFolder(folder, state=state)
+    return ModelFolder(folder, state=state, missing=tuple(missing))
 
 
 def local_folder(path: str, revision: str | None, file: str) -> Path | None:
@@ -392,7 +394,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     plain = settings.model_copy(update={"quantization": None, "text_encoders": "keep"})
     with warnings.catch_warnings(), without_init(), MemoryTracker():
         warnings.simplefilter("ignore")
-        model = kind(source, plain, torch.device("cpu"), 0)
+        model = kind(source, plain, torch.device("cpu"), 0, **plain.args)
     denoiser = model.denoiser
     stubs = [layer for layer in denoiser.modules() if isinstance(layer, QuantizedStub)]
     quantized = {id(layer.weight) for layer in stubs}

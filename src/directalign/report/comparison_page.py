@@ -21,6 +21,8 @@ OFF_TOPIC = "control_prompts"
 FULL_AXIS = ("judge", "adherence", "leakage")
 """Roles whose rates are drawn from 0 to 1."""
 GROUP_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
+MAIN_ROLES = ("judge", "adherence", "held_out")
+"""Roles whose metrics with a direction are shown at once."""
 FROM_THE_BASE = "base_"
 """Prefix of distances to the base model; its own distance is 0."""
 MAX_JUDGES, MAX_GROUP_METRICS, MAX_GROUPS = 3, 6, 40
@@ -105,13 +107,15 @@ Panel = dict[str, Any]
 """A `metric` of all models: `rows` of (model, interval), their `axis`, and `n` images per model."""
 
 
-def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
-    """(title, chip, sentence, panels) of each role."""
+def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel], list[Panel]]]:
+    """(title, chip, sentence, panels shown at once, panels that are folded) of each role: the first
+    have a direction and are of independent measures."""
     found = []
     for role, metrics in by_role(comparison.metrics.values()):
         each = [panel for one in metrics if (panel := _panel(comparison, one)) is not None]
+        main = [one for one in each if role in MAIN_ROLES and one["metric"].better]
         if each:
-            found.append((*ROLES[role], each))
+            found.append((*ROLES[role], main, [one for one in each if one not in main]))
     return found
 
 
@@ -185,10 +189,8 @@ def group_tables(comparison: Comparison) -> list[GroupTable]:
 
 
 def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
-    of_models = [
-        {i: one for i, one in comparison.images[model.key].items() if metric.name in one.numbers}
-        for model in comparison.models
-    ]
+    shared = comparison.with_metric(metric.name)
+    of_models = [shared.get(model.key, {}) for model in comparison.models]
     groups = dict.fromkeys(image.group for images in of_models for image in images.values())
     rows = []
     for group in list(groups)[:MAX_GROUPS]:

@@ -25,10 +25,10 @@ FUNCTIONS += (fmt.lower_first, fmt.of_one_image, fmt.interval, fmt.p_value, fmt.
 FILTERS = {"percent": fmt.percent_of, **{each.__name__: each for each in FUNCTIONS}}
 
 
-def environment(folder: Path) -> Environment:
-    """Templates of a folder, with escaping and `FILTERS`."""
+def environment(*folders: Path) -> Environment:
+    """Templates of folders, the first that has one, with escaping and `FILTERS`."""
     found = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(folders),
         autoescape=True,
         finalize=lambda value: isolated(value) if type(value) is str else value,
         undefined=StrictUndefined,

@@ -8,6 +8,7 @@ summary.json (values with intervals, wins).
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -126,24 +127,58 @@ class RunFiles:
         """(step, value) over the updates; dots in the name are nested keys ("metrics.reward")."""
         return _curve(self.steps, name.split("."))
 
+    def by_count(self, record: Record) -> dict[int | None, Record]:
+        """An evaluation by its number of samples, None if that is unknown.
+
+        Before and after training a run is evaluated on more samples than during it; those records
+        have the numbers of the samples of every evaluation too, under `during`.
+        """
+        during = mapping(record.get("during"))
+        found = {self._count(record, bool(during) or record.get("event") == "kept"): record}
+        return found | ({self._count(during, False): {**record, **during}} if during else {})
+
+    def _count(self, numbers: Record, is_whole: bool) -> int | None:
+        """As the toy world's judge records it, else as in the recipe."""
+        count = number(mapping(numbers.get("photo_rate")).get("n"))
+        if count is None:
+            counts = [
+                number(self.setting("evaluate", key))
+                for key in ("num_samples", "num_samples_during")
+            ]
+            is_whole = is_whole or not self.setting("evaluate", "every")
+            count = counts[0] if is_whole else min(filter(None, counts), default=None)
+        return None if count is None else int(count)
+
+    @property
+    def ends(self) -> dict[int | None, tuple[Record, Record]]:
+        """The evaluations of the base model and of the final or kept weights, on equal samples, by
+        their number (the largest first); {} without both."""
+        last = self.keeps[-1:] or self.measured[1:][-1:]
+        if not last or not self.measured or self.measured[0].get("step") != 0:
+            return {}
+        before, after = self.by_count(self.measured[0]), self.by_count(last[0])
+        for each in self.measured[1:]:  # the kept record has no numbers of fewer samples
+            after = self.by_count(each) | after if each["step"] == last[0]["step"] else after
+        counts = sorted((count for count in before if count in after), key=lambda n: -(n or 0))
+        return {count: (before[count], after[count]) for count in counts}
+
+    @property
+    def count(self) -> int | None:
+        """The number of samples of the curves: that which most evaluations have, the smaller of
+        two; None if unknown."""
+        counts = Counter(count for each in self.measured for count in self.by_count(each))
+        return max(counts, key=lambda each: (counts[each], -(each or 0)), default=None)
+
     @property
     def comparable(self) -> list[Record]:
-        """The evaluations on equal samples: of a run that is evaluated on more samples before and
-        after training, the numbers of those that every evaluation has."""
-        return [{**record, **mapping(record.get("during"))} for record in self.measured]
+        """The evaluations on `count` samples, the same ones for all."""
+        found, count = map(self.by_count, self.measured), self.count
+        return [each[count] for each in found if count in each]
 
     @property
     def num_samples(self) -> str:
-        """The samples of every evaluation, as "n = 128"; empty if unknown.
-
-        Records without the toy world's judge have no count: the recipe's is taken.
-        """
-        counts = {number(_nested(each, ("photo_rate", "n"))) for each in self.comparable}
-        if counts == {None}:
-            keys = ("num_samples", "num_samples_during")
-            given = [number(self.setting("evaluate", key)) for key in keys]
-            counts = {min(filter(None, given), default=None)}
-        return f"n = {counts.pop():.0f}" if len(counts) == 1 and None not in counts else ""
+        """The samples of `comparable`, as "n = 128"; empty if unknown."""
+        return "" if self.count is None else f"n = {self.count}"
 
     @property
     def measured_names(self) -> list[str]:
@@ -207,7 +242,7 @@ def read_run(folder: Path) -> RunFiles:
             notes.append(f"metrics.jsonl, line {place}: not a record with a step, left out.")
     names = read_json(folder / "metric_names.json", notes, optional=True)
     by_step = {event: [found[step] for step in sorted(found)] for event, found in events.items()}
-    return RunFiles(
+    run = RunFiles(
         folder=folder,
         settings=read_yaml(text, "run.yaml", notes),
         settings_text=text,
@@ -221,6 +256,10 @@ def read_run(folder: Path) -> RunFiles:
         notes=notes,
         metrics={name: recorded_metric(name, mapping(each)) for name, each in names.items()},
     )
+    if left_out := len(run.measured) - len(run.comparable):
+        of = f"{left_out} of {len(run.measured)} evaluations are on other samples"
+        notes.append(f"metrics.jsonl: {of}, and not in curves of {run.num_samples}.")
+    return run
 
 
 def metric_of(runs: Sequence[RunFiles], name: str) -> Metric:
@@ -304,13 +343,26 @@ class Comparison:
     metrics: dict[str, Metric]
     notes: list[str] = field(default_factory=list)
 
+    def with_metric(self, name: str) -> dict[str, dict[int, ImageRecord]]:
+        """The images that have a metric, by model and index: those that all models with it have."""
+        own = {
+            key: {index: each for index, each in images.items() if name in each.numbers}
+            for key, images in self.images.items()
+        }
+        own = {key: images for key, images in own.items() if images}
+        shared = set.intersection(*map(set, own.values())) if own else set[int]()
+        return {
+            key: {index: each for index, each in images.items() if index in shared}
+            for key, images in own.items()
+        }
+
     def interval(self, key: str, name: str) -> Any:
         """A model's metric as recorded in the summary, else the mean of its images, else None."""
         recorded = _nested(self.summary, ("models", key, name))
         if number(recorded) is not None:
             return recorded
-        images = self.images.get(key, {}).values()
-        values = [image.numbers[name] for image in images if name in image.numbers]
+        images = self.with_metric(name).get(key, {}).values()
+        values = [image.numbers[name] for image in images]
         return {"value": sum(values) / len(values), "n": len(values)} if values else None
 
     def wins(self, name: str) -> dict[tuple[str, str], Record]:

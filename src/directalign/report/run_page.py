@@ -1,6 +1,8 @@
 """The page of one run: before and after, curves, where it stopped, best and worst prompts."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+import time
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -28,6 +30,7 @@ from .format import cut, mapping, number
 from .images import BUDGET, Images, embed_cells, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
 from .read import RunFiles, is_comparison, metric_of, read_comparison
+from .status import RUNNING, Status, status_of
 
 EVALUATION = "evaluation"
 """Folder of the comparison with the base model, written by `directalign evaluate`."""
@@ -52,7 +55,7 @@ MAX_SCATTERS = 3
 
 def html(run: RunFiles) -> str:
     """The whole page."""
-    end = ending(run)
+    end, status = ending(run), status_of(run)
     cells = sample_cells(run, kept=end.kept if end else None)
     pairs, pair_images = [], Images({}, False)
     if is_comparison(run.folder / EVALUATION):
@@ -66,6 +69,9 @@ def html(run: RunFiles) -> str:
         "run.html.j2",
         title=cut(run.name, 120),
         run=run,
+        status=status,
+        written=time.time(),
+        steps=next_steps(run, status),
         ending=end,
         changes=changes(run),
         axis=IntervalAxis(),
@@ -81,34 +87,61 @@ def html(run: RunFiles) -> str:
         method=method_of(run),
         reward=reward_of(mapping(run.setting("reward"))),
         settings_text=run.settings_text[:MAX_TEXT],
-        command=repeat_command(run),
         environment=environment_of(run.summary),
         notes=run.notes,
     )
 
 
-def changes(run: RunFiles) -> list[dict[str, Any]]:
-    """The `title` and `key` of each main metric, and its values `before` (of the base model) and
-    `after` (of the final or kept weights); [] without both.
-
-    Both are on equal samples, also of a run that was interrupted between evaluations of all.
-    """
-    last = run.keeps[-1:] or run.measured[1:][-1:]
-    if not run.measured or not last:
-        return []
-    before, after = run.measured[0], last[0]
-    if "during" in before and "during" not in after and not run.keeps:
-        before = run.comparable[0]
+def main_metrics(recorded: Container[str], held_out: Sequence[Metric]) -> list[tuple[str, str]]:
+    """(title, name) of what a page leads with: quality by the most independent judge, and drift."""
     main = [("Photo rate", "photo_rate"), ("Content right", "content")]
-    if "photo_rate" not in after:  # held-out rewards instead of the toy world's judge
-        held_out = [metric(key) for key in after if key.startswith(HELD_OUT)]
-        main += [(each.label, each.name) for each in held_out if each.better > 0][:2]
+    if "photo_rate" not in recorded:  # held-out rewards instead of the toy world's judge
+        main = [(each.label, each.name) for each in held_out if each.better > 0][:2]
+    return [*main, ("Colour drift", "color_drift"), ("Reward", "reward")]
+
+
+def changes(run: RunFiles) -> list[dict[str, Any]]:
+    """The `title` and `key` of each main metric, its values `before` (of the base model) and
+    `after` (of the final or kept weights), and their number of samples `n` (None if unknown).
+
+    Both are on equal samples, also of a run that was interrupted between evaluations of all; []
+    without both.
+    """
+    if not run.ends:
+        return []
+    count, (before, after) = next(iter(run.ends.items()))
+    held_out = [metric_of([run], key) for key in after if key.startswith(HELD_OUT)]
     found = []
-    for title, key in [*main, ("Colour drift", "color_drift"), ("Reward", "reward")]:
-        ends = before.get(key), after.get(key)
-        if None not in map(number, ends):
-            found.append({"title": title, "key": key, "before": ends[0], "after": ends[1]})
+    for title, key in main_metrics(after, held_out):
+        if None not in map(number, (before.get(key), after.get(key))):
+            each = {"title": title, "key": key, "before": before[key], "after": after[key]}
+            found.append({**each, "n": count})
     return found
+
+
+def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
+    """(what for, command) of what a user does next, by the state of the run."""
+
+    def command(*words: str | Path) -> str:
+        return shlex.join(["directalign", *map(str, words)])
+
+    folder, compared = run.folder, run.folder / EVALUATION
+    repeat = "The same again in a new folder, from the same seed", repeat_command(run)
+    if status.state == RUNNING:
+        return [("All runs beside this one, live", command("ui", folder.absolute().parent)), repeat]
+    if status.is_resumable:
+        return [("Continue this run", status.command), repeat]
+    voting = command("arena", compared, "--out", f"{folder}-votes.sqlite")
+    found = [
+        ("Compare it with the base model on equal prompts and seeds", command("evaluate", folder)),
+        ("Then ask people which images they prefer", voting),
+        (
+            "Make images of your own",
+            command("sample", folder, "--prompt", "a prompt", "--out", f"{folder}-samples"),
+        ),
+        ("Use it in ComfyUI, diffusers or kohya", command("export", folder, "--format", "comfyui")),
+    ]
+    return [*(found[1:] if is_comparison(compared) else found), repeat]
 
 
 def method_of(run: RunFiles) -> str:
@@ -224,7 +257,8 @@ def _metric_figures(
         curves = [run.measured_curve(each.name) for each in styles]
         axes = Axes("update", "share", percent=True, y_low=0.0, y_high=1.0)
         lines = list(map(Series, labels, curves, cycle(STYLES)))
-        figures.append(_chart("Styles", lines, "Style of the images by the judge.", rules, axes))
+        caption = f"Style of the images by the judge. {run.num_samples}".strip()
+        figures.append(_chart("Styles", lines, caption, rules, axes))
     return figures
 
 
@@ -292,17 +326,25 @@ def judge_of(runs: Sequence[RunFiles]) -> Metric | None:
 
 
 def path_scatter(
-    runs: Sequence[RunFiles], judge: Metric, drift: Metric, rules: Sequence[Rule] = ()
+    runs: Sequence[RunFiles],
+    judge: Metric,
+    drift: Metric,
+    rules: Sequence[Rule] = (),
+    styles: Sequence[str] = STYLES,
 ) -> Scatter:
-    """One line per run through its evaluations, with markers for kept weights and early stops."""
-    single = len(runs) == 1
+    """One line per run through its evaluations, with markers for kept weights and early stops.
+
+    Many lines have their names in tooltips only.
+    """
+    single, named = len(runs) == 1, 1 < len(runs) <= len(STYLES)
     lines, markers = [], []
-    for run, style in zip(runs, [BASE] if single else cycle(STYLES), strict=False):
+    for run, style in zip(runs, [BASE] if single else styles, strict=False):
         xs, ys = (dict(run.measured_curve(one.name)) for one in (judge, drift))
         path = [(step, (x, ys[step])) for step, x in xs.items() if step in ys]
-        notes = [f"after {step:.0f} updates" for step, _ in path]
+        whose = "" if single or named else f"{cut(run.name, 40)}, "
+        notes = [f"{whose}after {step:.0f} updates" for step, _ in path]
         points = [point for _, point in path]
-        lines.append(Series("" if single else cut(run.name, 40), points, style, notes=notes))
+        lines.append(Series(cut(run.name, 40) if named else "", points, style, notes=notes))
         found = _markers(run, path, "s0" if single else style)
         if not single:
             found = [Marker(one.point, "", one.kind, style) for one in found[1:]]

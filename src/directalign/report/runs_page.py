@@ -1,118 +1,193 @@
-"""The page of several runs: images, metrics and curves side by side, settings that differ."""
+"""The page of several runs: images, metrics and curves side by side, settings that differ.
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+Runs stand side by side where they were measured on the same pairs and rewards (see `basis`); others
+get a section of their own.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..metrics import by_role, metric
+from markupsafe import Markup
+
+from ..metrics import HELD_OUT, Metric, by_role, metric
 from . import run_page
+from .basis import alike, common_count, measured_with, on_equal_pairs, prompts_measured
 from .charts import STYLES, Figure, IntervalAxis, Scatter, Series, line_chart
-from .format import cut
+from .format import cut, number
 from .images import EmbeddedCells, embed_cells, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
+from .status import status_of
 
-MAX_DRAWN = 8
-"""Runs in charts and images; the table has all of them."""
+MAX_ROWS = 24
+"""Runs whose images are shown; their numbers and curves are shown of all."""
+HUE_STEP = 137.5
+"""Degrees between the colours of two runs: no two of any number of runs are the same."""
+DASHES = ("none", "7 4", "2 4", "10 3 2 3")
 
 
 def html(folder: Path, runs: Sequence[RunFiles]) -> str:
-    """The whole page; runs whose folder ends in `_long` have a section of their own."""
+    """The whole page; runs whose folder ends in `_long` have a section of images of their own."""
     notes: list[str] = []
-    summary = read_json(folder / SUMMARY, notes)
-    drawn = runs[:MAX_DRAWN]
-    if len(runs) > MAX_DRAWN:
-        left_out = len(runs) - MAX_DRAWN
-        notes.append(f"{left_out} of {len(runs)} runs are only in the table.")
-    short = [run for run in runs if not run.key.endswith("_long")]
-    long = [run for run in runs if run.key.endswith("_long")][:MAX_DRAWN]
-    cells = [sample_cells(run, most=2) for run in short[:MAX_DRAWN]]
-    cells += [sample_cells(run, most=7) for run in long]
+    summary = read_json(folder / SUMMARY, notes, optional=True)
+    shown = runs[:MAX_ROWS]
+    if len(runs) > MAX_ROWS:
+        notes.append(f"Images of {len(runs) - MAX_ROWS} of {len(runs)} runs are left out.")
+    short = [run for run in shown if not run.key.endswith("_long")]
+    long = [run for run in shown if run.key.endswith("_long")]
+    cells = [sample_cells(run, most=2) for run in short] + [sample_cells(run, 7) for run in long]
     grids, pixelated = embed_cells(cells)
-    bases = {str(flat(run.settings).get("model.path", "")) for run in runs}
+    styles = styles_of(runs)
     return render(
         "runs.html.j2",
         title=cut(summary.get("title") or "Runs side by side", 120),
-        runs=runs,
-        bases=len(bases),
-        cards=[(run, run_page.changes(run)) for run in short[:MAX_DRAWN]],
-        rows=table(summary, runs),
+        runs=[(run, styles[run.key], status_of(run)) for run in runs],
+        colours=colours(styles),
+        bases=len({str(flat(run.settings).get("model.path", "")) for run in runs}),
+        groups=[_group(group, styles) for group in on_equal_pairs(runs)],
         axis=IntervalAxis(),
-        columns=_columns(list(zip(short, grids, strict=False))[:MAX_DRAWN]),
+        lineups=lineups(list(zip(short, grids, strict=False)), styles),
         pixelated=pixelated,
-        prompts=next((found for run in short if (found := prompts_of(run))), []),
-        scatters=runs_scatters(drawn),
-        matched=matched(short[:2]),
-        curves=curves_of_runs(drawn),
-        legend=list(zip([cut(run.name) for run in drawn], cycle(STYLES), strict=False)),
-        differing=differing_settings([run.settings or None for run in drawn]),
-        drawn=drawn,
-        long=list(zip(long, grids[len(cells) - len(long) :], strict=True)),
+        differing=differing_settings([run.settings or None for run in runs]),
+        long=list(zip(long, grids[len(short) :], strict=True)),
         commands=[(run, repeat_command(run), (run.folder / NAME).is_file()) for run in runs],
         environment=environment_of(next((run.summary for run in runs if run.summary), {})),
         notes=notes + [f"{run.key}: {note}" for run in runs for note in run.notes],
     )
 
 
-def _columns(runs: Sequence[tuple[RunFiles, EmbeddedCells]]) -> list[tuple[str, list[str]]]:
-    """(title, images): the base model from the first run's first grid, each run's last grid."""
-    found = [(cut(run.name), cells[-1][1]) for run, cells in runs if cells]
-    first = next((cells[0] for _, cells in runs if cells), None)
-    return [("Base model", first[1]), *found] if first and first[0] == 0 else found
+def styles_of(runs: Sequence[RunFiles]) -> dict[str, str]:
+    """CSS class by the folder of a run: the usual ones as far as they go, then `r7`, `r8`, ..."""
+    return {
+        run.key: STYLES[place] if place < len(STYLES) else f"r{place}"
+        for place, run in enumerate(runs)
+    }
 
 
-def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
-    """(key, name, metrics) of the base model and of each run.
+def colours(styles: dict[str, str]) -> Markup:
+    """Rules of the classes that the style sheet lacks."""
+    rules = []
+    for place, style in enumerate(styles.values()):
+        if style not in STYLES:
+            hue, dash = f"{HUE_STEP * place % 360:.1f}", DASHES[place % len(DASHES)]
+            colour = f"light-dark(oklch(.52 .15 {hue}), oklch(.78 .12 {hue}))"
+            rules.append(
+                f".{style} {{ --c: {colour}; }} .line.{style} {{ stroke-dasharray: {dash}; }}"
+            )
+    return Markup("\n".join(rules))
 
-    Metrics come from the folder's summary.json, else from the run's last evaluation; on the samples
-    that all evaluations have where those of one row have more than those of another.
+
+def _group(runs: Sequence[RunFiles], styles: dict[str, str]) -> dict[str, Any]:
+    """What the page shows of runs on equal pairs."""
+    columns, left_out = columns_of(runs)
+    main, more = curves_of_runs(runs, styles)
+    short = [run for run in runs if not run.key.endswith("_long")]
+    return {
+        "prompts": prompts_measured(runs[0]),
+        "rows": [(run, styles[run.key], status_of(run), end) for run, end in table(runs)],
+        "count": common_count(runs),
+        "columns": columns,
+        "left_out": left_out,
+        "scatters": runs_scatters(runs, styles),
+        "matched": matched(short) if len(short) == 2 else None,
+        "curves": main,
+        "more": more,
+    }
+
+
+def lineups(
+    runs: Sequence[tuple[RunFiles, EmbeddedCells]], styles: dict[str, str]
+) -> list[tuple[list[str], list[tuple[str, str, list[str]]]]]:
+    """(prompts, rows of (title, style, images)) of runs whose sample grids have the same prompts.
+
+    The first row is the base model if all have the same one, from the first run's first grid; the
+    others are each run's last grid.
     """
-    rows, evaluated = [], [run for run in runs if run.measured]
-    ends = [*(run.measured[0] for run in evaluated[:1]), *(run.measured[-1] for run in evaluated)]
-    is_equal = len({"during" in end for end in ends}) < 2
-
-    def at(run: RunFiles, place: int) -> Record:
-        records = run.measured if is_equal else run.comparable
-        return records[place] if records else {}
-
-    base = summary.get("base") or (at(runs[0], 0) if runs else None)
-    if base:
-        rows.append(("base", "Base model", base))
-    for run in runs:
-        numbers = summary.get(run.key) or at(run, -1)
-        rows.append((run.key, run.name, {"align_seconds": run.align_seconds, **numbers}))
-    return rows
+    groups: dict[tuple[str, ...], list[tuple[RunFiles, EmbeddedCells]]] = {}
+    for run, cells in runs:
+        if cells:
+            groups.setdefault((*prompts_of(run), str(len(cells[0][1]))), []).append((run, cells))
+    found = []
+    for group in groups.values():
+        rows = [(cut(run.name), styles[run.key], cells[-1][1]) for run, cells in group]
+        bases = {str(run.setting("model", "path")) for run, _ in group}
+        step, first = group[0][1][0]
+        base = [("Base model", "", first)] if step == 0 and len(bases) == 1 else []
+        found.append((prompts_of(group[0][0]), [*base, *rows]))
+    return found
 
 
-def runs_scatters(runs: Sequence[RunFiles]) -> list[Scatter]:
-    """Colour drift against the judge, one line per run; [] if it was not measured."""
-    judge = run_page.judge_of(runs)
-    found = [run_page.path_scatter(runs, judge, metric("color_drift"))] if judge else []
-    return [one for one in found if one.charts]
+def table(runs: Sequence[RunFiles]) -> list[tuple[RunFiles, tuple[Record, Record] | None]]:
+    """Each run of a group with the metrics before and after, all on `common_count` samples; None of
+    a run without both."""
+    count = common_count(runs)
+    return [(run, run.ends.get(count)) for run in runs]
 
 
-def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
-    """One chart per metric that at least two runs have, one unlabelled line per run."""
-    counts = Counter(
-        name for run in runs for name in run.measured_names if run.measured_curve(name)
-    )
-    shared = [name for name, count in counts.items() if count > 1]
-    shared = [one for one in shared if not one.endswith("_neg") and not one.startswith("style_")]
-    figures = []
-    for _, metrics in by_role(metric_of(runs, name) for name in shared):
+Column = tuple[str, Metric]
+"""Title and metric of a column of the table."""
+
+
+def columns_of(runs: Sequence[RunFiles]) -> tuple[list[Column], list[Column]]:
+    """The main metrics that at least one run has, and those that are left out because the runs
+    measured them with different rewards."""
+    ends = [end for _, end in table(runs) if end]
+    recorded = dict.fromkeys(name for _, after in ends for name in after)
+    held_out = [metric_of(runs, name) for name in recorded if name.startswith(HELD_OUT)]
+    columns, left_out = list[Column](), list[Column]()
+    for title, name in run_page.main_metrics(recorded, held_out):
+        having = [run for run, end in table(runs) if end and number(end[1].get(name)) is not None]
+        if having:
+            is_same = len({measured_with(run, name) for run in having}) == 1
+            each = metric_of(runs, name)
+            (columns if is_same else left_out).append((title, each))
+    return columns, left_out
+
+
+def runs_scatters(runs: Sequence[RunFiles], styles: dict[str, str]) -> list[tuple[str, Scatter]]:
+    """(number of samples, drift against the judge with one line per run) of runs that were measured
+    alike; none of a single run."""
+    judge, drift = run_page.judge_of(runs), metric("color_drift")
+    if judge is None:
+        return []
+    found = []
+    for group in alike(runs, judge.name):
+        for same in alike(group, drift.name):
+            own = [styles[run.key] for run in same]
+            one = run_page.path_scatter(same, judge, drift, styles=own)
+            if one.charts and (len(same) > 1 or len(runs) == 1):
+                found.append((same[0].num_samples, one))
+    return found
+
+
+def curves_of_runs(
+    runs: Sequence[RunFiles], styles: dict[str, str]
+) -> tuple[list[Figure], list[Figure]]:
+    """Charts of the main metrics, and of the others: one per metric and way of measuring it that at
+    least two runs share, with an unlabelled line per run."""
+    names = dict.fromkeys(name for run in runs for name in run.measured_names)
+    names = [one for one in names if not one.endswith("_neg") and not one.startswith("style_")]
+    figures: tuple[list[Figure], list[Figure]] = ([], [])
+    for role, metrics in by_role(metric_of(runs, name) for name in names):
         for one in metrics:
-            lines = [
-                Series(
-                    "", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)
-                )
-                for run, style in zip(runs, cycle(STYLES), strict=False)
-            ]
-            chart = line_chart(lines, run_page.metric_axes(one), f"{one.label} by update, all runs")
-            figures.append(Figure(one.label, chart, one.description))
-    return [figure for figure in figures if figure.chart]
+            groups = alike(runs, one.name)
+            is_more = role in ("drift", "leakage") and one.name != "color_drift"
+            for group in (each for each in groups if len(each) > 1):
+                curves = [(run, run.measured_curve(one.name)) for run in group]
+                lines = [
+                    Series("", curve, styles[run.key], notes=[run.name] * len(curve))
+                    for run, curve in curves
+                ]
+                axes = run_page.metric_axes(one)
+                chart = line_chart(lines, axes, f"{one.label} by update, {len(group)} runs")
+                words = [group[0].num_samples]
+                words += [f"the {len(group)} runs that were measured alike"] * (len(groups) > 1)
+                caption = f"{one.description} {', '.join(filter(None, words))}".strip()
+                figures[is_more].append(Figure(one.label, chart, caption))
+    return figures
 
 
 @dataclass(frozen=True)
@@ -127,10 +202,12 @@ def matched(runs: Sequence[RunFiles]) -> Matched | None:
     """Two runs where they first reached the highest photo rate that both reached.
 
     Values are linear interpolations between evaluations. None if a run was not evaluated, or never
-    rose above its start.
+    rose above its start, or if they were evaluated on different pairs.
     """
     curves = [run.measured_curve("photo_rate") for run in runs]
     if len(runs) < 2 or any(len(curve) < 2 for curve in curves):
+        return None
+    if any(len(alike(runs, name)) > 1 for name in ("photo_rate", "color_drift")):
         return None
     rate = min(max(value for _, value in curve) for curve in curves)
     if any(rate <= curve[0][1] for curve in curves):

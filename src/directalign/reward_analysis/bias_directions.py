@@ -18,18 +18,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import config
+from ..data.captions import NONE
 from ..data.image_dataset import ENDINGS
 from ..data.image_io import Unreadable, read_pixels
 from ..data.prompts import read_prompts
+from ..device import default_device
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.generate import RECORD, generate, load_run_model, run_of
+from ..evaluation.run_weights import find_weights
 from ..interfaces import Reward
 from ..io.text import json_rows, read_text
 from ..rewards import OPTION, load_named_reward, reward_settings
 from ..rewards.common import Device
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..types import DirectAlignError
-from .images import PROBES, Examples, load_examples
+from .images import PROBES, Examples, Sides, load_examples, source_text
 from .responsiveness import encode, vectors, with_phrase
 
 Features = Float[Tensor, "n d"]
@@ -45,7 +48,7 @@ class Request:
     `before`, `after`: folders of images, or runs (base model, trained weights). `probes`: names in
     `PROBES`, applied to `before`, each with `components` directions. `prompts` (as data.prompts):
     no images; the shift is the common gradient of all texts. `keep`, `keep_examples`: phrases and
-    labelled examples whose difference is removed from the shifts.
+    labelled examples whose difference is removed from the shifts; `caption` as in `load_examples`.
     """
 
     reward: str
@@ -54,7 +57,8 @@ class Request:
     probes: tuple[str, ...] = ()
     prompts: str | None = None
     keep: config.ControlPhrases = field(default_factory=config.ControlPhrases)
-    keep_examples: str | None = None
+    keep_examples: str | Sides | None = None
+    caption: str = NONE
     components: int = 1
     num_samples: int = 64
 
@@ -97,7 +101,7 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
             f"{OPTION} {request.reward}: {settings.name} takes no project_out: only clip and "
             "siglip have one feature vector per image"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
     before, changed, prompts = _shifts(request, reward, device)
     wanted = _wanted_rows(request, reward, before, prompts)
@@ -153,7 +157,8 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
     if (source / "run.yaml").is_file():
         run, trained = run_of(source)
         pairs = fixed_pairs(measured_prompts(run.data), num_samples)
-        model = load_run_model(run, None if base else trained)
+        weights = None if base or trained is None else find_weights(run, trained)
+        model = load_run_model(run, weights)
         size = run.evaluate.batch_size
         images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
         each = zip(images, pairs.prompts, pairs.seeds, strict=True)
@@ -208,7 +213,7 @@ Prompts = tuple[str, ...] | None
 
 
 def _shifts(
-    request: Request, reward: Reward, device: str
+    request: Request, reward: Reward, device: torch.device | str
 ) -> tuple[Features, list[Features], Prompts]:
     """Features before and after each change, and their prompts if known."""
     if request.prompts is not None:  # from 0 along every prompt's gradient, under wanted phrases
@@ -244,7 +249,8 @@ def _wanted_rows(request: Request, reward: Reward, like: Features, prompts: Prom
             )
         rows.append(wanted_from_phrases(reward, prompts, request.keep, like))
     if request.keep_examples is not None:
-        examples = load_examples(request.keep_examples, "--keep-examples")
+        source, caption = request.keep_examples, request.caption
+        examples = load_examples(source, "--keep-examples", caption=caption)
         rows.append(wanted_from_examples(reward, examples, like.device))
     return orthonormal_union(rows) if rows else None
 
@@ -256,7 +262,7 @@ def _provenance(request: Request, found: DirectionStats) -> dict[str, str]:
     facts = {
         "from": request.prompts or ", ".join(request.probes) or paths,
         "images": str(found.images),
-        "kept": ", ".join(filter(None, (phrases, request.keep_examples))),
+        "kept": ", ".join(filter(None, (phrases, source_text(request.keep_examples or "")))),
         "reward": request.reward,
     }
     return {name: text for name, text in facts.items() if text}

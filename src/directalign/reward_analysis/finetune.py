@@ -37,6 +37,7 @@ from peft import LoraConfig, LoraModel
 from torch import Tensor
 
 from .. import __version__, config
+from ..data.captions import NONE
 from ..interfaces import Reward
 from ..io.atomic import new_folder
 from ..rewards import load_named_reward, reward_settings
@@ -46,7 +47,7 @@ from ..rewards.qwen_vl import SETTINGS, VlmReward
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images
 from . import responsiveness
-from .images import Examples, load_examples, random_cast, split_examples
+from .images import Examples, Sides, load_examples, random_cast, source_text, split_examples
 
 Part = Literal["text", "lora"]
 Finetunable = ClipReward | VlmReward
@@ -97,13 +98,14 @@ class FinetuneConfig:
 
 def finetune_to_folder(
     reward: str,
-    images: str,
+    images: str | Sides,
     phrases: config.ControlPhrases,
     out: Path,
     settings: FinetuneConfig,
     count: int | None = None,
+    caption: str = NONE,
 ) -> dict[str, Any]:
-    """Finetune the reward that `reward` names (`rewards`) on `images` (`load_examples`).
+    """Finetune the reward that `reward` names (`rewards`) on `images` (as `load_examples`).
 
     Writes all of `out` or nothing and never overwrites. Returns the content of finetune.json.
 
@@ -112,12 +114,12 @@ def finetune_to_folder(
     if out.exists():
         raise DirectAlignError(f"--out {out} exists already: choose a new folder")
     source = reward_settings(reward)
-    examples = load_examples(images, "--images", count=count, seed=settings.seed)
+    examples = load_examples(images, "--images", count, settings.seed, caption)
     tuned, measures = finetune(load_named_reward(source), examples, phrases, settings)
     libraries = "torch", "transformers", "peft", "safetensors"
     record = {
         "reward": source.model_dump(mode="json"),
-        "images": images,
+        "images": source_text(images),
         "count": len(examples.wanted),
         "paired": examples.paired,
         "control_phrases": phrases.model_dump(mode="json"),

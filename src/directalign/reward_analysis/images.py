@@ -1,8 +1,8 @@
 """Wanted and unwanted example images, and the image changes that probe a reward for bias.
 
 Examples are toy-world renders or two folders. In the toy world both sides show the same scenes in
-two styles, so only the style differs. The sides of a folder are paired if their file names match
-and each pair has one caption.
+two styles, so only the style differs. The sides of two folders are paired if all their file names
+match and each pair has one caption.
 """
 
 import logging
@@ -17,13 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..config.base import MAX_SEED
-from ..data.image_dataset import ImageSet, scan_images
+from ..data import captions
+from ..data.image_dataset import ImageSet, in_folder, scan_images
 from ..data.shuffle import permutation
+from ..device import default_device
 from ..toyworld.worlds import WORLDS, World
 from ..types import DirectAlignError, Images
 
 logger = logging.getLogger(__name__)
 
+Sides = tuple[str, str]
+"""The folder of wanted and that of unwanted images."""
 REST = "rest"
 TOY_WORLD_COUNT = 96
 """Toy-world scenes if no count is given."""
@@ -44,24 +48,34 @@ class Examples:
     paired: bool
 
     @property
-    def sides(self) -> tuple[tuple[Images, tuple[str, ...]], tuple[Images, tuple[str, ...]]]:
+    def sides(
+        self,
+    ) -> tuple[tuple[Images, tuple[str, ...]], tuple[Float[Tensor, "c 3 H W"], tuple[str, ...]]]:
         """((wanted images, captions), (unwanted images, captions))."""
         return (self.wanted, self.wanted_prompts), (self.unwanted, self.unwanted_prompts)
 
 
-def load_examples(path: str, key: str, count: int | None = None, seed: int = 0) -> Examples:
-    """Load examples from `path`, at most `count` per side, drawn with `seed`.
+def load_examples(
+    source: str | Sides,
+    key: str,
+    count: int | None = None,
+    seed: int = 0,
+    caption: str = captions.NONE,
+) -> Examples:
+    """Load examples from `source`, at most `count` per side, drawn with `seed`.
 
-    Images have a toy world's size, or for a folder that of the square of the shortest side that
+    Images have a toy world's size, or for folders that of the square of the shortest side that
     occurs, at most 512.
 
     Args:
-        path: "world:photo/cg" (two styles of a toy world), "world:photo/rest" (against the three
-            other styles in turn), "world" (same as the latter; world2 alike), or a folder with
-            `wanted/` and `unwanted/`, captioned as `images` reads them. Hub data sets: see
-            `images.scan_images`.
+        source: "world:photo/cg" (two styles of a toy world), "world:photo/rest" (against the three
+            other styles in turn), "world" (same as the latter; world2 alike), a folder with
+            `wanted/` and `unwanted/`, or two folders. Images are captioned as
+            `image_dataset.in_folder` reads them.
         key: option or config key for error messages.
         count: None: 96 toy-world scenes, or all images of a folder.
+        caption: makes the captions of images that have none, in files beside them: see
+            `captions.write_captions`; "none" refuses such images.
 
     Raises:
         DirectAlignError: unknown styles, a missing or empty side, an image without caption or one
@@ -69,11 +83,19 @@ def load_examples(path: str, key: str, count: int | None = None, seed: int = 0) 
     """
     if count is not None and count < 1:
         raise DirectAlignError(f"{key}: {count} images per side; give 1 or more, or omit it")
-    name, _, styles = path.partition(":")
-    if name in WORLDS:
-        world = WORLDS[name]
-        return _render_pairs(world, *_styles(world, styles, key), count or TOY_WORLD_COUNT, seed)
-    return _read_folder(Path(path), key, count, seed)
+    if isinstance(source, str):
+        name, _, styles = source.partition(":")
+        if name in WORLDS:
+            world = WORLDS[name]
+            scenes = count or TOY_WORLD_COUNT
+            return _render_pairs(world, *_styles(world, styles, key), scenes, seed)
+        source = (str(Path(source, "wanted")), str(Path(source, "unwanted")))
+    return _read_folders(source, key, count, seed, caption)
+
+
+def source_text(source: str | Sides) -> str:
+    """A source of examples in one line, for records."""
+    return source if isinstance(source, str) else " and ".join(source)
 
 
 def _styles(world: World, text: str, key: str) -> tuple[str, tuple[str, ...]]:
@@ -106,11 +128,17 @@ def _render_pairs(
     return Examples(first, second, captions, captions, paired=True)
 
 
-def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Examples:
-    sides = [_scan_side(folder, side, key) for side in ("wanted", "unwanted")]
+def _read_folders(folders: Sides, key: str, count: int | None, seed: int, caption: str) -> Examples:
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise DirectAlignError(
+                f"{key}: no folder {folder}; give a folder with wanted/ and unwanted/, two folders "
+                "with --wanted and --unwanted, or world"
+            )
+    sides = [_scan_side(Path(folder), key, caption) for folder in folders]
     size = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
     chosen = [sorted(permutation(len(side), seed, 0, "examples")[:count]) for side in sides]
-    matches = _matches(folder, key, *sides)
+    matches = _matches(key, *sides)
     if matches is not None:
         chosen[1] = [matches[i] for i in chosen[0]]
     each = list(zip(sides, chosen, strict=True))
@@ -119,41 +147,49 @@ def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Exampl
     return Examples(images[0], images[1], prompts[0], prompts[1], paired=matches is not None)
 
 
-def _scan_side(folder: Path, side: str, key: str) -> ImageSet:
-    if not (folder / side).is_dir():
+def _scan_side(folder: Path, key: str, caption: str) -> ImageSet:
+    missing = [each for each in in_folder(folder).entries if each.caption_file is not None]
+    if missing and caption == captions.NONE:
         raise DirectAlignError(
-            f"{key}: {folder}: no folder {side}/ in it; give a folder with wanted/ and unwanted/, "
-            "or world"
+            f"{key}: {folder}: {missing[0].name}: {missing[0].fault} ({len(missing)} such); write "
+            "it, or let --caption blip make what is missing"
         )
-    found = scan_images(folder / side)
+    if missing:
+        captions.write_captions(folder, caption, "--caption", default_device())
+    found = scan_images(folder)
     if found.skipped:
         raise DirectAlignError(
-            f"{key}: {folder / side}: {found.skipped[0]}; repair or remove it "
-            f"({len(found.skipped)} such)"
+            f"{key}: {folder}: {found.skipped[0]}; repair or remove it ({len(found.skipped)} such)"
         )
     return found
 
 
-def _matches(folder: Path, key: str, wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
+def _matches(key: str, wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
     """Unwanted index for each wanted image; None unless all names match, and their captions too.
 
-    Pairs are compared as equal content, which other captions contradict.
+    Pairs are compared as equal content, which other captions contradict. One line says why there
+    are none.
     """
     first, second = (
         [str(PurePath(name).with_suffix("")) for name in side.names] for side in (wanted, unwanted)
     )
     if len(set(first)) != len(first) or sorted(first) != sorted(second):
-        return None
-    matches = [second.index(name) for name in first]
-    pairs = list(enumerate(matches))
-    differ = [(i, j) for i, j in pairs if wanted.captions[i] != unwanted.captions[j]]
-    if not differ:
-        return matches
-    mine, other = differ[0]
+        shared = len(set(first) & set(second))
+        why = f"{shared} names are on both sides, of {len(first)} and {len(second)} images"
+    else:
+        matches = [second.index(name) for name in first]
+        pairs = enumerate(matches)
+        differ = [(i, j) for i, j in pairs if wanted.captions[i] != unwanted.captions[j]]
+        if not differ:
+            return matches
+        mine, other = (
+            Path(s.where, s.names[i]) for s, i in zip((wanted, unwanted), differ[0], strict=True)
+        )
+        why = f"{len(differ)} of {len(first)} images of one name have different captions "
+        why += f"({mine}, {other})"
     logger.warning(
-        f"{key}: {folder}: {len(differ)} of {len(first)} images of one name have different "
-        f"captions on both sides (wanted/{wanted.names[mine]}, unwanted/{unwanted.names[other]}), "
-        "so the sides are compared without pairs: give each pair one caption"
+        f"{key}: {wanted.where}, {unwanted.where}: {why}, so the sides are compared without pairs, "
+        "which need equal names and captions"
     )
     return None
 

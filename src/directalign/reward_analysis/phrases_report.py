@@ -127,6 +127,7 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
         .get_template("phrases.html.j2")
         .render(
             style=Markup((REPORT_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            script=Markup((REPORT_TEMPLATES / "page.js").read_text(encoding="utf-8")),
             data=data,
             found=found,
             widest=max(ends, default=1.0) or 1.0,

@@ -113,7 +113,7 @@ class Encoded:
         return self.score(phrases.positive) - self.score(phrases.negative)
 
 
-def responsiveness(wanted: PerSample, unwanted: PerSample) -> dict[str, float]:
+def responsiveness(wanted: PerSample, unwanted: Float[Tensor, " c"]) -> dict[str, float]:
     """Separation of pos − neg between both sides.
 
     `separation`: difference of the means in score units. `responsiveness`: the same over the root

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import config
+from ..config.load import is_recipe, load_text, recipe_mapping, recipe_path, with_value
 from ..data.shuffle import permutation
 from ..interfaces import Reward
+from ..io.text import read_text
+from ..io.yaml_text import dump_yaml
+from ..rewards import reward_settings
 from ..rewards.clip import ClipReward, SiglipReward
 from ..rewards.soft_prompts import ControlTokens, check_length
 from ..types import DirectAlignError
@@ -135,6 +140,33 @@ def mean_of_phrases(
     indices = torch.arange(length, device=vectors[0].device)
     mean = torch.stack([each[indices * len(each) // length] for each in vectors]).mean(0)
     return soft_prompts.made(mean, f"mean of the words {', '.join(phrases)}")
+
+
+def recipe_of(reward: str, files: Sequence[str]) -> str:
+    """YAML of a recipe that trains with the tokens in `files`: the positive, the negative if made.
+
+    It is the recipe that `reward` names; for a reward alone, one of the package with this reward:
+    of the toy world for `world:...`, else a LoRA of FLUX.1-dev.
+
+    Raises: DirectAlignError as `load_text`.
+    """
+    base = reward
+    if not is_recipe(reward):
+        base = "world_srpo_lora" if reward.startswith("world:") else "flux_srpo_lora_24gb"
+    path = recipe_path(base)
+    settings = recipe_mapping(read_text(path, "recipe"), str(path))
+    if not is_recipe(reward):
+        named = {"name": reward_settings(reward).name, "path": reward}
+        settings = with_value(with_value(settings, "reward", None), "reward", named)
+    for side, file in zip(("positive", "negative"), files, strict=False):
+        settings = with_value(settings, f"method.control_phrases.{side}", [file])
+    settings["name"] = f"{settings['name']}, with {Path(files[0]).stem}"
+    text = f"# The recipe {base} with soft prompts (directalign reward soft-prompts).\n"
+    if not is_recipe(reward):
+        text += "# model.path is the model that is trained: another one may take its place.\n"
+    text += dump_yaml(settings)
+    load_text(text, base)
+    return text
 
 
 def require_text_tower(reward: Reward) -> TextTowerReward:

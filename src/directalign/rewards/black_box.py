@@ -20,7 +20,8 @@ Every call gets a copy of its images or features, so the code may change them in
 No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo)
 can train without one. With it the images stay on the training device and in the graph, and the
 result must be a tensor (b,) with its gradient. The file is run: name only files that you trust.
-Load models in the class, and freeze their weights. `examples/my_reward.py` is a template.
+A torch module is put in eval mode, frozen and moved to the images' device; another class does so
+with the models that it loads. `examples/my_reward.py` is a template.
 
 A server (examples/reward_server.py is one):
 
@@ -64,7 +65,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .. import config
@@ -112,10 +113,11 @@ class PythonReward(BaseReward):
 
     @classmethod
     def _load(cls, settings: config.PythonConfig, device: Device, key: str) -> PythonReward:
-        """The reward of a recipe section; the user's code chooses its own device."""
-        del device
+        """The reward of a recipe section; code that is no torch module chooses its own device."""
         source, args = f"{key}.path: {settings.path}", settings.args
         function = load_function(settings.path, f"{key}.path", args)
+        if isinstance(function, nn.Module):
+            function.requires_grad_(False).eval().to(device if settings.differentiable else "cpu")
         return cls(function, settings.scale, source, settings.differentiable)
 
     @classmethod
@@ -461,6 +463,7 @@ def _check_address(url: str, key: str) -> None:
 
 
 class SynchronizedError(DirectAlignError):
+    on_all_ranks = True
     """A reward failed on some rank; every rank raises this, at the same call."""
 
 

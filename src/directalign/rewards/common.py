@@ -82,6 +82,8 @@ class BaseReward:
     """
 
     name: str
+    settings: Any = None
+    """The recipe section that it was loaded from; None if it was made by hand."""
     reads_prompt: bool = True
     """False: scores depend only on the image, so a relative reward cannot be formed."""
     differentiable: bool = True
@@ -104,7 +106,9 @@ class BaseReward:
     def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
         """Load the reward of a recipe section, frozen; errors start with the section's `key`."""
         cls._require_weight_file(settings, key)
-        return cls._load(settings, device, key)
+        reward = cls._load(settings, device, key)
+        reward.settings = settings
+        return reward
 
     @classmethod
     def check(cls, settings: Any, key: str = "reward", online: bool = False) -> None:

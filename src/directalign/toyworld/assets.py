@@ -133,7 +133,8 @@ def _copy_part(source: Path, target: Path) -> None:
 
 
 def _edit_json(path: Path, **values: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(found | values, indent=2) + "\n", encoding="utf-8")
 
 
 def write_pictures(

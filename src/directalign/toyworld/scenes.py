@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from ..errors import DirectAlignError
+
 IMAGE_SIZE = 64
 
 COLORS: dict[str, tuple[float, float, float]] = {
@@ -109,7 +111,7 @@ def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
     known = {text: i for i, text in enumerate(all_captions())}
     unknown = [text for text in captions if text not in known]
     if unknown:
-        raise ValueError(
+        raise DirectAlignError(
             f"not a caption of the toy world: {unknown[0]!r}; write it like "
             f"{all_captions()[0]!r} (docs/toy_world.md lists the words)"
         )

@@ -1,6 +1,6 @@
-"""Training: `run` trains a recipe; `loop.train` is the training loop."""
+"""Training: `run` trains a recipe, `train_once` unless it is trained; `loop.train` is the loop."""
 
 from .loop import Interrupted
-from .run import run
+from .run import run, train_once
 
-__all__ = ["Interrupted", "run"]
+__all__ = ["Interrupted", "run", "train_once"]

@@ -5,9 +5,9 @@ record.json    step, resolved config, architecture, schedule, data position, ran
 optimizer.pt   the optimizer's counts and rates
 rank-R.pt      the method's state of rank R
 
-The newest `train.keep_checkpoints` remain. A damaged checkpoint is reported and the one before it
-used. One of another config, architecture, data set or global batch is refused. The number of
-processes may differ between writing and reading.
+The newest `RunConfig.kept_checkpoints` remain. A damaged checkpoint is reported and the one
+before it used. One of another config, architecture, data set or global batch is refused. The
+number of processes may differ between writing and reading.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import json
 import logging
 import random
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
-from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
 from .. import config
@@ -42,7 +36,17 @@ from ..config.load import changes_at_resume
 from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
-from ..io.text import read_json
+from ..io.checkpoint_files import (
+    AVERAGE,
+    FORMAT,
+    WEIGHTS,
+    all_of,
+    first_failure,
+    list_tensors,
+    path_of,
+    read_record,
+    read_tensors,
+)
 from ..types import DirectAlignError
 from .data import global_batch_size
 from .distributed import TorchProcessGroup, class_of, empty_like_sharded
@@ -51,9 +55,6 @@ from .run_folder import versions
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-"""Raised when the previous version's checkpoints can no longer be read."""
-WEIGHTS, AVERAGE = "weights", "ema"
 OWN_SAMPLES = "rollouts"
 """Key of a method's state under which it keeps samples of its own rank."""
 GLOBAL_STREAM = 1_000_003
@@ -91,33 +92,6 @@ def write_tensors(
         for key, tensors in named.items():
             plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             save_file(plain, folder / f"{key}.safetensors")
-
-
-def list_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """Dtype and whole shape of every tensor in the folder, by GROUP.NAME."""
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: e for name, e in found.items() if isinstance(e, TensorStorageMetadata)}
-
-
-def read_tensors(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Fill the tensors of the groups, whole or sharded, from the folder.
-
-    Raises: DirectAlignError if a tensor is missing or of another shape.
-    """
-    pairs = ((group, name) for group, tensors in groups.items() for name in tensors)
-    wanted = {f"{group}.{name}": groups[group][name].detach() for group, name in pairs}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    except CheckpointException as error:
-        raise DirectAlignError(
-            f"{folder} does not fit this model: {_first_failure(error)}; choose another --out"
-        ) from error
-
-
-def _first_failure(error: CheckpointException) -> BaseException:
-    return next(iter(error.failures.values()))[0]
 
 
 def seed_all(seed: int) -> None:
@@ -166,27 +140,6 @@ def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessG
         "versions": versions(),
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-class _Data(BaseModel):
-    fingerprint: str
-    ranks: int
-    global_batch_size: int
-
-
-class _Record(BaseModel):
-    format: int
-    step: int
-    config: dict[str, Any]
-    architecture: str
-    base: str | None = None
-    data: _Data
-    versions: dict[str, str]
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `record.json`. Raises: DirectAlignError for content of another shape."""
-    return read_json(folder / "record.json", f"remove {folder}", _Record)
 
 
 def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int:
@@ -249,21 +202,6 @@ def _load(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.name} holds other things than numbers and texts") from error
 
 
-def path_of(folder: Path, step: int) -> Path:
-    """`checkpoints/step-000040` for step 40."""
-    return folder / f"step-{step:06d}"
-
-
-def step_of(path: Path) -> int:
-    """The finished steps of a checkpoint, from its name."""
-    return int(path.name.removeprefix("step-"))
-
-
-def all_of(folder: Path) -> list[Path]:
-    """The published checkpoints, oldest first."""
-    return sorted(folder.glob("step-" + "[0-9]" * 6 + "*"))
-
-
 def save(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -> Path:
     """Write the state after `step` steps and remove the oldest checkpoints.
 
@@ -275,14 +213,14 @@ def save(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -
         remedy = f"{earlier[-1]} is kept; free some space and continue with --resume"
     write_atomic(target, lambda partial: write_state(partial, state, step, group), group, remedy)
     if group.is_main:
-        drop_oldest(folder, state.run.train.keep_checkpoints, target)
+        drop_oldest(folder, state.run.kept_checkpoints, target)
     group.barrier()
     return target
 
 
-def drop_oldest(folder: Path, count: int, used: Path) -> None:
-    """Remove all but the newest `count` checkpoints; `used` stays."""
-    for old in all_of(folder)[:-count]:
+def drop_oldest(folder: Path, count: int | None, used: Path) -> None:
+    """Remove all but the newest `count` checkpoints, None keeps all; `used` stays."""
+    for old in all_of(folder)[:-count] if count is not None else ():
         if old != used:
             shutil.rmtree(old)
 
@@ -315,7 +253,7 @@ def write_atomic(
         group.barrier()
     except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        cause = _first_failure(error) if isinstance(error, CheckpointException) else error
+        cause = first_failure(error) if isinstance(error, CheckpointException) else error
         reason = "no space left on the disk" if atomic.is_disk_full(cause) else str(cause)
         raise DirectAlignError(f"cannot write {what} {target}: {reason}; {remedy}") from error
 

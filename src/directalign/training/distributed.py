@@ -129,11 +129,16 @@ def _collective() -> Iterator[None]:
 
 
 @contextmanager
-def process_group() -> Iterator[TorchProcessGroup]:
+def process_group(device: torch.device | None = None) -> Iterator[TorchProcessGroup]:
     """The process group of torchrun's environment: gloo between CPUs, nccl between GPUs.
+
+    With `device` it is that device alone.
 
     Raises: DirectAlignError for an incomplete environment, or processes that cannot connect.
     """
+    if device is not None:
+        yield TorchProcessGroup(device=device)
+        return
     size, local_rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if size == 1:
         yield TorchProcessGroup(device=_device(local_rank))
@@ -171,8 +176,10 @@ def _number(name: str, default: int) -> int:
 
 
 def _device(local_rank: int) -> torch.device:
+    """A GPU of CUDA, else Apple's if this process is the only one (no backend connects several)."""
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        alone = _number("WORLD_SIZE", 1) == 1
+        return torch.device("mps" if alone and torch.backends.mps.is_available() else "cpu")
     count = torch.cuda.device_count()
     if local_rank >= count > 1:
         raise DirectAlignError(

@@ -26,9 +26,10 @@ from torch import nn
 from .. import config
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..io import atomic
+from ..io.checkpoint_files import WEIGHTS, step_of
 from ..types import DirectAlignError
 from . import checkpoint, run_log
-from .checkpoint import WEIGHTS, TrainState
+from .checkpoint import TrainState
 from .distributed import TorchProcessGroup
 from .run_log import RunLog
 
@@ -242,7 +243,7 @@ def best_path(out: Path, step: int) -> Path:
 
 def best_steps(out: Path) -> list[int]:
     """Steps of the saved best weights, rising."""
-    return [checkpoint.step_of(path) for path in checkpoint.all_of(out / "best")]
+    return [step_of(path) for path in checkpoint.all_of(out / "best")]
 
 
 def save_best(
@@ -297,7 +298,7 @@ class EarlyStopping:
         assert self.log is not None
         steps = set()
         for path in checkpoint.all_of(self.out / "checkpoints"):
-            step = checkpoint.step_of(path)
+            step = step_of(path)
             earlier = [record for record in self.log.records if record["step"] <= step]
             best = verdict(self.rules, earlier, self.lost).best if earlier else None
             steps |= {best.step} if best is not None else set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..evaluation.generate import generate, save_png
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
-from . import checkpoint, early_stopping, run_log
+from . import checkpoint, early_stopping, resources, run_log
 from .checkpoint import TrainState
 from .data import TrainData
 from .distributed import TorchProcessGroup
@@ -33,20 +33,30 @@ from .optim import learning_rate
 from .run_log import Display, RunLog
 from .step import TrainStep
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+STOPPED = {"reason": "callback", "says": "a callback ended the run"}
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""SIGHUP is of POSIX only, SIGBREAK (Ctrl-Break) of Windows only."""
+
+
+Callback = Callable[[Mapping[str, Any]], Any]
+"""Called after each step with its record, that of metrics.jsonl; the run ends if one returns True.
+"""
 
 
 class Interrupted(DirectAlignError):
-    """A signal stopped the run after a complete step; `--resume` continues it."""
+    """A signal stopped the run after a complete step on all ranks; `--resume` continues it."""
+
+    on_all_ranks = True
 
 
 @dataclass(frozen=True)
 class TrainContext:
     """What the loop uses.
 
-    `evaluator`: an `evaluation.in_training.Measurer`. `log` is None on ranks other than 0.
+    `evaluator`: an `evaluation.in_training.Measurer`, None for a run that measures nothing. `log`
+    is None on ranks other than 0. `keeps_files`: False if `out` is removed after the run, so that
+    no checkpoints and sample grids are made.
     """
 
     run: config.RunConfig
@@ -61,11 +71,20 @@ class TrainContext:
     log: RunLog | None
     display: Display
     stopping: EarlyStopping | None = None
+    callbacks: Sequence[Callback] = ()
+    keeps_files: bool = True
 
     @property
     def is_over(self) -> bool:
         """Whether a stop rule has ended the run."""
         return self.stopping is not None and self.stopping.is_over
+
+    @property
+    def how_to_continue(self) -> str:
+        """What a user does about a run that was stopped."""
+        if not self.keeps_files:
+            return "the pipeline has the weights of that step; align it again to continue"
+        return f"continue with --resume --out {self.out}"
 
     @property
     def checkpoints(self) -> Path:
@@ -75,6 +94,11 @@ class TrainContext:
         path = checkpoint.path_of(self.checkpoints, done)
         return self.group.any(self.group.is_main and path.exists())
 
+    def asks_to_stop(self, record: Mapping[str, Any]) -> bool:
+        """Call the callbacks, each once; whether one of them, on any rank, ends the run."""
+        answers = [callback(record) for callback in self.callbacks]
+        return bool(self.callbacks) and self.group.any(any(map(bool, answers)))
+
     def final_weights(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights to evaluate and export: the EMA if there is one."""
         average = self.state.average
@@ -82,7 +106,8 @@ class TrainContext:
 
 
 def train(context: TrainContext, done: int) -> int:
-    """Train from `done` finished steps to `train.num_steps` or until a stop rule ends the run.
+    """Train from `done` finished steps to `train.num_steps`, or until a stop rule or a callback
+    ends the run.
 
     Returns the finished steps; the last one has a checkpoint.
 
@@ -94,19 +119,27 @@ def train(context: TrainContext, done: int) -> int:
     num_steps = context.run.train.num_steps
     with stop_signals() as received:
         with checkpoint_on_error(context, done):
-            evaluate_if_due(context, done)
+            evaluate_if_due(context, done, num_steps)
             apply_stop_rules(context, done)
         while done < num_steps and not context.is_over:
             start = time.perf_counter()
+            resources.start_step(context.group.device)
             with checkpoint_on_error(context, done):
                 batches = context.data.batches(done)
                 record = train_step(context, done, batches)
             done += 1
             context.step.is_updating = False
             record["seconds"] = time.perf_counter() - start
+            images = sum(len(batch.prompts) for batch in batches) * context.group.size
+            record["resources"] = resources.used(context.group.device, images, record["seconds"])
             if context.log is not None:
                 context.log.write(record)
             context.display.step(record)
+            with checkpoint_on_error(context, done):
+                if context.asks_to_stop(record) and done < num_steps:
+                    num_steps = done
+                    if context.log is not None:
+                        context.log.write({"event": "stop", "step": done, **STOPPED})
             stopped = context.group.any(bool(received))
             if stopped or _is_due(done, context.run.train.save_every, num_steps):
                 with stop_signals(ignored=True) if stopped else nullcontext():
@@ -114,10 +147,10 @@ def train(context: TrainContext, done: int) -> int:
             if stopped:
                 raise Interrupted(
                     f"stopped by {(*received, 'another rank')[0]} after step {done} of "
-                    f"{num_steps}; continue with --resume --out {context.out}"
+                    f"{num_steps}; {context.how_to_continue}"
                 )
             with checkpoint_on_error(context, done):
-                if evaluate_if_due(context, done):
+                if evaluate_if_due(context, done, num_steps):
                     apply_stop_rules(context, done)
     if context.is_over and not context.has_checkpoint(done):
         save_checkpoint(context, done)
@@ -138,19 +171,22 @@ def train_step(context: TrainContext, step: int, batches: Sequence[Batch]) -> di
 
 def save_checkpoint(context: TrainContext, done: int) -> None:
     """Write the state after `done` steps, after flushing the records up to there to disk."""
+    if not context.keeps_files:
+        return
     if context.log is not None:
         context.log.sync()
     checkpoint.save(context.checkpoints, context.state, done, context.group)
 
 
-def evaluate_if_due(context: TrainContext, done: int) -> bool:
+def evaluate_if_due(context: TrainContext, done: int, num_steps: int) -> bool:
     """Sample and evaluate if due; training state is unaffected. Returns whether evaluation was due.
 
-    All ranks generate images. Rank 0 has the records and decides what is still missing.
+    `num_steps`: the last step of the run. All ranks generate images. Rank 0 has the records and
+    decides what is still missing.
     """
-    run, num_steps, log = context.run, context.run.train.num_steps, context.log
-    grid_due = _is_due(done, run.train.sample_every, num_steps)
-    evaluation_due = _is_due(done, run.evaluate.every, num_steps)
+    run, log, measures = context.run, context.log, context.evaluator is not None
+    grid_due = context.keeps_files and _is_due(done, run.train.sample_every, num_steps)
+    evaluation_due = measures and _is_due(done, run.evaluate.every, num_steps)
     if not (grid_due or evaluation_due):
         return False
     grid_file = run_log.grid_path(context.out, done)
@@ -168,15 +204,15 @@ def evaluate_if_due(context: TrainContext, done: int) -> bool:
                 save_png(grid[0], grid_file)
                 log.grid(done, grid)
         if evaluates:
-            _evaluate(context, done)
+            _evaluate(context, done, is_whole=done in (0, num_steps))
     return evaluation_due
 
 
-def _evaluate(context: TrainContext, done: int) -> None:
-    """Evaluate all samples before and after training, `num_samples_during` of them in between."""
+def _evaluate(context: TrainContext, done: int, is_whole: bool) -> None:
+    """Evaluate all samples, or, during training, `num_samples_during` of them."""
     settings = context.run.evaluate
     num_samples = settings.num_samples
-    if done not in (0, context.run.train.num_steps):
+    if not is_whole:
         num_samples = min(settings.num_samples_during, num_samples)
     measured = measure(context, done, num_samples)
     if context.log is not None:
@@ -213,6 +249,8 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
     except Interrupted:
         raise
     except NonFiniteError as error:
+        if not context.keeps_files:
+            raise
         saved = checkpoint.all_of(context.checkpoints)
         remedy = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         best = early_stopping.best_steps(context.out) if context.stopping is not None else []
@@ -222,16 +260,14 @@ def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
         raise NonFiniteError(f"{error}; {remedy}") from error
     except BaseException as error:
         failed_everywhere = context.group.size == 1 or isinstance(error, SynchronizedError)
-        if done == 0 or not failed_everywhere or context.step.is_updating:
+        unsaved = done == 0 or not context.keeps_files
+        if unsaved or not failed_everywhere or context.step.is_updating:
             raise
         with stop_signals(ignored=True):
             context.state.method.load_state_dict(method_state)
             if not context.has_checkpoint(done):
                 save_checkpoint(context, done)
-        saved = (
-            f"step {done} of {context.run.train.num_steps} is saved: "
-            f"continue with --resume --out {context.out}"
-        )
+        saved = f"step {done} of {context.run.train.num_steps} is saved: {context.how_to_continue}"
         if isinstance(error, DirectAlignError):
             raise DirectAlignError(f"{error}; {saved}") from error
         setattr(error, SAVED, saved)  # of any class, and reported as such

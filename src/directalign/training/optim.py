@@ -104,6 +104,10 @@ class EMA:
             for weight, before in zip(own, kept, strict=True):
                 weight.copy_(before)
 
+    def load(self) -> None:
+        """Give the parameters the averaged weights, for good."""
+        self.model.copy_to(self.parameters.values())
+
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights by name, by reference; sharded as the parameters are."""
         return dict(zip(self.parameters, self.model.shadow_params, strict=True))

@@ -1,7 +1,7 @@
 """Train a recipe: check the output folder, load the models, train, export weights, write a report.
 
 run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/
-lora.safetensors | transformer/ | unet/  summary.json  report.html
+lora.safetensors | transformer/ | unet/  summary.json  status.json  report.html
 """
 
 import json
@@ -23,13 +23,13 @@ from .. import config
 from ..config.load import changes_at_resume, dump_run, load_run
 from ..evaluation.in_training import Measurer, measured_metrics, sampled_pairs
 from ..evaluation.scores import load_held_out
-from ..interfaces import Method, Model
+from ..interfaces import Method, Model, Reward
 from ..io import atomic
+from ..io.checkpoint_files import step_of
 from ..methods import load_method
-from ..models import load_model
-from ..models.checkpoint_source import fingerprint
+from ..models import load_model, lora
+from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
-from ..report import write_page
 from ..rewards import load_reward
 from ..toyworld.judges import load_judge
 from ..toyworld.worlds import WORLDS
@@ -39,7 +39,8 @@ from .checkpoint import TrainState
 from .data import TrainData, open_data
 from .distributed import TorchProcessGroup, process_group
 from .early_stopping import NOTHING, EarlyStopping, resume_state
-from .loop import TrainContext, checkpoint_on_error
+from .live_page import LivePage
+from .loop import Callback, TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
 from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
@@ -49,8 +50,25 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """What a caller in Python has in memory; the recipe names the rest."""
+
+    source: Source | None = None
+    """A pipeline in the place of model.path; the run is on its device, and in one process."""
+    reward: Reward | None = None
+    """In the place of the recipe's."""
+    callbacks: Sequence[Callback] = ()
+    keeps_files: bool = True
+    """False if the output folder is removed after the run."""
+    measures: bool = True
+    """False for a run without evaluations."""
+    is_shown: bool = True
+    """Whether progress and messages are printed."""
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """The models and data of a run."""
+    """The models and data of a run. `evaluator` is None for a run that measures nothing."""
 
     model: Model
     method: Method
@@ -60,40 +78,63 @@ class Loaded:
     """Fingerprint of the base model's files."""
 
 
-def run(run: config.RunConfig, out: Path, resume: bool, overrides: Sequence[str] = ()) -> Path:
+def run(
+    run: config.RunConfig,
+    out: Path,
+    resume: bool,
+    overrides: Sequence[str] = (),
+    given: InMemory = InMemory(),
+) -> Path:
     """Train `run` and write everything to `out`, which is returned.
 
     Args:
         resume: continue from the newest whole checkpoint in `out`, or start if it has none yet. A
             run that torchrun restarts after a failure resumes by itself.
         overrides: of the recipe, already in `run`; recorded in run.yaml for a resume.
+        given: what is in memory already, for the Python API.
     Raises:
         DirectAlignError: `out` cannot be used, a file is missing or broken, the disk is full, a
             checkpoint does not fit.
         NonFiniteError, Interrupted: see `loop.train`.
     """
-    with process_group() as group, numerics(run, group.device), ExitStack() as stack:
+    place = None if given.source is None else given.source.device
+    with process_group(place) as group, numerics(run, group.device), ExitStack() as stack:
         stack.enter_context(
             atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
         )
-        configure_logging(group.is_main)
+        configure_logging(group.is_main and given.is_shown)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
         if group.is_main:
             run_folder.check(out, resume)
         group.barrier()
         checkpoint.seed_all(run.seed)
-        loaded = _load(run, group)
+        continues = resume and bool(checkpoint.all_of(out / "checkpoints"))
+        loaded, page = _load(run, group, given, continues), None
         if group.is_main:  # not earlier: a recipe that cannot be loaded creates no folder
             atomic.make_folder(out)
             stack.enter_context(atomic.exclusive(out, "training in it"))
             run_folder.check(out, resume)  # another process may have trained in it meanwhile
             run_folder.copy_control_tokens(run, out)
+            if given.keeps_files:
+                page = stack.enter_context(LivePage(out, group.size))
         group.barrier()
-        train_loaded(run, out, resume, group, loaded, overrides)
-        if group.is_main:
-            write_page(out)
+        train_loaded(run, out, resume, group, loaded, overrides, given, page)
     return out
+
+
+def train_once(settings: config.RunConfig, out: Path, overrides: Sequence[str] = ()) -> None:
+    """`run`, unless a finished run of these settings is in `out`; an interrupted one is resumed.
+
+    Raises: DirectAlignError if a finished run of other settings is there.
+    """
+    if not (out / "summary.json").exists():
+        run(settings, out, (out / "run.yaml").exists(), overrides)
+    elif dump_run(load_run(out / "run.yaml")) != dump_run(settings):
+        raise DirectAlignError(
+            f"{out} holds a finished run of other settings than the recipe has now: "
+            f"remove {out}, or choose another --out"
+        )
 
 
 @contextmanager
@@ -118,11 +159,18 @@ def numerics(run: config.RunConfig, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[2])
 
 
-def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
-    """Load in an order that saves memory: text encoders that are freed come first."""
+def _load(
+    run: config.RunConfig, group: TorchProcessGroup, given: InMemory, continues: bool
+) -> Loaded:
+    """Load in an order that saves memory: text encoders that are freed come first.
+
+    A run that `continues` needs no `model.lora.init`: its checkpoint holds the adapters.
+    """
     sharded, frees = distributed.is_sharded_run(run, group), run.model.text_encoders == "free"
     first_device = torch.device("cpu") if sharded or frees else None
-    model = load_model(run.model, group.device, run.seed, denoiser_device=first_device)
+    model = load_model(run.model, group.device, run.seed, first_device, given.source)
+    if run.model.tune == "lora" and run.model.lora.init is not None and not continues:
+        lora.start_from(model.denoiser, run.model, model.part, model.pipeline)
     data = open_data(run, model, group)
     for reason in data.skipped:
         logger.info(f"skipped image {reason}")
@@ -132,11 +180,13 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
         distributed.shard(model.denoiser, run.model, group)
     else:
         model.denoiser.to(group.device)
-    reward = load_reward(run.reward, group.device)
-    judge = run.evaluate.judge
-    judge = load_judge(WORLDS[judge]) if judge != "none" else None
-    held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
-    evaluator = Measurer(run, model, reward, judge, group, held_out)
+    reward = given.reward or load_reward(run.reward, group.device)
+    evaluator = None
+    if given.measures:
+        name = run.evaluate.judge
+        judge = load_judge(WORLDS[name]) if name != "none" else None
+        held_out = load_held_out(run.evaluate, group.device) if group.is_main else {}
+        evaluator = Measurer(run, model, reward, judge, group, held_out)
     method, base = load_method(run, model, reward, group), fingerprint(run.model)
     return Loaded(model, method, evaluator, data, base)
 
@@ -171,13 +221,20 @@ def train_loaded(
     group: TorchProcessGroup,
     loaded: Loaded,
     overrides: Sequence[str] = (),
+    given: InMemory = InMemory(),
+    page: LivePage | None = None,
 ) -> None:
-    """Train in the folder `out` and write everything but the report. Raises: see `run`."""
-    configure_logging(group.is_main)
+    """Train in the folder `out` and write everything; the report if there is a `page` of it.
+
+    Raises: see `run`.
+    """
+    is_shown = group.is_main and given.is_shown
+    configure_logging(is_shown)
     model, data, settings = loaded.model, loaded.data, run.train
     parameters = trained_parameters(model.denoiser)
     group.broadcast(parameters.values())
-    loaded.evaluator.prepare()
+    if loaded.evaluator is not None:
+        loaded.evaluator.prepare()
     average = EMA(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     optimizer = adamw(parameters, settings, run.seed)
     state = TrainState(
@@ -193,14 +250,18 @@ def train_loaded(
     rules = early_stopping.rules_of(run)
     lost, dropped = frozenset[int](), early_stopping.END_EVENTS
     if group.is_main:
+        if done:
+            _drop_partial_evaluation(run, out)
         lost, dropped = resume_state(rules, run, out, done)
         atomic.write_text(out / "run.yaml", dump_run(run, overrides))
-    log = _open_log(run, out, done, prompts, dropped) if group.is_main else None
+        if page is not None:
+            page.start()
+    log = _open_log(run, out, done, prompts, dropped, page) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
-    with Display(settings.num_steps, done, CONSOLE, silent=not group.is_main) as display:
+    with Display(settings.num_steps, done, CONSOLE, silent=not is_shown) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
-            *(loaded.evaluator, log, display, stopping),
+            *(loaded.evaluator, log, display, stopping, given.callbacks, given.keeps_files),
         )
         try:
             done = loop.train(context, done)
@@ -213,6 +274,7 @@ def train_loaded(
                 atomic.write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
                 log.summary(summary)
         finally:
+            nfe.close()
             if log is not None:
                 log.close()
 
@@ -237,13 +299,29 @@ def _restore_newest(out: Path, state: TrainState, group: TorchProcessGroup) -> i
     done = checkpoint.restore(path, state, group)
     if group.is_main:
         run_log.require_updates(out, done)
-        checkpoint.drop_oldest(folder, state.run.train.keep_checkpoints, path)
+        checkpoint.drop_oldest(folder, state.run.kept_checkpoints, path)
     logger.info(f"continuing from {path}")
     return done
 
 
+def _drop_partial_evaluation(run: config.RunConfig, out: Path) -> None:
+    """Drop the evaluation of what is now the last step if it was one during the run.
+
+    The last one is of all samples, as that of the base model is. `out` has the former run.yaml.
+    """
+    settings, last = run.evaluate, run.train.num_steps
+    fewer = settings.num_samples_during < settings.num_samples
+    if fewer and load_run(out / "run.yaml").train.num_steps != last:
+        run_log.drop(out, "evaluate", last)
+
+
 def _open_log(
-    run: config.RunConfig, out: Path, done: int, prompts: Sequence[str], dropped: Sequence[str]
+    run: config.RunConfig,
+    out: Path,
+    done: int,
+    prompts: Sequence[str],
+    dropped: Sequence[str],
+    page: LivePage | None,
 ) -> RunLog:
     """Open the log, without records and grids beyond `done` finished steps."""
     run_log.describe_grids(out, prompts)
@@ -251,9 +329,10 @@ def _open_log(
         names = {name: each.as_record() for name, each in measured_metrics(run).items()}
         text = json.dumps(names, ensure_ascii=False, indent=1)
         atomic.write_text(out / "metric_names.json", text)
-    log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
+    trackers = [*open_trackers(run, out, prompts), *([page] if page is not None else [])]
+    log = RunLog(out, done if done else NOTHING, dropped, trackers)
     for file in sorted((out / "samples").glob("step-*.png")):
-        step = checkpoint.step_of(file.with_suffix(""))
+        step = step_of(file.with_suffix(""))
         grid = run_log.load_grid(file) if done and step <= done else None
         if grid is not None:
             log.grid(step, grid, is_replay=True)
@@ -270,8 +349,9 @@ def export_weights(context: TrainContext, done: int) -> None:
     """
     stopping, log = context.stopping, context.log
     if stopping is None:
-        with context.final_weights():
-            _save_weights(context)
+        if context.state.average is not None:
+            context.state.average.load()
+        _save_weights(context)
         return
     verdict = stopping.verdict()
     if log is not None and verdict is not None and stopping.is_over:
@@ -289,6 +369,8 @@ def export_weights(context: TrainContext, done: int) -> None:
 
 def _save_weights(context: TrainContext) -> None:
     """Write the final weights, complete or not at all."""
+    if not context.keeps_files:
+        return
     partial = atomic.partial_of(context.out / "weights")
     if context.group.is_main:
         atomic.sweep(context.out)

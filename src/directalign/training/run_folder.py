@@ -92,7 +92,9 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", file.name)  # fails in another project's tree
@@ -100,6 +102,11 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found}+changes" if changed else found
+
+
+def where() -> dict[str, Any]:
+    """What a comparison records of the place where it was made."""
+    return {"commit": commit(), "machine": machine(), "versions": versions()}
 
 
 def summarize(

@@ -1,7 +1,7 @@
 """What a run logs: `metrics.jsonl` (one JSON object per line), trackers, live line, sample grids.
 
     {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "nfe",
-     "learning_rate", "levels", "seconds", "phases"}
+     "learning_rate", "levels", "seconds", "phases", "resources"}
     {"event": "evaluate", "step": 10, ...metrics..., "seconds"}
     {"event": "stop", "step": 30, "reason": "drift", "says", "kept": 20}  a rule ended the run
     {"event": "kept", "step": 20, ...metrics of all samples...}           the exported weights
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 from torch import Tensor
 
 from ..data.image_io import Unreadable, read_pixels
@@ -35,9 +36,8 @@ from .trackers import Tracker, values_of
 logger = logging.getLogger(__name__)
 CONSOLE = Console()
 NAME = "metrics.jsonl"
-TIMINGS = ("seconds", "phases")
-NUM_PLAIN_LINES = 20
-"""Approximate number of step lines in a log without a terminal."""
+TIMINGS = ("seconds", "phases", "resources")
+"""What differs between two runs that are otherwise equal."""
 NUM_SAMPLES, COLUMNS = 8, 4
 """Images per sample grid, at most, and images per row."""
 
@@ -109,6 +109,12 @@ def require_updates(out: Path, done: int) -> None:
             f"{out / NAME}: lacks {len(lacking)} of the {done} updates before the checkpoint, "
             f"first {min(lacking)}; restore the file from a copy"
         )
+
+
+def drop(out: Path, event: str, step: int) -> None:
+    """Remove the records of an event at a step from `out/metrics.jsonl`."""
+    kept = [r for r in read(out) if (r["event"], r["step"]) != (event, step)]
+    write_text(out / NAME, "".join(_line(record) for record in kept))
 
 
 def last(records: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any] | None:
@@ -190,18 +196,31 @@ def _finite(value: Any) -> Any:
 
 
 class Display:
-    """The live progress line, or plain lines without a terminal; nothing with `silent`."""
+    """The live progress line, or one line per step without a terminal; nothing with `silent`.
+
+    Step, bar and time left come first; what does not fit a narrow terminal is cut at the end.
+    """
 
     def __init__(self, num_steps: int, step: int, console: Console, silent: bool = False) -> None:
         self.num_steps, self.console, self.silent = num_steps, console, silent
         self.live = console.is_terminal and not silent
         self._values: dict[str, float] = {}
+        self._measured: dict[str, float] = {}
         self._budget = ""
         self._seconds: list[float] = []
-        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn()
-        columns = *columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=console, disable=not self.live)
-        self._task = self._bar.add_task("train", total=num_steps, completed=step, values="")
+        whole, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1)
+        self._bar = Progress(
+            TextColumn("step", table_column=whole),
+            MofNCompleteColumn(table_column=whole),
+            BarColumn(bar_width=12, table_column=whole),
+            TextColumn("{task.fields[left]}", table_column=whole),
+            TextColumn("{task.fields[values]}", table_column=rest),
+            console=console,
+            disable=not self.live,
+            expand=True,
+        )
+        start = {"total": num_steps, "completed": step, "values": "", "left": ""}
+        self._task = self._bar.add_task("train", **start)
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -211,36 +230,49 @@ class Display:
         self._bar.stop()
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Display a step's record; without a terminal, only of some steps."""
-        names = ("reward", "grad_norm")
-        self._values |= {name: record[name] for name in names if record[name] is not None}
+        """Display a step's record."""
+        used = record.get("resources", {})
+        found = {"reward": record["reward"], "grad_norm": record["grad_norm"]}
+        found |= {"images/s": used.get("images_per_second"), "GiB": used.get("peak_memory_gib")}
+        self._values = {name: value for name, value in found.items() if value is not None}
         self._seconds = [*self._seconds[-19:], record["seconds"]]
-        step, every = record["step"], max(self.num_steps // NUM_PLAIN_LINES, 1)
-        self._bar.update(self._task, completed=step, values=self._text())
-        if step % every == 0 or step == self.num_steps:
-            left = (self.num_steps - step) * sum(self._seconds) / len(self._seconds)
-            self._print(f"step {step}/{self.num_steps}  {self._text()}  {left:.0f} s left")
+        step = record["step"]
+        left = (self.num_steps - step) * sum(self._seconds) / len(self._seconds)
+        self._update(completed=step, left=f"{duration(left)} left")
+        self._print(f"step {step}/{self.num_steps}  {duration(left)} left  {_text(self._values)}")
 
     def evaluation(self, record: Mapping[str, Any], used: Mapping[str, float]) -> None:
-        """Add an evaluation's main metrics to the line, and the most `used` share of a budget."""
+        """Display an evaluation's main metrics, and the most `used` share of a budget."""
         if used:
             worst = max(used, key=lambda name: used[name])
             self._budget = f"  budget {used[worst]:.0%} used ({worst.replace('_', ' ')})"
+        self._measured = {}
         for key in ("photo_rate", "content", "color_drift"):
             value = record.get(key)
             value = value.get("value") if isinstance(value, Mapping) else value
             if value is not None:
-                self._values[key] = value
-        self._bar.update(self._task, values=self._text())
-        self._print(f"evaluated at step {record['step']}  {self._text()}")
+                self._measured[key] = value
+        self._update()
+        self._print(f"evaluated at step {record['step']}  {_text(self._measured)}{self._budget}")
+
+    def _update(self, **fields: Any) -> None:
+        values = f"{_text(self._values)}  {_text(self._measured)}{self._budget}"
+        self._bar.update(self._task, values=values.strip(), **fields)
 
     def _print(self, text: str) -> None:
         if not self.live and not self.silent:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
-    def _text(self) -> str:
-        values = (f"{key.replace('_', ' ')} {value:.4g}" for key, value in self._values.items())
-        return "  ".join(values) + self._budget
+
+def duration(seconds: float) -> str:
+    """42 s, 12 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _text(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in values.items())
 
 
 def tiled(images: Sequence[Tensor] | Tensor) -> Images:

@@ -141,13 +141,17 @@ class NFECounter:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._forward, self._backward = 0, 0
-        denoiser.register_forward_hook(self._count)
+        self._hook = denoiser.register_forward_hook(self._count)
 
     def take(self) -> tuple[int, int]:
         """(samples forward, samples backward) since the last call."""
         counts = self._forward, self._backward
         self._forward, self._backward = 0, 0
         return counts
+
+    def close(self) -> None:
+        """Count no further."""
+        self._hook.remove()
 
     def _count(self, module: nn.Module, given: Any, output: Any) -> None:
         pred = output if isinstance(output, Tensor) else output[0]

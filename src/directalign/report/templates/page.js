@@ -102,3 +102,53 @@ for (const section of document.querySelectorAll("[data-viewer]")) {
   all.forEach((row) => row.addEventListener("click", () => go(rows.indexOf(row))));
   go(0);
 }
+
+// Several runs: what is unchecked is hidden, in tables, charts and images.
+for (const filter of document.querySelectorAll("[data-filter]")) {
+  const boxes = [...filter.querySelectorAll("[type=checkbox]")];
+  const search = filter.querySelector("[type=search]");
+  const content = document.querySelector(".of-runs");
+  const hide = () => {
+    for (const { name, checked } of boxes)
+      for (const one of content.querySelectorAll(`[data-run="${name}"], .charts .${name}, .scatter .${name}`)) one.classList.toggle("gone", !checked);
+  };
+  filter.hidden = false;
+  boxes.forEach((box) => box.addEventListener("change", hide));
+  search?.addEventListener("input", () => {
+    for (const box of boxes) box.checked = box.closest("label").dataset.words.includes(search.value.trim().toLowerCase());
+    hide();
+  });
+}
+
+// The page of a running run reads its file again, unless someone is using it; it says so when the file is no longer written.
+for (const live of document.querySelectorAll("[data-live]")) {
+  let used = 0;
+  for (const kind of ["pointerdown", "keydown", "input", "wheel", "touchmove"]) addEventListener(kind, () => (used = Date.now()), { passive: true });
+  const look = () => {
+    const age = Date.now() / 1000 - live.dataset.written;
+    live.hidden = age < live.dataset.late;
+    live.querySelector("output").textContent = age < 7200 ? `${Math.round(age / 60)} min` : `${Math.round(age / 3600)} h`;
+  };
+  look();
+  setInterval(() => (document.hidden || Date.now() - used < 20000 ? look() : location.reload()), 10000);
+}
+
+// Commands and recipes have a button that copies them; where the browser forbids that, it selects them.
+for (const pre of document.querySelectorAll("pre.command, pre.copied")) {
+  const box = document.createElement("div");
+  const button = document.createElement("button");
+  Object.assign(box, { className: "with-copy" });
+  Object.assign(button, { type: "button", textContent: "Copy" });
+  pre.replaceWith(box);
+  box.append(pre, button);
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(pre);
+    try {
+      await navigator.clipboard.writeText(pre.textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+}

@@ -1,26 +1,20 @@
-"""Tokens that hide which model made an image, and checks on every HTTP request.
+"""Checks on every HTTP request, of the arena and of the page of runs.
 
-`TokenSigner` derives tokens, sides, orders and links from one secret by HMAC: without a table, the
-same after a restart. `RequestFilter` is an ASGI layer that checks method, Origin and content type
-(against forged requests), limits bodies to 64 kB and 10 s, and adds security headers. Slow headers
-are not limited: use a reverse proxy or a tunnel beyond a LAN.
+`RequestFilter` is an ASGI layer that checks method, Origin and content type (against forged
+requests), limits bodies to 64 kB and 10 s, and adds security headers. Slow headers are not limited:
+use a reverse proxy or a tunnel beyond a LAN.
 """
 
 import asyncio
-import hmac
-import json
 import logging
-import re
-import secrets
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-log = logging.getLogger("directalign.arena")
+log = logging.getLogger("directalign.web")
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0
@@ -38,44 +32,6 @@ HEADERS = {
     "x-robots-tag": "noindex",
 }
 """Headers of every response that does not set its own."""
-_LINK = re.compile(r"([0-9]{1,9})\.([0-9a-f]{32})", re.ASCII)
-
-
-def new_secret() -> str:
-    """A random secret in hexadecimal."""
-    return secrets.token_hex(32)
-
-
-@dataclass(frozen=True)
-class TokenSigner:
-    """The secret of an arena and the tokens derived from it; `repr` hides the secret."""
-
-    secret: bytes = field(repr=False)
-
-    def token(self, *parts: str | int) -> str:
-        """32 hexadecimal digits that stand for `parts`."""
-        return hmac.new(self.secret, json.dumps(parts).encode(), "sha256").hexdigest()[:32]
-
-    def shuffled(self, models: Sequence[str], annotator: int, item: int) -> list[str]:
-        """The models in the order of an annotator's screen: random, the same at every call."""
-        return sorted(models, key=lambda model: self.token("side", annotator, item, *models, model))
-
-    def link(self, annotator: int) -> str:
-        """Value of an annotator's personal link and cookie."""
-        return f"{annotator}.{self.token('annotator', annotator)}"
-
-    def annotator(self, link: str) -> int | None:
-        """Annotator of a link, None for a forged or malformed one. Compares in constant time."""
-        found = _LINK.fullmatch(link)
-        genuine = found and self._equal(found[2], "annotator", int(found[1]))
-        return int(found[1]) if found and genuine else None
-
-    def verifies(self, role: str, token: str) -> bool:
-        """Whether `token` is that of a role: `owner` or `invitation`."""
-        return self._equal(token, role)
-
-    def _equal(self, token: str, *parts: str | int) -> bool:
-        return hmac.compare_digest(token.encode(errors="replace"), self.token(*parts).encode())
 
 
 class Refused(Exception):

@@ -1,0 +1,112 @@
+"""Whether a run is running, stopped, failed or finished, and the command that continues it.
+
+Training writes `status.json` when it starts and when it ends, and holds the folder's lock between
+them. A process that is killed writes nothing more: it leaves "running" without the lock.
+
+    {"state": "running", "pid": 4711, "processes": 1, "reason": ""}
+"""
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..io.atomic import is_locked, write_text
+from .format import cut, number
+from .read import RunFiles, read_json
+
+FILE = "status.json"
+RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
+KILLED = "its process ended without saving: killed, out of memory, or the machine was restarted"
+RECENT = 20
+"""Steps whose mean duration predicts the time left."""
+LATE_SECONDS, LATE_FACTOR = 120.0, 3.0
+"""A page is late after so many seconds and so many times the longest step or measurement."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """`step` of `num_steps` (0 if unknown) is the last one recorded, `saved` the newest checkpoint.
+
+    `seconds_left` is known of a running run with steps. `reason` is the error line of a failed
+    run, and why a stopped one ended if it was not asked to. `pid` is that of the main process, 0 if
+    unknown.
+    """
+
+    state: str
+    step: int
+    num_steps: int
+    saved: int
+    seconds_left: float | None
+    late_after: float
+    reason: str
+    pid: int
+    command: str
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == RUNNING
+
+    @property
+    def is_resumable(self) -> bool:
+        return self.state in (STOPPED, FAILED)
+
+
+def write_status(folder: Path, state: str, processes: int, reason: str = "") -> None:
+    """Record the state of a run whose main process this is."""
+    record = {"state": state, "pid": os.getpid(), "processes": processes, "reason": reason}
+    write_text(folder / FILE, json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def status_of(run: RunFiles) -> Status:
+    """The state of a run now; one of an earlier version is finished if it has a summary."""
+    record = read_json(run.folder / FILE, [], optional=True)
+    state, reason = str(record.get("state")), cut(record.get("reason") or "", 1000)
+    if state not in (RUNNING, STOPPED, FAILED, FINISHED):
+        state = FINISHED if run.summary else STOPPED
+    elif state == RUNNING and not is_locked(run.folder, unknown=True):
+        state, reason = STOPPED, KILLED
+    step = int(run.steps[-1]["step"]) if run.steps else 0
+    num_steps = int(number(run.setting("train", "num_steps")) or 0)
+    seconds = [found for each in run.steps + run.measured if (found := number(each.get("seconds")))]
+    return Status(
+        state=state,
+        step=step,
+        num_steps=num_steps,
+        saved=_newest_checkpoint(run.folder),
+        seconds_left=_seconds_left(run, step, num_steps) if state == RUNNING else None,
+        late_after=LATE_SECONDS + LATE_FACTOR * max(seconds, default=LATE_SECONDS),
+        reason=reason,
+        pid=int(number(record.get("pid")) or 0),
+        command=resume_command(run.folder, int(number(record.get("processes")) or 1)),
+    )
+
+
+def resume_arguments(folder: Path) -> list[str]:
+    """The arguments of `directalign` that continue the run in a folder."""
+    return ["train", str(folder / "run.yaml"), "--out", str(folder), "--resume"]
+
+
+def resume_command(folder: Path, processes: int = 1) -> str:
+    """The command that continues the run in a folder, on as many processes."""
+    launcher = ["torchrun", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
+    return shlex.join([*launcher, "directalign", *resume_arguments(folder)])
+
+
+def _newest_checkpoint(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _seconds_left(run: RunFiles, step: int, num_steps: int) -> float | None:
+    """Steps and measurements that are left, at the pace of the last ones; None without steps."""
+    seconds = [value for _, value in run.curve("seconds")[-RECENT:]]
+    if not seconds:
+        return None
+    every = int(number(run.setting("evaluate", "every")) or 0)
+    left = num_steps // every - step // every if every else 0
+    measured = [value for _, value in run.measured_curve("seconds")[1:]]
+    pause = sum(measured) / len(measured) if measured else 0.0
+    return (num_steps - step) * sum(seconds) / len(seconds) + left * pause

@@ -1,0 +1,1 @@
+"""The page of all runs of a folder: live curves, start, stop and resume."""

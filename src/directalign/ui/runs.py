@@ -1,0 +1,232 @@
+"""The runs of a folder: their state, and the training processes that the page starts and stops.
+
+A run that is started gets a folder with `recipe.yaml` and `train.log`; training adds the rest. The
+process has a session of its own: it goes on when the page, the browser or this server ends. Stop
+sends the signal after which training saves a checkpoint.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config.load import RECIPES, dump_run, load_run, recipe_names
+from ..io.atomic import make_folder, write_text
+from ..report.read import RunFiles, is_run, read_run
+from ..report.status import FAILED, FILE, STOPPED, Status, resume_arguments, status_of
+from ..web.security import Refused
+
+RECIPE, LOG = "recipe.yaml", "train.log"
+STARTING, STOPPING = "starting", "stopping"
+"""States that only the server knows: the models are loading; the signal to stop is sent."""
+BEFORE_START = "the process ended before its first step"
+NAME = re.compile(r"[^\W_][\w .+-]{0,79}")
+READ = ("metrics.jsonl", "run.yaml", "summary.json", FILE, "samples", LOG)
+"""Files whose change makes a run be read again."""
+LOG_LINES, LOG_BYTES = 40, 20_000
+WINDOWS = os.name == "nt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the page shows it; `version` changes whenever something of it does."""
+
+    name: str
+    folder: Path
+    files: RunFiles
+    status: Status
+    log: list[str]
+    version: str
+
+    @property
+    def title(self) -> str:
+        return self.files.name
+
+    @property
+    def is_active(self) -> bool:
+        return self.status.is_running or self.status.state in (STARTING, STOPPING)
+
+
+class Runs:
+    """All runs directly inside a folder. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        make_folder(folder)
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._processes: dict[str, subprocess.Popen[Any]] = {}
+        self._spawned: dict[str, float] = {}  # when, in seconds
+        self._stopped: set[str] = set()  # have got the signal
+        self._read: dict[str, tuple[str, RunFiles, list[str]]] = {}
+
+    def all(self) -> list[Run]:
+        """Every run; those that run first, then the newest."""
+        names = [path.name for path in self.folder.iterdir() if _is_ours(path)]
+        found = [self._run(name) for name in names]
+        found.sort(key=lambda run: (not run.is_active, -_modified(run.folder)))
+        return found
+
+    def get(self, name: str) -> Run:
+        """The run of a name. Raises: Refused if there is none."""
+        if name not in {path.name for path in self.folder.iterdir() if _is_ours(path)}:
+            raise Refused(404, "there is no run of this name")
+        return self._run(name)
+
+    def start(self, name: str, text: str) -> Run:
+        """Train the recipe `text` in a new folder. Raises: Refused for a name that will not do."""
+        with self._lock:
+            if not NAME.fullmatch(name) or name.endswith((".", " ")):
+                raise Refused(422, "a name has letters, digits, spaces, and . + - _ inside")
+            folder = self.folder / name
+            if is_run(folder):
+                raise Refused(409, f"there is a run {name} already; choose another name")
+            if self._is_alive(name):
+                raise Refused(409, f"{name} is starting already")
+            make_folder(folder)
+            write_text(folder / RECIPE, text)
+            self._spawn(name, ["train", str(folder / RECIPE), "--out", str(folder)])
+            return self._run(name)
+
+    def resume(self, name: str) -> Run:
+        """Continue a run, or start again one that never got going. Raises: Refused."""
+        with self._lock:
+            run = self.get(name)
+            if run.is_active:
+                raise Refused(409, f"{name} is running already")
+            again = ["train", str(run.folder / RECIPE), "--out", str(run.folder)]
+            self._spawn(name, resume_arguments(run.folder) if is_run(run.folder) else again)
+            return self._run(name)
+
+    def stop(self, name: str) -> Run:
+        """Let a run save a checkpoint after its step and end. Raises: Refused."""
+        with self._lock:
+            run = self.get(name)
+            if not run.is_active:
+                raise Refused(409, f"{name} is not running")
+            pid = self._processes[name].pid if self._is_alive(name) else run.status.pid
+            if run.status.state != STOPPING:  # a second signal would end it without saving
+                break_signal = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
+                try:
+                    os.kill(pid, break_signal if WINDOWS else signal.SIGTERM)
+                except OSError as error:
+                    reason = f"process {pid} cannot be reached ({error.strerror}); stop it there"
+                    raise Refused(409, reason) from error
+                self._stopped.add(name)
+            return self._run(name)
+
+    def recipes(self) -> Mapping[str, dict[str, Path]]:
+        """{group: {key: file}} of every recipe that the form may begin with."""
+        here = [*Path.cwd().glob("*.y*ml"), *self.folder.glob("*.y*ml")]
+        runs = {each.name: each.folder / "run.yaml" for each in self.all()}
+        for name, file in runs.items():
+            runs[name] = file if file.is_file() else file.with_name(RECIPE)
+        return {
+            "Recipes of the package": {each: RECIPES / f"{each}.yaml" for each in recipe_names()},
+            "Files": {f"file:{each.name}": each for each in here},
+            "Settings of a run": {f"run:{name}": file for name, file in runs.items()},
+        }
+
+    def free_name(self, wanted: str) -> str:
+        """A name that no run has: the wanted one, or with a number."""
+        numbered = (f"{wanted}-{number}" for number in range(2, 10_000))
+        names = [wanted, *numbered]
+        return next(name for name in names if not (self.folder / name).exists())
+
+    def _spawn(self, name: str, arguments: list[str]) -> None:
+        """Start `directalign` in a process that outlives this one."""
+        apart: dict[str, Any] = {"start_new_session": True}
+        if WINDOWS:
+            apart = {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        command = [sys.executable, "-m", "directalign", *arguments]
+        self._spawned[name] = time.time()
+        with (self.folder / name / LOG).open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                **apart,
+            )
+        self._stopped.discard(name)
+
+    def _is_alive(self, name: str) -> bool:
+        process = self._processes.get(name)
+        return process is not None and process.poll() is None
+
+    def _run(self, name: str) -> Run:
+        with self._lock:
+            folder = self.folder / name
+            alive = self._is_alive(name)  # before the files are read: it may end in between
+            version = " ".join(_versions(folder))
+            known = self._read.get(name)
+            if known is None or known[0] != version:
+                known = version, read_run(folder), _log_lines(folder / LOG)
+                self._read[name] = known
+            _, files, log = known
+            status = self._status(name, files, log, alive)
+            return Run(name, folder, files, status, log, f"{version} {status}")
+
+    def _status(self, name: str, files: RunFiles, log: list[str], alive: bool) -> Status:
+        """What the files say, and what is known of the process."""
+        found, process = status_of(files), self._processes.get(name)
+        if name in self._stopped and (alive or found.is_running):
+            return replace(found, state=STOPPING)
+        if found.is_running:
+            return found
+        if alive:
+            return replace(found, state=STARTING, reason="")
+        file, was_stopped = files.folder / FILE, name in self._stopped
+        said = file.exists() and file.stat().st_mtime >= self._spawned.get(name, 0.0)
+        self._stopped.discard(name)
+        if not is_run(files.folder) or (process and process.returncode and not said):
+            state = STOPPED if was_stopped else FAILED
+            return replace(found, state=state, reason=_last_line(log, was_stopped))
+        return found
+
+
+def settings_text(file: Path) -> str:
+    """The text of a recipe; of a run's `run.yaml` without the comments that a resume reads."""
+    return dump_run(load_run(file)) if file.name == "run.yaml" else file.read_text("utf-8")
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and (is_run(folder) or (folder / LOG).is_file())
+
+
+def _versions(folder: Path) -> Iterator[str]:
+    for name in READ:
+        try:
+            found = (folder / name).stat()
+            yield f"{found.st_mtime_ns}:{found.st_size}"
+        except OSError:
+            yield "-"
+
+
+def _modified(folder: Path) -> float:
+    """When the run was last written, in seconds."""
+    files = [folder / name for name in READ if (folder / name).exists()]
+    return max((file.stat().st_mtime for file in files), default=0.0)
+
+
+def _log_lines(file: Path) -> list[str]:
+    """The last lines of the process's output."""
+    if not file.is_file():
+        return []
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - LOG_BYTES))
+        return stream.read().decode("utf-8", errors="replace").splitlines()[-LOG_LINES:]
+
+
+def _last_line(log: list[str], was_stopped: bool) -> str:
+    if was_stopped or not log:
+        return BEFORE_START
+    return log[-1].removeprefix("directalign: ")

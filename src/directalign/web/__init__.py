@@ -1,0 +1,1 @@
+"""What the servers of the package share: checks of requests, sockets, static files, errors."""
