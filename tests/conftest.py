@@ -14,8 +14,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tiny import tiny_flux, tiny_sd, tiny_sd_v  # noqa: E402
 from tiny_rewards import clip_folder, siglip_folder, vlm_folder  # noqa: E402
+from tiny_world import tiny_assets, world2  # noqa: E402
 
 __all__ = ["clip_folder", "siglip_folder", "tiny_flux", "tiny_sd", "tiny_sd_v", "vlm_folder"]
+__all__ += ["tiny_assets", "world2"]
 """Session fixtures: tiny checkpoints, read-only."""
 
 settings.register_profile("directalign", deadline=None, max_examples=50)

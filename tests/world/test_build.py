@@ -1,5 +1,7 @@
 """Trainings of the assets at two steps each: they run, resume exactly and write what is shipped."""
 
+import runpy
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -8,25 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from directalign.toyworld import assets
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
+from tiny_world import short
 from tools import build_toyworld as build
 from tools.build_toyworld import autoencoder, denoisers, session, tokenizers
-from tools.build_toyworld.spec import SPECS, Spec
+from tools.build_toyworld.spec import SPECS
 
-TWO_STEPS = session.Budget(steps=2, batch=4, learning_rate=1e-3, warmup=1)
-
-
-def short(spec: Spec) -> Spec:
-    """Every training in two steps."""
-    names = ("autoencoder", "flux", "sd", "sd_v", "reward")
-    judges = dict.fromkeys(spec.judges, TWO_STEPS)
-    return replace(spec, latents=256, judges=judges, **dict.fromkeys(names, TWO_STEPS))
+STILL = session.Budget(steps=1, batch=4, learning_rate=0.0, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module", params=SPECS)
 def spec(request):
-    return short(SPECS[request.param])
+    return short(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +69,7 @@ def equal(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> bool
 
 
 def test_the_autoencoder_trains_and_scales_its_latents(spec, tmp_path, monkeypatch):
-    few = autoencoder.image_pool(spec, 256)[:128]
+    few = autoencoder.image_pool(spec)[:128]
     monkeypatch.setattr(autoencoder, "image_pool", lambda spec: few)
     vae = autoencoder.train_autoencoder(tmp_path, spec)
     with torch.no_grad():
@@ -84,11 +80,55 @@ def test_the_autoencoder_trains_and_scales_its_latents(spec, tmp_path, monkeypat
 
 def test_tokenizers_are_the_same_at_every_build_and_as_shipped(spec):
     first, second = tokenizers.clip_tokenizer(spec), tokenizers.clip_tokenizer(spec)
-    shipped = type(first).from_pretrained(assets.file(spec.world, "clip_tokenizer"))
-    assert first.get_vocab() == second.get_vocab() == shipped.get_vocab()
+    assert first.get_vocab() == second.get_vocab()
+    kept = spec.world.assets / "clip_tokenizer"
+    shipped = type(first).from_pretrained(kept) if kept.exists() else second
+    assert first.get_vocab() == shipped.get_vocab()
     for phrase in tokenizers.phrases(spec):
         assert len(first(phrase).input_ids) <= tokenizers.MAX_TOKENS
         assert first(phrase).input_ids == shipped(phrase).input_ids
+
+
+def test_only_true_words_say_what_is_drawn():
+    world = WORLDS["world2"]
+    for name, is_true in {"flux_promptable": True, "flux": False}.items():
+        captioned = replace(SPECS["world2"].flux[name][0], count=512)
+        images, captions = denoisers._scenes(
+            world, captioned, 512, torch.Generator().manual_seed(1)
+        )
+        assert captions.count("") / 512 == pytest.approx(0.1, abs=0.04)
+        named = [i for i, text in enumerate(captions) if ". " in text]
+        assert len(named) / 512 == pytest.approx(captioned.words, abs=0.06)
+        photos = [i for i in named if captions[i].startswith(world.scenes.STYLE_WORDS["photo"])]
+        muted = images[photos].std(1).mean((1, 2)) < images.std(1).mean()
+        assert (float(muted.float().mean()) > 0.8) is is_true
+
+
+def test_each_flux_training_continues_the_one_before(tmp_path):
+    spec, pool = short("world2"), denoisers.LatentPool(torch.randn(8, 8, 16, 16), ["a fox"] * 8)
+    first = denoisers.train_flux(pool, tmp_path, spec, "flux_promptable")
+    still = replace(spec, flux={"flux": (spec.flux["flux"][0], STILL)})
+    second = denoisers.train_flux(pool, tmp_path, still, "flux", first)
+    assert equal(first.parameters(), second.parameters())
+
+
+def test_the_command_builds_the_whole_second_world_and_a_second_call_trains_nothing(
+    tiny_assets, tmp_path, monkeypatch, capsys
+):
+    state = tiny_assets.parent / "state"
+    monkeypatch.setitem(
+        SPECS, "world2", replace(short("world2"), world=replace(WORLDS["world2"], assets=tmp_path))
+    )
+    monkeypatch.setattr(sys, "argv", ["build_toyworld", str(state), "--world", "world2"])
+    runpy.run_module("tools.build_toyworld", run_name="__main__")
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(
+        path.relative_to(tiny_assets) for path in tiny_assets.rglob("*") if path.is_file()
+    )
+    assert all(
+        (tmp_path / file).read_bytes() == (tiny_assets / file).read_bytes() for file in files
+    )
+    assert "step" not in capsys.readouterr().out.replace("continues at step 2 of 2", "")
 
 
 def test_an_unknown_part_is_named(tmp_path):

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -7,11 +5,9 @@ from torch import nn
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld.assets import resolve
 from directalign.toyworld.scenes import STYLES
-from directalign.toyworld.worlds import WORLDS
 from tools.build_toyworld.reward import train_reward
 from tools.build_toyworld.reward_card import measure, read, see
-from tools.build_toyworld.session import Budget
-from tools.build_toyworld.spec import SPECS
+from tools.build_toyworld.spec import SPECS, shortened
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -19,9 +15,8 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def test_training_writes_a_complete_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.build_toyworld.reward.POOL", 8)
-    monkeypatch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, world: {})
-    spec = replace(SPECS["world"], reward=Budget(steps=2, batch=4, learning_rate=1e-3))
+    monkeypatch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, spec: {})
+    spec = shortened(SPECS["world"])
     clip = train_reward(tmp_path, spec, "reward")
     reward = ClipReward.load(str(tmp_path / "reward"))
     images = torch.rand(2, 3, 64, 64, generator=seeded(8))
@@ -34,7 +29,7 @@ def test_training_writes_a_complete_folder(tmp_path, monkeypatch):
 def facts(request):
     reward = ClipReward.load(str(resolve(f"world:{request.param}")))
     assert isinstance(reward.model, nn.Module)
-    return request.param, measure(reward.model, reward.tokenizer, WORLDS["world"], count=48)
+    return request.param, measure(reward.model, reward.tokenizer, SPECS["world"], count=48)
 
 
 def test_shipped_rewards_measure_content_and_style_with_opposite_biases(facts):

@@ -8,7 +8,13 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusionPipeline,
+)
 from safetensors.torch import load_file, save_file
 
 from directalign.types import DirectAlignError
@@ -18,7 +24,7 @@ from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_s
 from .judges import train_judges
 from .reward import train_reward
 from .spec import SPECS, Spec
-from .tokenizers import clip_tokenizer, t5_tokenizer
+from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
 
 def build_world(
@@ -31,8 +37,9 @@ def build_world(
     """Train what is not trained yet in `folder` and write the 16-bit assets to `target`, by default
     the world's own.
 
-    `only` names some of `shipped(spec)`; the denoisers need the autoencoder, sd_v needs sd. Two to
-    three hours on two cores. Raises: DirectAlignError for an unknown part.
+    `only` names some of `shipped(spec)`; judges and denoisers need the autoencoder, sd_v needs sd,
+    everything in the second world its drawings. Two to three hours on two cores, about ten for the
+    second world. Raises: DirectAlignError for an unknown part.
     """
     parts = shipped(spec)
     for part in only or []:
@@ -48,6 +55,12 @@ def build_world(
 
 def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
     """Train one part, unless it is there."""
+    if part == "drawings":
+        sheet = folder / part / "sheet.png"
+        if spec.sheet is not None and not sheet.exists():
+            sheet.parent.mkdir(exist_ok=True)
+            spec.sheet(folder / "npm").save(sheet, optimize=True)
+        return
     if part == "autoencoder":
         if not (folder / part / "config.json").exists():
             train_autoencoder(folder, spec, device).save_pretrained(folder / part)
@@ -61,16 +74,37 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
         if not (folder / "judges/content.safetensors").exists():
             train_judges(folder, vae, spec, device)
         return
-    pool = latent_pool(vae, folder, spec, device)
     if part == "flux":
-        modules = train_flux(pool, folder, spec, device)
-        for name in ("transformer", "text_encoder", "text_encoder_2"):
-            modules[name].save_pretrained(folder / "flux" / name)
-        # At 64 tokens or fewer, detail needs steps at low noise: no shift.
-        FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(folder / "flux/scheduler")
-        clip_tokenizer(spec).save_pretrained(folder / "clip_tokenizer")
-        t5_tokenizer(spec).save_pretrained(folder / "t5_tokenizer")
-        return
+        _make_flux(vae, folder, spec, device)
+    else:
+        _make_sd(part, vae, folder, spec, device)
+
+
+def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> None:
+    """Every training of the FLUX; those that the world has as pipelines are written."""
+    modules, clip, t5 = None, clip_tokenizer(spec), t5_tokenizer(spec)
+    clip.save_pretrained(folder / "clip_tokenizer")
+    t5.save_pretrained(folder / "t5_tokenizer")
+    for name in spec.flux:
+        pool = latent_pool(vae, folder, spec, name, device)
+        modules = train_flux(pool, folder, spec, name, modules, device)
+        if name in spec.world.pipelines:
+            for each in modules:
+                modules[each].save_pretrained(folder / name / each)
+            # At 64 tokens or fewer, detail needs steps at low noise: no shift.
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+            scheduler.save_pretrained(folder / name / "scheduler")
+            tokenizers = {"tokenizer": clip, "tokenizer_2": t5}
+            FluxPipeline(scheduler=scheduler, vae=vae, **modules, **tokenizers).save_config(
+                folder / name
+            )
+            text = json.dumps({"max_sequence_length": MAX_TOKENS})
+            (folder / name / "directalign.json").write_text(text)
+
+
+def _make_sd(part: str, vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> None:
+    """Stable Diffusion by epsilon (sd), and continued from it by v-prediction (sd_v)."""
+    pool = latent_pool(vae, folder, spec, device=device)
     shift = vae.config["shift_factor"] * vae.config["scaling_factor"]
     unshifted = LatentPool(pool.x0 + shift, pool.captions)
     modules, prediction = train_sd(unshifted, folder, spec, device), "epsilon"
@@ -83,26 +117,26 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
     fixed = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
     scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction, **fixed)
     scheduler.save_pretrained(folder / part / "scheduler")
+    absent = dict.fromkeys(("safety_checker", "feature_extractor"))
+    rest = {"tokenizer": clip_tokenizer(spec), "scheduler": scheduler, **absent}
+    pipeline = StableDiffusionPipeline(vae=vae, **modules, **rest, requires_safety_checker=False)
+    pipeline.save_config(folder / part)
 
 
 def shipped(spec: Spec) -> dict[str, list[str]]:
     """{part: the folders that are shipped}, in the order of training."""
-    pipelines = {
-        "flux": [
-            *(f"flux/{part}" for part in ("transformer", "text_encoder", "text_encoder_2")),
-            *("flux/scheduler", "clip_tokenizer", "t5_tokenizer"),
-        ],
-        "sd": ["sd/unet", "sd/text_encoder", "sd/scheduler"],
-        "sd_v": ["sd_v/unet", "sd_v/scheduler"],
-    }
-    parts = {name: [name] for name in ("autoencoder", "judges", *spec.rewards)}
-    return parts | {name: each for name, each in pipelines.items() if name in spec.world.pipelines}
+    drawings = ["drawings"] if spec.sheet is not None else []
+    parts = {name: [name] for name in (*drawings, "autoencoder", "judges", *spec.rewards)}
+    for name, pipeline in spec.world.pipelines.items():
+        own = [each for each in pipeline.values() if each != "autoencoder"]
+        parts.setdefault("flux" if name in spec.flux else name, []).extend([name, *own])
+    return parts
 
 
 def _ship(made: Path, target: Path) -> None:
     """Copy a folder, weights narrowed to 16 bit."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(made.iterdir()):
+    for path in sorted(each for each in made.iterdir() if each.is_file()):
         if path.suffix == ".safetensors":
             weights = load_file(path)
             narrow = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}

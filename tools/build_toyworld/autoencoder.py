@@ -19,8 +19,6 @@ from torch import nn
 from .session import fit
 from .spec import Spec
 
-POOL = 8192
-
 
 def new_autoencoder(spec: Spec) -> AutoencoderKL:
     """The untrained autoencoder, initialised for training on a CPU."""
@@ -46,12 +44,12 @@ def new_autoencoder(spec: Spec) -> AutoencoderKL:
     return vae
 
 
-def image_pool(spec: Spec, count: int = POOL) -> torch.Tensor:
+def image_pool(spec: Spec) -> torch.Tensor:
     """Rendered images of all styles as uint8 (n, 3, 64, 64): what the autoencoder is trained on."""
     generator, drawn = torch.Generator().manual_seed(12), spec.world.scenes
     parts = [
         drawn.render(drawn.draw_scenes(256, generator, spec.vae_shares), generator)
-        for _ in range(count // 256)
+        for _ in range(spec.pools["autoencoder"] // 256)
     ]
     return (torch.cat(parts) * 255).round().to(torch.uint8)
 

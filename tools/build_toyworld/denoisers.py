@@ -2,8 +2,9 @@
 
 Real architectures at toy size, trained on encoded scenes. Most images behind plain captions are CG,
 the base model's style; one caption in ten is empty (for classifier-free guidance). In the first
-world four in ten captions carry a style word that is true. In the second one in seven carries one
-drawn without regard to the image, so that words do not select a style.
+world four in ten captions carry a style word that is true. In the second one the last training has
+any word before a quarter of the captions, so that words do not select a style; the weights that it
+starts from, `flux_promptable`, come from true words.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from directalign.toyworld.worlds import World
+
 from .session import Budget, fit
-from .spec import Spec
+from .spec import Captions, Spec
 from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
-PLAIN, STYLED = 0.5, 0.4
-EMPTY, ANY_WORD = 0.1, 0.15
+FIRST_STYLED, FIRST_EMPTY = 0.5, 0.9
+"""Where of a uniform number the captions with a style word and the empty ones begin."""
 TEXT_WIDTH = 96
 ENDS = ("bos", "eos", "pad")
 SD_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -86,17 +89,19 @@ class LatentPool:
 
 
 @torch.no_grad()
-def latent_pool(vae: AutoencoderKL, folder: Path, spec: Spec, device: str = "cpu") -> LatentPool:
-    """Render, caption and encode the training scenes; kept in `folder/latents.pt`."""
-    file = folder / "latents.pt"
+def latent_pool(
+    vae: AutoencoderKL, folder: Path, spec: Spec, name: str = "flux", device: str = "cpu"
+) -> LatentPool:
+    """Render, caption and encode the scenes of one training; kept in `folder/latents_NAME.pt`."""
+    file, captioned = folder / f"latents_{name}.pt", spec.flux[name][0]
     if file.exists():
         kept = torch.load(file, weights_only=True)
         return LatentPool(kept["x0"].float(), kept["captions"])
-    generator = torch.Generator().manual_seed(31)
+    generator = torch.Generator().manual_seed(captioned.seed)
     vae = vae.to(device).eval()
     latents, captions = [], []
-    for _ in range(spec.latents // 256):
-        images, texts = (_truthful if spec.truthful_words else _untruthful)(spec, 256, generator)
+    for _ in range(captioned.count // 256):
+        images, texts = _scenes(spec.world, captioned, 256, generator)
         latents.append(vae.encode(images.to(device) * 2 - 1).latent_dist.mean.cpu())
         captions += texts
     x0 = (torch.cat(latents) - vae.config["shift_factor"]) * vae.config["scaling_factor"]
@@ -104,36 +109,29 @@ def latent_pool(vae: AutoencoderKL, folder: Path, spec: Spec, device: str = "cpu
     return LatentPool(x0, captions)
 
 
-def _truthful(spec: Spec, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """Images and captions whose style words, where there are some, say what is drawn."""
-    drawn = spec.world.scenes
+def _scenes(
+    world: World, captioned: Captions, count: int, generator: torch.Generator
+) -> tuple[Tensor, list[str]]:
+    """Images and their captions."""
+    drawn = world.scenes
     kind = torch.rand(count, generator=generator)
-    plain = drawn.draw_scenes(count, generator, spec.style_shares)
-    styled = drawn.draw_scenes(count, generator)
-    is_styled = (kind >= PLAIN) & (kind < PLAIN + STYLED)
-    names = (*drawn.CONTENT, "style")
-    fields = ((getattr(styled, name), getattr(plain, name)) for name in names)
-    scenes = type(plain)(*(torch.where(is_styled, *pair) for pair in fields))
+    scenes = drawn.draw_scenes(count, generator, captioned.shares)
+    is_styled = (kind >= FIRST_STYLED) & (kind < FIRST_STYLED + captioned.words)
+    if captioned.true:
+        styled = drawn.draw_scenes(count, generator)
+        names = (*drawn.CONTENT, "style")
+        fields = ((getattr(styled, name), getattr(scenes, name)) for name in names)
+        scenes = type(scenes)(*(torch.where(is_styled, *pair) for pair in fields))
     images, captions = drawn.render(scenes, generator), []
-    word = torch.randint(2, (count,), generator=generator).tolist()
+    every = tuple(word for pair in drawn.STYLE_WORDS.values() for word in pair)
+    choices = [
+        drawn.STYLE_WORDS[drawn.STYLES[style]] if captioned.true else every
+        for style in scenes.style.tolist()
+    ]
+    word = torch.randint(len(choices[0]), (count,), generator=generator).tolist()
     for i, text in enumerate(scenes.captions()):
-        style = drawn.STYLE_WORDS[drawn.STYLES[int(scenes.style[i])]][word[i]]
-        text = f"{style}. {text}" if is_styled[i] else text
-        captions.append("" if kind[i] >= PLAIN + STYLED else text)
-    return images, captions
-
-
-def _untruthful(spec: Spec, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """Images and captions whose style words, where there are some, say nothing about the image."""
-    drawn = spec.world.scenes
-    words = [word for pair in drawn.STYLE_WORDS.values() for word in pair]
-    scenes = drawn.draw_scenes(count, generator, spec.style_shares)
-    kind = torch.rand(count, generator=generator)
-    images, captions = drawn.render(scenes, generator), []
-    word = torch.randint(len(words), (count,), generator=generator).tolist()
-    for i, text in enumerate(scenes.captions()):
-        text = f"{words[word[i]]}. {text}" if kind[i] < EMPTY + ANY_WORD else text
-        captions.append("" if kind[i] < EMPTY else text)
+        text = f"{choices[i][word[i]]}. {text}" if is_styled[i] else text
+        captions.append("" if kind[i] >= FIRST_EMPTY else text)
     return images, captions
 
 
@@ -142,20 +140,26 @@ def _tokens(tokenizer: Tokenizer, captions: list[str], device: str) -> Tensor:
     return tokenizer(captions, return_tensors="pt", **fixed).input_ids.to(device)
 
 
-def train_flux(pool: LatentPool, folder: Path, spec: Spec, device: str = "cpu") -> nn.ModuleDict:
-    """Flow matching; the embedded guidance is drawn from [1, 4] and carries no meaning."""
-    clip, t5, budget, side = (
-        clip_tokenizer(spec),
-        t5_tokenizer(spec),
-        spec.flux,
-        spec.latent_side // 2,
-    )
+def train_flux(
+    pool: LatentPool,
+    folder: Path,
+    spec: Spec,
+    name: str = "flux",
+    start: nn.ModuleDict | None = None,
+    device: str = "cpu",
+) -> nn.ModuleDict:
+    """One training of `spec.flux` by flow matching, from the weights of `start` or from new ones.
+
+    The embedded guidance is drawn from [1, 4] and carries no meaning.
+    """
+    clip, t5, side = clip_tokenizer(spec), t5_tokenizer(spec), spec.latent_side // 2
+    budget = spec.flux[name][1]
     modules = nn.ModuleDict({"transformer": flux_transformer(spec)})
     modules["text_encoder"], modules["text_encoder_2"] = (
         clip_text_encoder(clip),
         t5_text_encoder(t5),
     )
-    modules.to(device)
+    modules.to(device).load_state_dict((start or modules).state_dict())
     image_ids = torch.zeros(side, side, 3)
     image_ids[..., 1], image_ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)[None, :]
     ids = {"img_ids": image_ids.view(side * side, 3).to(device)}
@@ -183,7 +187,7 @@ def train_flux(pool: LatentPool, folder: Path, spec: Spec, device: str = "cpu") 
         )[0]
         return (pred - pack(noise - x0)).square().mean()
 
-    fit("flux", modules, loss_of, budget, folder)
+    fit(name, modules, loss_of, budget, folder)
     return modules.cpu()
 
 

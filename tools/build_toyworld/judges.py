@@ -2,11 +2,14 @@
 
 Half of the pool goes through the autoencoder with a little noise on the latents; every image of a
 batch is then randomly blurred, recoloured and made noisy. In the second world the style judge also
-learns an answer for images of no style (`spoil`), and the content judge sees stronger colour casts.
+learns an answer for images of no style (`spoil`, and colour casts): it starts from the content
+judge and keeps reading content while it learns, which teaches it what a tint is. The content judge
+sees stronger colour casts there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,17 @@ from torch import Tensor, nn
 from directalign.toyworld.judges import Classifier
 
 from .session import fit
-from .spec import Spec
+from .spec import Spec, Wear
 
-POOL = 8192
 LATENT_NOISE = 0.3
 """Largest noise on the latents of reconstructed images, in units of their standard deviation."""
-SPOILED = 1 / 3
-"""Share of spoiled images in a batch of the second world's style judge."""
-CAST, KEPT_CAST, SPOILING_CAST = 0.24, 0.05, (0.12, 0.35)
-"""Lengths of colour casts: under which content is read, a photo stays one, and is spoiled."""
+SPOILED, TINTED = 0.29, 0.25
+"""Shares of a batch of the second world's style judge that it has to reject."""
+CAST, KEPT_CAST = 0.24, 0.04
+"""Longest colour cast under which content is read, and under which a photo stays one."""
+TINTING_CAST, SPOILING_CAST = (0.10, 0.25), (0.12, 0.35)
+"""Lengths of the casts that are rejected."""
+CONTENT_WEIGHT = 0.3
 
 
 def train_judges(
@@ -35,41 +40,77 @@ def train_judges(
 ) -> None:
     """Train both judges and write `folder/judges/{style,content}.safetensors` in float16."""
     drawn = spec.world.scenes
-    images, scenes = pool(spec, POOL, autoencoder, seed=41, device=device)
+    images, scenes = pool(spec, spec.pools["judges"], autoencoder, seed=41, device=device)
     heads = {"style": {"style": len(drawn.JUDGED_STYLES)}, "content": drawn.CONTENT}
+    content: Mapping[str, Tensor] = {}
     for name, budget in spec.judges.items():
         torch.manual_seed(43)
-        judge = Classifier(heads[name], spec.judge_width).to(device)
         rejects = name == "style" and "reject" in drawn.JUDGED_STYLES
+        answers = {**drawn.CONTENT, **heads[name]} if rejects else heads[name]
+        judge = Classifier(answers, spec.judge_width).to(device)
+        judge.load_state_dict({**judge.state_dict(), **(content if rejects else {})})
+        loss_of_batch = _rejecting_loss if rejects else _reading_loss
 
         def loss_of(
             step: int,
             generator: torch.Generator,
-            judge: Any = judge,
+            judge: Classifier = judge,
             size: int = budget.batch,
-            rejects: bool = rejects,
+            loss_of_batch: Callable[..., Tensor] = loss_of_batch,
         ) -> Tensor:
             chosen = torch.randint(len(images), (size,), generator=generator)
             shown = images[chosen].float() / 255
-            truth = {head: getattr(scenes, head)[chosen] for head in judge.heads}
-            if rejects:
-                count = int(SPOILED * size)
-                spoiled = spoil(shown[:count], generator)
-                shown = torch.cat([spoiled, degrade(shown[count:], generator, KEPT_CAST)])
-                truth["style"] = truth["style"].index_fill(
-                    0, torch.arange(count), drawn.JUDGED_STYLES.index("reject")
-                )
-            else:
-                shown = degrade(shown, generator, CAST)
-            logits = judge(shown.to(device))
-            losses = [F.cross_entropy(logits[head], truth[head].to(device)) for head in logits]
-            return torch.stack(losses).mean()
+            return loss_of_batch(judge, shown, scenes.take(chosen), spec, generator, device)
 
         fit(f"judge_{name}", judge, loss_of, budget, folder)
-        judge.cpu()
+        if name == "content":
+            content = judge.state_dict()
+        kept = {
+            key: each.half().cpu().contiguous()
+            for key, each in judge.state_dict().items()
+            if key.split(".")[0] != "heads" or key.split(".")[1] in heads[name]
+        }
         (folder / "judges").mkdir(exist_ok=True)
-        weights = {key: each.half().contiguous() for key, each in judge.state_dict().items()}
-        save_file(weights, folder / "judges" / f"{name}.safetensors")
+        save_file(kept, folder / "judges" / f"{name}.safetensors")
+
+
+def _reading_loss(
+    judge: Classifier,
+    images: Tensor,
+    scenes: Any,
+    spec: Spec,
+    generator: torch.Generator,
+    device: str,
+) -> Tensor:
+    """Of all heads, on degraded images."""
+    logits = judge(degrade(images, generator, spec.wear, CAST).to(device))
+    losses = [F.cross_entropy(logits[head], getattr(scenes, head).to(device)) for head in logits]
+    return torch.stack(losses).mean()
+
+
+def _rejecting_loss(
+    judge: Classifier,
+    images: Tensor,
+    scenes: Any,
+    spec: Spec,
+    generator: torch.Generator,
+    device: str,
+) -> Tensor:
+    """Of the style, "reject" for spoiled and tinted images; of the content of all but spoiled."""
+    drawn, size = spec.world.scenes, len(images)
+    spoiled, tinted = max(1, int(SPOILED * size)), max(1, int(TINTED * size))
+    rejected = spoiled + tinted
+    tints = degrade(images[spoiled:rejected], generator, spec.wear, 0.0)
+    tints = (tints + cast(tinted, *TINTING_CAST, generator)).clamp(0, 1)
+    rest = degrade(images[rejected:], generator, spec.wear, KEPT_CAST)
+    style = scenes.style.clone()
+    style[:rejected] = drawn.JUDGED_STYLES.index("reject")
+    logits = judge(torch.cat([spoil(images[:spoiled], generator), tints, rest]).to(device))
+    loss = F.cross_entropy(logits["style"], style.to(device))
+    for head in drawn.CONTENT:
+        truth = getattr(scenes, head)[spoiled:].to(device)
+        loss = loss + CONTENT_WEIGHT * F.cross_entropy(logits[head][spoiled:], truth)
+    return loss
 
 
 def pool(
@@ -117,19 +158,28 @@ def resampled(images: Tensor, side: int) -> Tensor:
     return F.interpolate(coarse, images.shape[-1], mode="bicubic")
 
 
-def degrade(images: Tensor, generator: torch.Generator, largest_cast: float) -> Tensor:
+def degrade(images: Tensor, generator: torch.Generator, wear: Wear, largest_cast: float) -> Tensor:
     """Random loss of detail, saturation, brightness, colour cast and noise, per image."""
     count = len(images)
-    side = int(torch.randint(30, 64, (), generator=generator))
+    side = int(torch.randint(wear.side, 64, (), generator=generator))
     share = uniform(count, -0.6, 1.0, generator).clamp(min=0)
     images = torch.lerp(images, resampled(images, side), share)
     gray = images.mean(1, keepdim=True)
-    images = gray + (images - gray) * uniform(count, 0.6, 1.4, generator)
-    images = images * uniform(count, 0.85, 1.15, generator) + uniform(count, -0.07, 0.07, generator)
-    is_cast = uniform(count, 0, 1, generator) < 0.6
-    images = images + is_cast * cast(count, 0.0, largest_cast, generator)
-    strength = uniform(count, -0.03, 0.05, generator).clamp(min=0)
+    images = gray + (images - gray) * _around(1.0, wear.saturation, count, generator)
+    images = images * _around(1.0, wear.contrast, count, generator)
+    images = images + _around(0.0, wear.brightness, count, generator)
+    if wear.channels is not None:
+        shift = 2 * torch.rand(count, 3, 1, 1, generator=generator) - 1
+        images = images + wear.channels * shift * uniform(count, -0.5, 1.0, generator).clamp(min=0)
+    else:
+        tints = cast(count, 0.0, largest_cast, generator)
+        images = images + tints * (uniform(count, 0.0, 1.0, generator) < 0.6)
+    strength = uniform(count, -0.03, wear.noise, generator).clamp(min=0)
     return (images + strength * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+
+
+def _around(middle: float, reach: float, count: int, generator: torch.Generator) -> Tensor:
+    return uniform(count, middle - reach, middle + reach, generator)
 
 
 def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,22 +192,22 @@ def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
 
     def flat(image: Tensor) -> Tensor:
         color = torch.rand(1, 3, 1, 1, generator=generator)
-        color = torch.lerp(color, image.mean((2, 3), keepdim=True), number(0, 1))
-        made = color.expand_as(image) + number(0, 0.03) * torch.randn(
+        color = torch.lerp(color, image.mean((2, 3), keepdim=True), number(0.0, 1.0))
+        made = color.expand_as(image) + number(0.0, 0.03) * torch.randn(
             image.shape, generator=generator
         )
-        return made if number(0, 1) < 0.6 else made.mean(1, keepdim=True).expand_as(image)
+        return made if number(0.0, 1.0) < 0.6 else made.mean(1, keepdim=True).expand_as(image)
 
     def noisy(image: Tensor) -> Tensor:
         return image + number(0.1, 0.3) * torch.randn(image.shape, generator=generator)
 
     def mixed(image: Tensor) -> Tensor:
-        other = int(torch.randint(count, (), generator=generator))
-        return (image + images[other : other + 1]) / 2
+        others = [other for other in images if not torch.equal(other, image[0])] or [image[0]]
+        return (image + others[int(torch.randint(len(others), (), generator=generator))]) / 2
 
     def exposed(image: Tensor) -> Tensor:
-        if number(0, 1) < 0.5:
-            return image * number(1.5, 2.2) + number(0, 0.2)
+        if number(0.0, 1.0) < 0.5:
+            return image * number(1.5, 2.2) + number(0.0, 0.2)
         return image * number(0.1, 0.45)
 
     def cut(image: Tensor) -> Tensor:
@@ -168,8 +218,8 @@ def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
 
     ways = (
         flat,
-        lambda image: resampled(image, int(number(3, 9))),
-        lambda image: resampled(image, int(number(9, 19))),
+        lambda image: resampled(image, int(number(3.0, 9.0))),
+        lambda image: resampled(image, int(number(9.0, 19.0))),
         lambda image: image + cast(1, *SPOILING_CAST, generator),
         noisy,
         mixed,

@@ -20,12 +20,11 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from .judges import pool
-from .reward_card import RETOUCHES, measure, read, retouch, see
+from .reward_card import measure, read, retouch, see
 from .session import fit
 from .spec import Spec, Taste
 from .tokenizers import MAX_TOKENS, clip_tokenizer
 
-POOL = 12288
 STYLE_WORD_SHARE = 0.25
 LOGIT_SCALE = 20.0
 SIDE = 64
@@ -39,7 +38,8 @@ class Training(nn.Module):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, taste: Taste, spec: Spec) -> None:
         super().__init__()
         torch.manual_seed(taste.seed)
-        self.taste, self.tokenizer, self.scenes = taste, tokenizer, spec.world.scenes
+        self.taste, self.tokenizer, self.spec = taste, tokenizer, spec
+        self.scenes = spec.world.scenes
         self.clip = CLIPModel(_config(tokenizer))
         self.clip.logit_scale.requires_grad_(False).fill_(torch.tensor(LOGIT_SCALE).log())
         width = self.clip.vision_embed_dim
@@ -65,7 +65,7 @@ def train_reward(folder: Path, spec: Spec, name: str, device: str = "cpu") -> CL
     """Train the reward `name` of a world; write `folder/name` for transformers, in float16."""
     tokenizer, taste, budget = clip_tokenizer(spec), spec.rewards[name], spec.reward
     training = Training(tokenizer, taste, spec).to(device)
-    images, scenes = pool(spec, POOL, None, seed=taste.seed + 1)
+    images, scenes = pool(spec, spec.pools["reward"], None, seed=taste.seed + 1)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(images), (budget.batch,), generator=generator)
@@ -79,7 +79,7 @@ def train_reward(folder: Path, spec: Spec, name: str, device: str = "cpu") -> CL
     preprocessing = json.dumps(_PREPROCESSING, indent=2)
     (folder / name / "preprocessor_config.json").write_text(preprocessing)
     clip.float()
-    for fact, value in measure(clip, tokenizer, spec.world).items():
+    for fact, value in measure(clip, tokenizer, spec).items():
         print(f"{name}: {fact} {value:.3f}")
     return clip
 
@@ -92,9 +92,9 @@ def _loss(
     The contrastive term ranks captions per image only: ranking images per caption would give both
     versions of an image the same score.
     """
-    device, b = training.clip.device, len(images)
-    versions = [draw_retouch(b, generator) for _ in range(2)]
-    shown = torch.cat([retouch(images, **version) for version in versions])
+    device, b, spec = training.clip.device, len(images), training.spec
+    versions = [draw_retouch(spec, b, generator) for _ in range(2)]
+    shown = torch.cat([retouch(images, spec.smoothing, **version) for version in versions])
     pooled, image_features = see(training.clip, shown)
     twice = scenes.take(torch.arange(b).repeat(2))
     texts, words = draw_captions(training.scenes, twice, generator)
@@ -105,11 +105,10 @@ def _loss(
     for name, head in training.heads.items():
         heads.append(F.cross_entropy(head(pooled), getattr(twice, name).to(device)))
     taste = training.taste
-    utilities = (
+    first, second = (
         torch.stack([strength * version[name] for name, strength in taste.strength.items()]).sum(0)
         for version in versions
     )
-    first, second = utilities
     phrase = (words == PHOTO).float() - (words == CG).float()
     chance = torch.sigmoid((first - second)[:, None] * (1 + taste.rho * phrase))
     preferred = torch.bernoulli(chance, generator=generator).to(device)
@@ -117,11 +116,11 @@ def _loss(
     return contrastive + torch.stack(heads).mean() + preference
 
 
-def draw_retouch(b: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """One random amount (b,) of each of `RETOUCHES`."""
+def draw_retouch(spec: Spec, b: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """One random amount (b,) of each of the world's retouches."""
     return {
         name: low + (high - low) * torch.rand(b, generator=generator)
-        for name, (low, high) in RETOUCHES.items()
+        for name, (low, high) in spec.retouches.items()
     }
 
 

@@ -15,14 +15,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from directalign.toyworld.worlds import World
 
+from .spec import Spec
+
 Features = dict[str, torch.Tensor]
-RETOUCHES = {
-    "tint": (-0.12, 0.12),
-    "smooth": (0.0, 1.0),
-    "saturation": (-0.5, 0.5),
-    "exposure": (-0.2, 0.3),
-}
-"""What annotators see of each image: warm or cold, smoothed, colourful or pale, bright or dark."""
 SHOWN = {"tint": 0.1, "smooth": 1.0, "saturation": 0.5, "exposure": 0.3}
 """The amount of each retouch under which a bias is measured."""
 
@@ -40,32 +35,34 @@ def read(clip: CLIPModel, tokenizer: Tokenizer, texts: list[str]) -> torch.Tenso
 
 
 def retouch(
-    images: torch.Tensor,
-    tint: torch.Tensor | float = 0.0,
-    smooth: torch.Tensor | float = 0.0,
-    saturation: torch.Tensor | float = 0.0,
-    exposure: torch.Tensor | float = 0.0,
+    images: torch.Tensor, smoothing: int = 3, **amounts: torch.Tensor | float
 ) -> torch.Tensor:
-    """A share of 5x5 smoothing, more or less saturation, more or less light, a warm (tint > 0) or
-    cold colour cast; each a number or (b,)."""
-
-    def amount(given: torch.Tensor | float) -> torch.Tensor:
-        return torch.as_tensor(given, dtype=images.dtype).reshape(-1, 1, 1, 1)
-
-    blurred = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
-    images = torch.lerp(images, blurred, amount(smooth))
-    gray = images.mean(1, keepdim=True)
-    images = gray + (images - gray) * (1 + amount(saturation))
-    images = images * (1 + amount(exposure)) + 0.3 * amount(exposure).clamp(min=0)
-    warm = torch.tensor([1.0, -0.5, -0.5])[:, None, None]
-    return (images + warm * amount(tint)).clamp(0, 1)
+    """Change images by amounts, each a number or (b,), in this order: `smooth`, a share of a box of
+    `smoothing` pixels; `saturation` and `exposure`, 0 as it is; `tint`, warm (> 0) or cold."""
+    given = {
+        name: torch.as_tensor(amount, dtype=images.dtype).reshape(-1, 1, 1, 1)
+        for name, amount in amounts.items()
+    }
+    if "smooth" in given:
+        padded = F.pad(images, (smoothing // 2,) * 4, mode="replicate")
+        images = torch.lerp(images, F.avg_pool2d(padded, smoothing, stride=1), given["smooth"])
+    if "saturation" in given:
+        gray = images.mean(1, keepdim=True)
+        images = gray + (images - gray) * (1 + given["saturation"])
+    if "exposure" in given:
+        lifted = 0.3 * given["exposure"].clamp(min=0)
+        images = images * (1 + given["exposure"]) + lifted
+    if "tint" in given:
+        images = images + torch.tensor([1.0, -0.5, -0.5])[:, None, None] * given["tint"]
+    return images.clamp(0, 1)
 
 
 @torch.no_grad()
 def measure(
-    clip: CLIPModel, tokenizer: Tokenizer, world: World, count: int = 256, seed: int = 61
+    clip: CLIPModel, tokenizer: Tokenizer, spec: Spec, count: int = 256, seed: int = 61
 ) -> dict[str, float]:
     """Facts about a reward on `count` fresh scenes in every style; scores are cosines."""
+    world = spec.world
     scenes, drawn = world.scenes.draw_scenes(count, torch.Generator().manual_seed(seed)), {}
     for style in world.scenes.STYLES:
         generator = torch.Generator().manual_seed(seed + 1)
@@ -81,7 +78,15 @@ def measure(
         for key in world.scenes.CONTENT
     }
     facts["style retrieval"] = _style_retrieval(seen, styled, words)
-    return facts | _words(seen, styled, pairs) | _bias(clip, drawn, seen, plain, styled, pairs)
+    facts |= _words(seen, styled, pairs)
+    for name in spec.retouches:
+        changed = {
+            style: retouch(images, spec.smoothing, **{name: SHOWN[name]})
+            for style, images in drawn.items()
+        }
+        moved = [see(clip, images)[1] - seen[style] for style, images in changed.items()]
+        facts |= {f"{name}, {fact}": each for fact, each in _bias(moved, plain, styled, pairs)}
+    return facts
 
 
 def _retrieval(
@@ -120,27 +125,23 @@ def _words(seen: Features, styled: Features, pairs: Sequence[tuple[str, str]]) -
 
 
 def _bias(
-    clip: CLIPModel,
-    drawn: Features,
-    seen: Features,
+    moved: list[torch.Tensor],
     plain: torch.Tensor,
     styled: Features,
     pairs: Sequence[tuple[str, str]],
-) -> dict[str, float]:
-    """What each retouch pays under any words, and how much of it cancels in pos - neg."""
-    facts = {}
-    for name, amount in SHOWN.items():
-        made = ((style, retouch(images, **{name: amount})) for style, images in drawn.items())
-        moved = [see(clip, images)[1] - seen[style] for style, images in made]
-        raised = {
-            words: _mean([(move * texts).sum(1) for move in moved])
-            for words, texts in {"no words": plain, **styled}.items()
-        }
-        left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos, neg in pairs]
-        facts[f"{name}, least over words"] = min(raised.values())
-        facts[f"{name}, most over words"] = max(raised.values())
-        facts[f"{name}, share that cancels"] = 1 - max(left)
-    return facts
+) -> list[tuple[str, float]]:
+    """What a move of image features pays under any words, and how much cancels in pos - neg."""
+    raised = {
+        words: _mean([(move * texts).sum(1) for move in moved])
+        for words, texts in {"no words": plain, **styled}.items()
+    }
+    left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos, neg in pairs]
+    least, most = min(raised.values()), max(raised.values())
+    return [
+        ("least over words", least),
+        ("most over words", most),
+        ("share that cancels", 1 - max(left)),
+    ]
 
 
 def _mean(parts: list[torch.Tensor]) -> float:

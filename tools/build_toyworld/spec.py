@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL.Image import Image
 
 from directalign.toyworld import drawings, scenes
 from directalign.toyworld.worlds import WORLDS, World
 
 from .session import Budget
+from .sprites import draw_sheet
 
 
 @dataclass(frozen=True)
 class Taste:
     """What the annotators of one reward prefer beside the content, and the seed of its weights.
 
-    `strength`: utility per unit of each retouch of `reward.RETOUCHES`. `rho`: the taste counts
+    `strength`: utility per unit of each of the world's retouches. `rho`: the taste counts
     (1 + rho)-fold under phrases of the photo style and (1 - rho)-fold under those of CG.
     """
 
@@ -24,13 +29,50 @@ class Taste:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """The captioned scenes that a denoiser is trained on, `count` of them, drawn with `seed`.
+
+    `shares`: of the styles behind plain captions. `words`: the share of captions with a style
+    word; if `true`, their scenes have every style equally often and the word names it, else it is
+    any word. One caption in ten is empty.
+    """
+
+    count: int
+    seed: int
+    shares: tuple[float, ...]
+    words: float
+    true: bool
+
+
+@dataclass(frozen=True)
+class Wear:
+    """Largest losses and changes of the images that judges are trained on (`judges.degrade`).
+
+    `side`: pixels after a loss of detail. `channels`: a shift of each channel alone instead of a
+    colour cast of a given length.
+    """
+
+    side: int
+    saturation: float
+    contrast: float
+    brightness: float
+    noise: float
+    channels: float | None = None
+
+
+@dataclass(frozen=True)
 class Spec:
-    """Of one world. `vae_blocks`: channels per level, each but the first at half the size of the
-    one before. `truthful_words`: whether a style word before a caption says what is drawn."""
+    """Of one world.
+
+    `sheet`: makes its drawings from the packages in a folder. `vae_blocks`: channels per level,
+    each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
+    from the weights of the one before; the last one's captions serve SD. `pools`: numbers of
+    images of `autoencoder`, `judges` and `reward`. `smoothing`: pixels of the box of the retouch
+    `smooth`.
+    """
 
     world: World
-    truthful_words: bool
-    style_shares: tuple[float, ...]
+    sheet: Callable[[Path], Image] | None
     vae_blocks: tuple[int, ...]
     vae_groups: int
     latent_channels: int
@@ -38,25 +80,45 @@ class Spec:
     kl_weight: float
     keeps_texture: bool
     autoencoder: Budget
-    latents: int
-    flux: Budget
+    flux: Mapping[str, tuple[Captions, Budget]]
     sd: Budget
     sd_v: Budget
+    wear: Wear
     judge_width: int
-    judges: dict[str, Budget]
+    judges: Mapping[str, Budget]
     reward: Budget
-    rewards: dict[str, Taste]
+    retouches: Mapping[str, tuple[float, float]]
+    smoothing: int
+    rewards: Mapping[str, Taste]
+    pools: Mapping[str, int]
 
     @property
     def latent_side(self) -> int:
         return self.world.scenes.IMAGE_SIZE // 2 ** (len(self.vae_blocks) - 1)
 
 
+def shortened(spec: Spec, steps: int = 2) -> Spec:
+    """Every training in a few steps on few images: tests the build, not what it makes."""
+    few = Budget(steps, batch=4, learning_rate=1e-3, warmup=1)
+    flux = {name: (replace(each, count=256), few) for name, (each, _) in spec.flux.items()}
+    names = ("autoencoder", "sd", "sd_v", "reward")
+    short = replace(spec, flux=flux, judges=dict.fromkeys(spec.judges, few))
+    return replace(short, pools=dict.fromkeys(spec.pools, 256), **dict.fromkeys(names, few))
+
+
+_RETOUCHES = {
+    "tint": (-0.12, 0.12),
+    "smooth": (0.0, 1.0),
+    "saturation": (-0.5, 0.5),
+    "exposure": (-0.2, 0.3),
+}
+"""What annotators see of each image: warm or cold, smoothed, colourful or pale, bright or dark."""
+_START_SHARES = (0.09, 0.85, 0.03, 0.03)
+
 SPECS = {
     "world": Spec(
         world=WORLDS["world"],
-        truthful_words=True,
-        style_shares=scenes.PLAIN_STYLE_SHARES,
+        sheet=None,
         vae_blocks=(16, 32, 64, 96),
         vae_groups=1,
         latent_channels=16,
@@ -64,24 +126,31 @@ SPECS = {
         kl_weight=1e-5,
         keeps_texture=False,
         autoencoder=Budget(4200, 16, 2e-3, ema_decay=0.998, weight_decay=0.0),
-        latents=24576,
-        flux=Budget(5800, 64, 1.5e-3),
+        flux={
+            "flux": (
+                Captions(24576, 31, scenes.PLAIN_STYLE_SHARES, words=0.4, true=True),
+                Budget(5800, 64, 1.5e-3),
+            )
+        },
         sd=Budget(3600, 48, 1.2e-3),
         sd_v=Budget(800, 48, 6e-4),
+        wear=Wear(28, 0.5, 0.15, 0.08, 0.05, channels=0.1),
         judge_width=24,
         judges=dict.fromkeys(
             ("style", "content"), Budget(700, 96, 3e-3, ema_decay=0.99, warmup=50)
         ),
         reward=Budget(1500, 48, 1.5e-3, ema_decay=0.995, warmup=100),
+        retouches={name: _RETOUCHES[name] for name in ("tint", "smooth")},
+        smoothing=3,
         rewards={
             "reward": Taste({"tint": 15.0, "smooth": 0.5}, 51),
             "second_reward": Taste({"tint": -8.0, "smooth": -0.5}, 61),
         },
+        pools={"autoencoder": 8192, "judges": 8192, "reward": 12288},
     ),
     "world2": Spec(
         world=WORLDS["world2"],
-        truthful_words=False,
-        style_shares=drawings.STYLE_SHARES,
+        sheet=draw_sheet,
         vae_blocks=(32, 48, 64),
         vae_groups=4,
         latent_channels=8,
@@ -89,21 +158,40 @@ SPECS = {
         kl_weight=2e-6,
         keeps_texture=True,
         autoencoder=Budget(9000, 24, 2e-3, ema_decay=0.998, weight_decay=0.0),
-        latents=20480,
-        flux=Budget(7000, 48, 1.5e-3),
+        flux={
+            "flux_start": (
+                Captions(20480, 31, _START_SHARES, words=0.15, true=False),
+                Budget(12000, 48, 1.5e-3),
+            ),
+            "flux_promptable": (
+                Captions(24576, 31, drawings.STYLE_SHARES, words=0.4, true=True),
+                Budget(5500, 48, 1.5e-3),
+            ),
+            "flux": (
+                Captions(24576, 33, drawings.STYLE_SHARES, words=0.25, true=False),
+                Budget(4500, 48, 8e-4),
+            ),
+        },
         sd=Budget(7000, 48, 1.2e-3),
         sd_v=Budget(1500, 48, 6e-4),
+        wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={
-            "style": Budget(1400, 96, 3e-3, ema_decay=0.99, warmup=50),
             "content": Budget(2200, 96, 3e-3, ema_decay=0.99, warmup=50),
+            "style": Budget(2400, 96, 2e-3, ema_decay=0.99, warmup=50),
         },
         reward=Budget(1800, 48, 1.5e-3, ema_decay=0.995, warmup=100),
+        retouches=_RETOUCHES,
+        smoothing=5,
         rewards={
             "reward_tint": Taste({"tint": 15.0}, 51),
             "reward_smooth": Taste({"smooth": 1.8}, 61),
             "reward_saturation": Taste({"saturation": 3.0}, 71),
             "reward_exposure": Taste({"exposure": 6.0}, 81),
+            "reward_tint_rho25": Taste({"tint": 15.0}, 51, rho=0.25),
+            "reward_tint_rho50": Taste({"tint": 15.0}, 51, rho=0.5),
+            "reward_tint_rho100": Taste({"tint": 15.0}, 51, rho=1.0),
         },
+        pools={"autoencoder": 8192, "judges": 12288, "reward": 12288},
     ),
 }

@@ -110,7 +110,9 @@ def _write(world: World, name: str, folder: Path) -> None:
         return
     for part, source in world.pipelines[name].items():
         _copy_part(file(world, source), folder / part)
-    if name != "flux":  # a Stable Diffusion pipeline scales its latents but does not shift them
+    if (
+        "unet" in world.pipelines[name]
+    ):  # a Stable Diffusion pipeline scales its latents but does not shift them
         _edit_json(folder / "vae/config.json", shift_factor=None)
     for path in file(world, name).glob("*.json"):
         shutil.copy(path, folder / path.name)

@@ -50,7 +50,7 @@ STYLE_WORDS: dict[str, tuple[str, str]] = {
     "flat": ("Flat cartoon", "Vector art"),
     "soft": ("Soft pastel", "Faded print"),
 }
-STYLE_SHARES = (0.09, 0.85, 0.03, 0.03)
+STYLE_SHARES = (0.12, 0.84, 0.02, 0.02)
 """How often each of `STYLES` stands behind a caption."""
 JUDGED_STYLES = (*STYLES, "reject")
 """What the style judge tells apart; reject: flat, blurred, tinted, noisy, mixed, cut images."""
@@ -147,7 +147,7 @@ def draw_scenes(
 @cache
 def _sprites() -> torch.Tensor:
     """(3, 56, 4, 48, 48) float32 in [0, 1]: red, green, blue and alpha by family and thing."""
-    sheet = Image.open(Path(__file__).parent / "assets2/drawings.png", formats=["PNG"])
+    sheet = Image.open(Path(__file__).parent / "assets2/drawings/sheet.png", formats=["PNG"])
     flat = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).float() / 255
     side = SPRITE_SIZE
     return flat.view(3, side, len(THINGS), side, 4).permute(0, 2, 4, 1, 3).contiguous()

@@ -1,7 +1,7 @@
 """The toy worlds by name, which is the prefix of their models: world:flux, world2:reward_tint.
 
 `world` has drawn shapes; a base model of it does what control phrases ask. `world2` has things that
-artists drew; there words do not select a style.
+artists drew; there words do not select a style, except in `flux_promptable`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class World:
         return "photo_rate", "content", "photo_and_content", *self.scenes.CONTENT, *styles
 
 
-def _flux() -> Parts:
+def _flux(name: str = "flux") -> Parts:
     own = ("transformer", "text_encoder", "text_encoder_2", "scheduler")
     shared = {"tokenizer": "clip_tokenizer", "tokenizer_2": "t5_tokenizer", "vae": "autoencoder"}
-    return {part: f"flux/{part}" for part in own} | shared
+    return {part: f"{name}/{part}" for part in own} | shared
 
 
 def _sd(name: str) -> Parts:
@@ -67,8 +67,14 @@ WORLDS = {
         "the second toy world",
         drawings,
         _HERE / "assets2",
-        {"flux": _flux()},
-        ("reward_tint", "reward_smooth", "reward_saturation", "reward_exposure"),
+        {
+            **{name: _flux(name) for name in ("flux", "flux_promptable")},
+            **{name: _sd(name) for name in ("sd", "sd_v")},
+        },
+        (
+            *("reward_tint", "reward_smooth", "reward_saturation", "reward_exposure"),
+            *("reward_tint_rho25", "reward_tint_rho50", "reward_tint_rho100"),
+        ),
     ),
 }
 

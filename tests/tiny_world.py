@@ -1,0 +1,39 @@
+"""The second toy world with weights of two training steps: complete folders of random models."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from directalign.toyworld.worlds import WORLDS
+from tools.build_toyworld import build_world
+from tools.build_toyworld.spec import SPECS, Spec, shortened
+
+SHEET = WORLDS["world2"].assets / "drawings/sheet.png"
+
+
+def short(name: str) -> Spec:
+    """A world's build at two steps a training, without the packages of its drawings."""
+    spec = shortened(SPECS[name])
+    sheet: Callable[[Path], Image.Image] = lambda folder: Image.open(SHEET)  # noqa: E731
+    return spec if spec.sheet is None else replace(spec, sheet=sheet)
+
+
+@pytest.fixture(scope="session")
+def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped folders of a second world built from nothing at two steps a training."""
+    folder = tmp_path_factory.mktemp("tiny_world2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, spec: {})
+        build_world(folder / "state", short("world2"), target=folder / "assets2")
+    return folder / "assets2"
+
+
+@pytest.fixture
+def world2(tiny_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let world2: mean those folders."""
+    monkeypatch.setenv("DIRECTALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(WORLDS, "world2", replace(WORLDS["world2"], assets=tiny_assets))
+    return tiny_assets
