@@ -10,7 +10,7 @@ RUN pip install --no-cache-dir uv
 ENV PATH=/opt/venv/bin:$PATH UV_PROJECT_ENVIRONMENT=/opt/venv UV_LINK_MODE=copy UV_NO_CACHE=1 \
     PYTHONUNBUFFERED=1 HF_HOME=/work/.cache/huggingface XDG_CACHE_HOME=/work/.cache
 WORKDIR /source
-COPY pyproject.toml uv.lock constraints-cpu.txt README.md LICENSE ./
+COPY pyproject.toml uv.lock constraints-cpu.txt README.md LICENSE NOTICE ./
 COPY src src
 
 # Without CUDA's libraries: a tenth of the size.

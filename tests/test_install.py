@@ -25,7 +25,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("Ünïcode and spaces")
     source, here = folder / "source", folder / "empty"
     here.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "src"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         source.mkdir(exist_ok=True)
         copy(ROOT / name, source / name)

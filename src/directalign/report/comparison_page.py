@@ -13,7 +13,7 @@ from ..stats import grouped_mean
 from . import charts
 from .format import counted, cut, interval, mapping, number, of_one_image, with_ends
 from .images import BUDGET, Images, embed, spread
-from .page import differing_settings, environment_of, render
+from .page import credits_of, differing_settings, environment_of, render
 from .read import Comparison, ImageRecord, Model, Record, read_comparison
 
 OFF_TOPIC = "control_prompts"
@@ -70,7 +70,7 @@ def html(folder: Path) -> str:
         with_settings=sum(each is not None for each in settings),
         command=cut(found.record.get("command") or "", 2000),
         environment=environment_of(found.record),
-        notes=found.notes,
+        notes=[*credits_of(settings), *found.notes],
     )
 
 

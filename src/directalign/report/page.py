@@ -43,6 +43,18 @@ PAGES = environment(TEMPLATES)
 """All templates of the reports."""
 
 
+CREDIT = (
+    "The second toy world's drawings: Fluent 3D (Microsoft, MIT), Noto (Google, Apache-2.0) and "
+    "Twemoji (Twitter and contributors, CC BY 4.0), reduced, recoloured and lit; see NOTICE."
+)
+
+
+def credits_of(settings: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """The note on the artists, if a run of these settings has pictures of their drawings."""
+    values = (str(value) for each in settings if each for value in flat(each).values())
+    return [CREDIT] if any(f"{value}:".startswith("world2:") for value in values) else []
+
+
 def render(template: str, notes: Sequence[str], **context: Any) -> str:
     """A page as HTML, with the first `MAX_NOTES` notes."""
     files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}

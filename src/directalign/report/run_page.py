@@ -28,7 +28,7 @@ from .charts import (
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
 from .format import cut, mapping, number
 from .images import BUDGET, Images, embed_cells, prompts_of, sample_cells
-from .page import environment_of, render, repeat_command
+from .page import credits_of, environment_of, render, repeat_command
 from .read import RunFiles, is_comparison, metric_of, read_comparison
 from .status import RUNNING, Status, status_of
 
@@ -88,7 +88,7 @@ def html(run: RunFiles) -> str:
         reward=reward_of(mapping(run.setting("reward"))),
         settings_text=run.settings_text[:MAX_TEXT],
         environment=environment_of(run.summary),
-        notes=run.notes,
+        notes=[*credits_of([run.settings]), *run.notes],
     )
 
 

@@ -18,7 +18,7 @@ from .basis import alike, common_count, measured_with, on_equal_pairs, prompts_m
 from .charts import STYLES, Figure, IntervalAxis, Scatter, Series, line_chart
 from .format import cut, number
 from .images import EmbeddedCells, embed_cells, prompts_of, sample_cells
-from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
+from .page import NAME, credits_of, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
 from .status import status_of
 
@@ -55,7 +55,11 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         long=list(zip(long, grids[len(short) :], strict=True)),
         commands=[(run, repeat_command(run), (run.folder / NAME).is_file()) for run in runs],
         environment=environment_of(next((run.summary for run in runs if run.summary), {})),
-        notes=notes + [f"{run.key}: {note}" for run in runs for note in run.notes],
+        notes=[
+            *credits_of([run.settings for run in runs]),
+            *notes,
+            *(f"{run.key}: {note}" for run in runs for note in run.notes),
+        ],
     )
 
 
