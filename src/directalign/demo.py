@@ -28,20 +28,21 @@ QUICK = (
 TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 
 
-def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
-    """Train the four runs into `out`, write `out/summary.json` and the page, which is returned.
+def demo(out: Path, overrides: Sequence[str] = (), world: str = "world") -> Path:
+    """Train the four runs of a toy world into `out`; write `out/summary.json` and the page.
 
-    Finished runs are kept.
+    Finished runs are kept. Returns the page.
     """
-    for name, settings in _runs(overrides).items():
+    runs = _runs(overrides, world)
+    for name, settings in runs.items():
         train_once(settings, out / name)
-    summary = summarise({name: read_run(out / name) for name in _runs(overrides)})
+    summary = summarise({name: read_run(out / name) for name in runs})
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return write_page(out)
 
 
-def _runs(overrides: Sequence[str]) -> dict[str, RunConfig]:
-    srpo = load_run("world_srpo", overrides)
+def _runs(overrides: Sequence[str], world: str) -> dict[str, RunConfig]:
+    srpo = load_run(f"{world}_srpo", overrides)
     longer = [
         *overrides,
         f"train.num_steps={LONGER * srpo.train.num_steps}",
@@ -49,11 +50,11 @@ def _runs(overrides: Sequence[str]) -> dict[str, RunConfig]:
     ]
     return {
         "srpo": srpo,
-        "direct_align": load_run("world_direct_align", overrides),
+        "direct_align": load_run(f"{world}_direct_align", overrides),
         "srpo_long": load_run(
-            "world_srpo", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']
+            f"{world}_srpo", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']
         ),
-        "official_long": load_run("world_official", longer),
+        "official_long": load_run(f"{world}_official", longer),
     }
 
 

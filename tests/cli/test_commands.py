@@ -17,6 +17,7 @@ from directalign import cli
 from directalign.cli.common import DroppingStream, protect_streams
 from directalign.demo import QUICK
 from directalign.rewards.black_box import SynchronizedError
+from directalign.toyworld.worlds import WORLDS
 from directalign.training import Interrupted
 from directalign.types import DirectAlignError, NonFiniteError
 
@@ -100,10 +101,12 @@ def test_compare_passes_on_every_option(command, calls):
     ("words", "call"),
     [
         ("report runs", ("report", Path("runs"))),
-        ("demo --out d", ("demo", Path("d"), ())),
-        ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK)),
-        ("world export w", ("export", Path("w"))),
-        ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0)),
+        ("demo --out d", ("demo", Path("d"), (), "world")),
+        ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK, "world")),
+        ("demo --world world2 --out d", ("demo", Path("d"), (), "world2")),
+        ("world export w --name world2", ("export", Path("w"), WORLDS["world2"])),
+        ("world export w", ("export", Path("w"), WORLDS["world"])),
+        ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0, WORLDS["world"])),
     ],
 )
 def test_the_other_commands_pass_on_their_options(command, calls, words, call):

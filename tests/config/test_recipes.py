@@ -19,8 +19,9 @@ from directalign.preflight.meta_models import meta_model
 from directalign.toyworld.assets import write_pictures
 
 WORLD = [name for name in recipe_names() if name.startswith("world_")]
+WORLD2 = [name for name in recipe_names() if name.startswith("world2_")]
 # remote_reward needs a running server: tests/rewards/test_black_box.py
-REAL = sorted(set(recipe_names()) - {*WORLD, "remote_reward"})
+REAL = sorted(set(recipe_names()) - {*WORLD, *WORLD2, "remote_reward"})
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,12 @@ def test_a_recipe_of_the_toy_world_can_run(name, images, tmp_path, monkeypatch):
     run = load(name, images)
     found = plan(run, tmp_path / "out")
     assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", WORLD2)
+def test_a_recipe_of_the_second_toy_world_can_run(name, world2, tmp_path, monkeypatch):
+    test_a_recipe_of_the_toy_world_can_run(name, tmp_path, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", REAL)

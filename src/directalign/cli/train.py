@@ -118,6 +118,9 @@ def _page_last(out: Path) -> Iterator[None]:
             typer.echo(f"page: {page.as_uri()}")
 
 
+World = Annotated[Literal["world", "world2"], option("world: drawn shapes; world2: drawn things.")]
+
+
 def _page(out: Path) -> Path:
     from ..report.page import NAME
 
@@ -132,6 +135,7 @@ def demo(
     quick: Annotated[
         bool, flag("--quick", "Two updates a run, to test the installation: half a minute.")
     ] = False,
+    world: World = "world",
     debug: Debug = False,
 ) -> None:
     """SRPO and plain Direct-Align on the embedded FLUX, four runs: two minutes on two cores."""
@@ -141,7 +145,7 @@ def demo(
         from ..demo import QUICK  # slow imports: diffusers
         from ..demo import demo as run_demo
 
-        typer.echo(run_demo(out, QUICK if quick else ()))
+        typer.echo(run_demo(out, QUICK if quick else (), world))
 
 
 def schema(
@@ -162,7 +166,6 @@ def schema(
 world = typer.Typer(
     no_args_is_help=True, help="The toy worlds: tiny models that come with the package."
 )
-World = Annotated[Literal["world", "world2"], option("world: drawn shapes; world2: drawn things.")]
 
 
 @world.command()

@@ -33,6 +33,7 @@ from ..io.yaml_text import dump_yaml
 from ..rewards import reward_settings
 from ..rewards.clip import ClipReward, SiglipReward
 from ..rewards.soft_prompts import ControlTokens, check_length
+from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
 from .images import PROBES, Examples, split_by_caption
 from .responsiveness import encode, with_phrase
@@ -146,13 +147,14 @@ def recipe_of(reward: str, files: Sequence[str]) -> str:
     """YAML of a recipe that trains with the tokens in `files`: the positive, the negative if made.
 
     It is the recipe that `reward` names; for a reward alone, one of the package with this reward:
-    of the toy world for `world:...`, else a LoRA of FLUX.1-dev.
+    of its toy world for `world:...`, else a LoRA of FLUX.1-dev.
 
     Raises: DirectAlignError as `load_text`.
     """
     base = reward
     if not is_recipe(reward):
-        base = "world_srpo_lora" if reward.startswith("world:") else "flux_srpo_lora_24gb"
+        world = world_of(reward)
+        base = "flux_srpo_lora_24gb" if world is None else f"{world.name}_srpo_lora"
     path = recipe_path(base)
     settings = recipe_mapping(read_text(path, "recipe"), str(path))
     if not is_recipe(reward):
