@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config.load import RECIPES
 from ..io.text import checked_prompt, json_rows, numbered_lines, prompt_key, prompt_of_row, table
-from ..toyworld.worlds import WORLDS
+from ..toyworld.worlds import captions_of
 from ..types import DirectAlignError
 from . import hf_datasets
 from .shuffle import indices
@@ -25,15 +25,16 @@ def read_prompts(source: str | Path) -> list[str]:
 
     Args:
         source: a file, with its format as ending; a dataset, `hf:owner/name[@split][#column]` or
-            `hf:folder` (see `hf_datasets`); "photographs"; or the name of
-            a toy world: its training captions.
+            `hf:folder` (see `hf_datasets`); "photographs"; or captions of a toy
+            world: "world", "world:held_out", "world2", "world2:validation", "world2:held_out".
     Raises:
         DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, an error of
             `hf_datasets.open_rows`, a row without a prompt, a prompt over 2,000 characters or with
             a control character; names file and line, or dataset and row.
     """
-    if source in WORLDS:
-        return WORLDS[str(source)].scenes.train_captions()
+    captions = captions_of(str(source))
+    if captions is not None:
+        return captions
     prompts = [prompt for text, where in _rows(source) if (prompt := checked_prompt(text, where))]
     if not prompts:
         raise DirectAlignError(

@@ -32,7 +32,7 @@ from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
 from ..data.shuffle import permutation
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
-from ..toyworld.worlds import WORLDS
+from ..toyworld.worlds import WORLDS, captions_of
 from ..types import DirectAlignError, Latents
 
 FIRST_SEED = 10_000
@@ -72,9 +72,10 @@ def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
 
 
 def measured_prompts(data: config.DataConfig) -> list[str]:
-    """The evaluation prompts of a run: all captions of its toy world, or its own."""
+    """The evaluation prompts of a run: all captions of the toy world, the second one's validation
+    captions, or its own."""
     if data.prompts in WORLDS:
-        return sorted(WORLDS[data.prompts].scenes.all_captions())
+        return sorted(WORLDS[data.prompts].scenes.measured_captions())
     if data.prompts is not None:
         return read_prompts(data.prompts)
     assert data.images is not None
@@ -123,7 +124,7 @@ def read_prompt_set(source: str | Path) -> tuple[PromptRow, ...]:
 
 def _recognised(source: str) -> Form:
     path = Path(source)
-    if source in WORLDS or is_address(source) or not path.exists():
+    if captions_of(source) is not None or is_address(source) or not path.exists():
         return "plain"
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".json":

@@ -56,6 +56,7 @@ JUDGED_STYLES = (*STYLES, "reject")
 """What the style judge tells apart; reject: flat, blurred, tinted, noisy, mixed, cut images."""
 CONTENT = {"thing": len(THINGS), "background": len(BACKGROUNDS)}
 """What a caption says, and how many answers there are."""
+VALIDATION_EVERY = 6
 _DRAWING = (1, 0, 2, 1)
 """The row of the sprite sheet of each style: Noto, Fluent 3D, Twemoji, Noto."""
 
@@ -99,9 +100,19 @@ def all_captions() -> list[str]:
     return [caption(thing, background) for thing in THINGS for background in BACKGROUNDS]
 
 
-def train_captions() -> list[str]:
-    """The 358 captions whose pairs of thing and background the trainings draw."""
+def _drawn_captions() -> list[str]:
     return [text for text, out in zip(all_captions(), _held_out(), strict=True) if not out]
+
+
+def train_captions() -> list[str]:
+    """The 298 captions of alignment."""
+    return [text for i, text in enumerate(_drawn_captions()) if i % VALIDATION_EVERY]
+
+
+def validation_captions() -> list[str]:
+    """The 60 captions that alignment leaves out and runs are measured on: settings are chosen by
+    these, so that the held-out ones remain new."""
+    return _drawn_captions()[::VALIDATION_EVERY]
 
 
 def held_out_captions() -> list[str]:
@@ -117,6 +128,16 @@ def _pairs() -> torch.Tensor:
 def _held_out() -> list[bool]:
     thing, background = _pairs().unbind(1)
     return ((thing + 2 * background) % 5 == 0).tolist()
+
+
+CAPTION_SETS = {
+    "train": train_captions,
+    "validation": validation_captions,
+    "held_out": held_out_captions,
+}
+"""Lists of prompts by name."""
+measured_captions = validation_captions
+"""What a run is measured on."""
 
 
 def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
@@ -136,7 +157,7 @@ def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
 def draw_scenes(
     count: int, generator: torch.Generator, style_shares: tuple[float, ...] | None = None
 ) -> Scenes:
-    """Random scenes of `train_captions`; styles uniform, or with the shares given."""
+    """Random scenes that are not held out; styles uniform, or with the shares given."""
     pairs = _pairs()[~torch.tensor(_held_out())]
     thing, background = pairs[torch.randint(len(pairs), (count,), generator=generator)].unbind(1)
     shares = torch.tensor(style_shares or (1.0,) * len(STYLES))

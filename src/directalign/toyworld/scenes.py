@@ -106,6 +106,12 @@ def held_out_captions() -> list[str]:
     return all_captions()[::HELD_OUT_EVERY]
 
 
+CAPTION_SETS = {"train": train_captions, "held_out": held_out_captions}
+"""Lists of prompts by name."""
+measured_captions = all_captions
+"""What a run is measured on."""
+
+
 def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
     """Parse captions. Raises: ValueError quoting a caption that is not of the toy world."""
     known = {text: i for i, text in enumerate(all_captions())}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import DirectAlignError
 from . import drawings, scenes
 
 Parts = Mapping[str, str]
@@ -77,6 +78,21 @@ WORLDS = {
         ),
     ),
 }
+
+
+def captions_of(source: str) -> list[str] | None:
+    """The prompts of a toy world: its training captions for world2, others for world2:held_out.
+
+    None for other sources. Raises: DirectAlignError for an unknown list of a world.
+    """
+    name, _, part = source.partition(":")
+    if name not in WORLDS:
+        return None
+    sets = WORLDS[name].scenes.CAPTION_SETS
+    if (part or "train") not in sets:
+        known = ", ".join(f"{name}:{each}" for each in sets)
+        raise DirectAlignError(f"no prompts {source!r}: choose {known}")
+    return sets[part or "train"]()
 
 
 def world_of(path: str) -> World | None:
