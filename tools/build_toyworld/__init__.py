@@ -8,15 +8,10 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    StableDiffusionPipeline,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
 from .autoencoder import train_autoencoder
@@ -24,7 +19,7 @@ from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_s
 from .judges import train_judges
 from .reward import train_reward
 from .spec import SPECS, Spec
-from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
+from .tokenizers import clip_tokenizer, t5_tokenizer
 
 
 def build_world(
@@ -94,12 +89,7 @@ def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> Non
             # At 64 tokens or fewer, detail needs steps at low noise: no shift.
             scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
             scheduler.save_pretrained(folder / name / "scheduler")
-            tokenizers = {"tokenizer": clip, "tokenizer_2": t5}
-            FluxPipeline(scheduler=scheduler, vae=vae, **modules, **tokenizers).save_config(
-                folder / name
-            )
-            text = json.dumps({"max_sequence_length": MAX_TOKENS})
-            (folder / name / "directalign.json").write_text(text)
+            _write_index("flux", folder / name)
 
 
 def _make_sd(part: str, vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> None:
@@ -117,10 +107,13 @@ def _make_sd(part: str, vae: AutoencoderKL, folder: Path, spec: Spec, device: st
     fixed = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
     scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction, **fixed)
     scheduler.save_pretrained(folder / part / "scheduler")
-    absent = dict.fromkeys(("safety_checker", "feature_extractor"))
-    rest = {"tokenizer": clip_tokenizer(spec), "scheduler": scheduler, **absent}
-    pipeline = StableDiffusionPipeline(vae=vae, **modules, **rest, requires_safety_checker=False)
-    pipeline.save_config(folder / part)
+    _write_index(part, folder / part)
+
+
+def _write_index(pipeline: str, folder: Path) -> None:
+    """The files that name a pipeline's parts: those of the first world, the same in every world."""
+    for path in (WORLDS["world"].assets / pipeline).glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
 
 
 def shipped(spec: Spec) -> dict[str, list[str]]:

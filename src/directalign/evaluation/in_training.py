@@ -38,7 +38,10 @@ def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
     users' files must have been loaded (`scores.user_metrics`).
     """
     settings, rewarded = run.evaluate, _score_names(run)
-    judged = WORLDS[settings.judge].judged if settings.judge != "none" else ()
+    judged: list[str] = []
+    if settings.judge != "none":
+        world = WORLDS[settings.judge]  # parts of the content are compared, not recorded
+        judged = [name for name in world.judged if name not in world.scenes.CONTENT]
     own = [each.path.rpartition(":")[2] for each in settings.metrics]
     names = [*judged, *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT]
     if settings.control_prompts is not None:
