@@ -39,7 +39,7 @@ class Frozen(Scaled):
 
     path: PathText
     """A transformers folder, a hub id, a published weight file, local or on the hub
-    (owner/name/file.pt), or world:... (the toy world)"""
+    (owner/name/file.pt), or world:..., world2:... (the toy worlds)"""
     processor: PathText | None = None
     """Folder or hub id of tokenizer and image settings, for weights without them."""
     gradient_checkpointing: Annotated[bool, Free] = False

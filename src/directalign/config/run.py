@@ -75,7 +75,7 @@ class ModelConfig(Strict):
     """Keyword arguments of a class of your own, beside those that every model gets."""
     path: PathText
     """A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded
-    pipeline: world:flux, world:sd, world:sd_v."""
+    pipeline: world:flux, world:sd, world:sd_v; world2:flux and so on."""
     components: PathText | None = None
     """For a single file: diffusers folder or hub id with its configs, tokenizers and missing
     parts."""
@@ -244,7 +244,7 @@ class DataConfig(Strict):
 
     prompts: Annotated[PathText | None, Moved] = None
     """A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or
-    hf:folder, or a list of the package: world, photographs."""
+    hf:folder, or a list of the package: world, world2, photographs."""
     images: PathText | None = None
     """A folder of real images with captions (.txt of the same name, or metadata.jsonl), or a
     dataset hf:...; trains offline."""
@@ -368,8 +368,8 @@ class EvaluateConfig(Strict):
     """Metrics of your own, each my_metric.py:function or my_metric.py:Class, or a section with
     path and args."""
     control_prompts: PathText | None = None
-    """Prompts unrelated to the training (a file as data.prompts, or world): any change on them is
-    measured as leakage."""
+    """Prompts unrelated to the training (a file as data.prompts, or world, world2): any change on
+    them is measured as leakage."""
     diversity_prompts: NonNegative = 0
     """Prompts that are sampled four times each to measure how much their images differ; 0 measures
     none."""
