@@ -88,7 +88,7 @@ class Verdict:
     """What the records say: `found` over seeds (None if nothing was measured) and the word."""
 
     found: SeedInterval | None
-    word: Literal["holds", "refuted", "not shown", "tested"]
+    word: str
 
 
 @cache
