@@ -48,6 +48,7 @@ from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
+    "asking": "What asking reaches, and training towards it without a reward",
     "table1": "All methods at equal compute, equal reward and equal photo rate",
     "convergence": "What it costs to reach the same photo rate",
     "timesteps": "Training at high noise, low noise or everywhere",

@@ -4,10 +4,12 @@
     python tools/write_numbers.py --record STUDY FOLDER
 
 A block `<!-- numbers: NAME -->` to `<!-- /numbers -->` in README.md, docs/ or docs/findings/ holds
-STUDY.TABLE, a table of a study of benchmarks/results/studies, or one of `BLOCKS` from
-benchmarks/results/NAME.json. With --check nothing is written, and documents that differ from their
-records end the command with 1. --record takes the rows of a finished `python -m experiments STUDY`
-from FOLDER into the records first and draws its figures into docs/img/studies.
+STUDY.TABLE, a table of a study of benchmarks/results/studies, one of `BLOCKS` from
+benchmarks/results/NAME.json, or `claims`, the ledger. With --check nothing is written, and
+documents that differ from their records end the command with 1. So does, always, a sentence of the
+README about results that links no row of the ledger. --record takes the rows of a finished
+`python -m experiments STUDY` from FOLDER into the records first and draws its figures into
+docs/img/studies.
 """
 
 # ruff: noqa: E402
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from directalign.types import DirectAlignError
+from experiments import claims
 from experiments.rows import read_rows, write_rows
 from experiments.runner import MARK, load_study
 from experiments.tables import Table
@@ -48,6 +51,8 @@ def documents() -> list[Path]:
 
 def block(name: str, table: str | None) -> str:
     """The content of a block. Raises: DirectAlignError where there is none of this name."""
+    if name == "claims":
+        return claims.table(ROOT / RESULTS / "studies")
     if table is None and name in BLOCKS:
         return BLOCKS[name](json.loads((ROOT / RESULTS / f"{name}.json").read_text("utf-8")))
     if table is None:
@@ -183,8 +188,12 @@ def main(words: Sequence[str] | None = None) -> None:
                 stale.append(str(file.relative_to(ROOT)))
                 if not given.check:
                     file.write_text(written, encoding="utf-8")
+        unlinked = list(claims.unlinked((ROOT / "README.md").read_text(encoding="utf-8")))
     except DirectAlignError as error:
         sys.exit(str(error))
+    if unlinked:
+        remedy = "link its row, docs/claims.md#ID, or leave it out"
+        sys.exit(f"README.md speaks of results without a claim: {unlinked[0]!r}; {remedy}")
     if given.check and stale:
         sys.exit(f"{', '.join(stale)}: numbers differ; run python tools/write_numbers.py")
 

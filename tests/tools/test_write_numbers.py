@@ -33,9 +33,7 @@ def test_blocks_are_written_and_the_rest_stays(numbers):
     record = json.dumps({"rows": [COST], **FACTS})
     (numbers.ROOT / "benchmarks/results/offline_cost.json").write_text(record)
     head, page = numbers.ROOT / "README.md", numbers.ROOT / "docs/findings/learning_rates.md"
-    head.write_text(
-        "# Head\n\n<!-- numbers: offline_cost -->\nold | 7\n<!-- /numbers -->\ntail 12 %"
-    )
+    head.write_text("# Head\n\n<!-- numbers: offline_cost -->\nold | 7\n<!-- /numbers -->\ntail 12")
     page.write_text("<!-- numbers: learning_rates.rates -->\n<!-- /numbers -->\n")
     message = r"README\.md, docs/findings/learning_rates\.md: numbers differ"
     with pytest.raises(SystemExit, match=message):
@@ -44,7 +42,7 @@ def test_blocks_are_written_and_the_rest_stays(numbers):
     numbers.main([])
     written = head.read_text()
     assert "old" not in written and "0.25 (0.20-0.30)" in written
-    assert numbers.BLOCK.sub("#", written) == "# Head\n\n#\ntail 12 %"
+    assert numbers.BLOCK.sub("#", written) == "# Head\n\n#\ntail 12"
     assert "| SRPO, anchored | photo " in page.read_text()
     numbers.main(["--check"])
 
@@ -86,3 +84,16 @@ def test_the_documents_hold_what_was_recorded():
     texts = [file.read_text(encoding="utf-8") for file in write_numbers.documents()]
     assert sum(len(write_numbers.BLOCK.findall(text)) for text in texts) >= 6
     write_numbers.main(["--check"])
+
+
+def test_a_readme_sentence_about_results_needs_its_claim(numbers):
+    head = numbers.ROOT / "README.md"
+    head.write_text("Aligned models\nkeep their content. Install it.")
+    with pytest.raises(SystemExit, match="without a claim: 'Aligned models keep their content"):
+        numbers.main(["--check"])
+    link = "Models keep content ([claim](docs/claims.md#{})). Install it."
+    head.write_text(link.format("anchor_keeps_content"))
+    numbers.main(["--check"])
+    head.write_text(link.format("anchor_keeps_all"))
+    with pytest.raises(SystemExit, match=r"links claim anchor_keeps_all, which claims\.yaml lacks"):
+        numbers.main(["--check"])

@@ -1,0 +1,140 @@
+"""What asking reaches: the baselines that every table lacked.
+
+Expected beforehand: if the base model, asked with a positive phrase before the prompt, is judged as
+often a photo as an aligned model, alignment in this world removes a prefix and no more. If prompt
+distillation, which sees no reward, ends where SRPO ends or above, the reward adds nothing here.
+
+References are measured on eight stretches of prompt-noise pairs; a stretch counts as a seed.
+Detail is relative to photographs of the same captions that went through the autoencoder, which no
+model of this world can exceed by skill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from directalign.config import RunConfig
+from directalign.evaluation import image_metrics
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
+from directalign.evaluation.generate import generate
+from directalign.evaluation.in_training import photographs
+from directalign.interfaces import Judge, Model
+from directalign.models import load_model
+from directalign.toyworld.judges import load_judge
+from directalign.types import Images
+
+from .plots import Panel, curves, lines_along
+from .rows import Row, Rows
+from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import Column, Table, means
+
+EVERY = 30
+TRAINED = ("train.num_steps=150", f"evaluate.every={EVERY}", "evaluate.diversity_prompts=8")
+ARMS = [
+    Arm("srpo", "SRPO, anchored", "world_srpo", TRAINED),
+    Arm("distillation", "prompt distillation", "world_prompt_distillation", TRAINED),
+]
+REFERENCES = {
+    "photographs": "photographs",
+    "autoencoded": "photographs through the autoencoder",
+    "base": "base model",
+    "asked": 'base model, asked "Realistic photo."',
+    "asked_light": 'base model, asked "Natural lighting."',
+}
+PHRASES = {"base": "", "asked": "Realistic photo. ", "asked_light": "Natural lighting. "}
+KEPT = {"sharpness": "sharpness", "high_frequency": "fine detail", "diversity": "diversity"}
+"""Numbers that are given relative to photographs through the autoencoder."""
+STRETCH, DIVERSE = 64, 8
+COLUMNS = (
+    Column("photo_rate", "photo rate"),
+    Column("content", "content"),
+    Column("color_drift", "colour drift"),
+    *(Column(f"{key}_kept", title) for key, title in KEPT.items()),
+)
+
+
+def measure(out: Path, quick: bool) -> list[Row]:
+    """Rows of kind `reference`, one per stretch of pairs, and training runs."""
+    run, rows = settings_of(ARMS[0], 0), []
+    size, stretches = (4, 1) if quick else (STRETCH, 8)
+    for seed in range(stretches):
+        found = piece(out, f"stretch-{seed}", run, lambda s=seed: references(run, s, size))
+        rows += [{"study": "asking", "kind": "reference", "seed": seed, **row} for row in found]
+    return rows + run_arms("asking", sized(ARMS, quick), (0,) if quick else range(5), out)
+
+
+def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
+    """Photographs and the untrained model, plain and asked, on the `seed`-th stretch of pairs."""
+    every = fixed_pairs(measured_prompts(run.data), size * (seed + 1))
+    pairs = Pairs(every.prompts[-size:], every.seeds[-size:])
+    several = image_metrics.diversity_pairs(pairs.prompts, min(DIVERSE, size))
+    model, judge = load_model(run.model, torch.device("cpu")), load_judge()
+
+    def made(arm: str, wanted: Pairs) -> Images:
+        if arm in PHRASES:
+            prompts = [PHRASES[arm] + prompt for prompt in wanted.prompts]
+            return generate(model, prompts, wanted.seeds, run.rollout, run.evaluate.batch_size)
+        drawn = photographs(wanted)
+        return drawn if arm == "photographs" else through_autoencoder(model, drawn)
+
+    for arm, title in REFERENCES.items():
+        numbers = judged(judge, made(arm, pairs), pairs)
+        numbers["diversity"] = image_metrics.diversity(made(arm, several))
+        yield {"arm": arm, "title": title, **numbers, "pairs": size}
+
+
+@torch.no_grad()
+def through_autoencoder(model: Model, images: Images) -> Images:
+    """Images encoded and decoded, values in [0, 1]."""
+    device = next(model.denoiser.parameters()).device
+    return model.decode(model.encode_image(images.to(device))).clamp(0, 1).cpu()
+
+
+@torch.no_grad()
+def judged(judge: Judge, images: Images, pairs: Pairs) -> Row:
+    """Photo rate, content, colour drift and means of the statistics of images of pairs."""
+    answers, numbers = judge(images, pairs.prompts), image_metrics.statistics(images)
+    rates = {name: float(answers[name].mean()) for name in ("photo_rate", "content")}
+    drift = {"color_drift": image_metrics.color_drift(images, photographs(pairs))}
+    detail = {name: float(values.double().mean()) for name, values in numbers.items()}
+    return rates | drift | detail
+
+
+def tables(rows: Rows) -> dict[str, Table]:
+    asked, runs = rows.where(kind="reference"), rows.runs
+    titles = [column.title for column in COLUMNS]
+    references = [[title, *cells(asked.where(arm=arm), rows)] for arm, title in REFERENCES.items()]
+    trained = [
+        [title, str(step), *cells(runs.at(arm, step), rows)]
+        for arm, title in runs.arms.items()
+        for step in sorted({row["step"] for row in runs if row["step"] > 0})
+    ]
+    return {
+        "references": Table(["images", *titles], references),
+        "trained": Table(["method", "updates", *titles], trained),
+    }
+
+
+def cells(found: Rows, rows: Rows) -> list[str]:
+    """The cells of rows, one per seed."""
+    return means(COLUMNS, with_kept(found, rows))
+
+
+def with_kept(found: Rows, rows: Rows) -> list[Row]:
+    """Rows with the numbers of `KEPT` relative to photographs through the autoencoder."""
+    best = rows.where(kind="reference", arm="autoencoded")
+    scale = {key: sum(row[key] for row in best) / len(best) for key in KEPT}
+    return [row | {f"{key}_kept": row[key] / scale[key] for key in KEPT} for row in found]
+
+
+def draw(rows: Rows, folder: Path) -> list[Path]:
+    runs = Rows(with_kept(rows.runs, rows))
+    panels = [
+        Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
+        for column in COLUMNS
+    ]
+    title = "With a reward and without one, five times the recommended length"
+    return [curves(folder / "asking_curves.png", title, panels, "Means over seeds")]
