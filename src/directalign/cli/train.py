@@ -58,7 +58,7 @@ def train(
         finished = run_training(run, out, resume, overrides)
         if is_first_rank():
             typer.echo(finished)
-            typer.echo(_next_commands(out))
+            typer.echo(_next_commands(out, run.model.tune))
 
 
 def _prepared(
@@ -95,13 +95,16 @@ def _prepared(
     return run, overrides, resume
 
 
-def _next_commands(out: Path) -> str:
+def _next_commands(out: Path, tune: str) -> str:
     """What to do with a finished run, as typed."""
     folder = shlex.quote(str(out))
+    form = "folder  (or checkpoint)"
+    if tune == "lora":
+        form = "diffusers  (or comfyui, kohya, checkpoint)"
     return (
         f"next: directalign sample {folder} --prompt '...' --out images\n"
         f"      directalign evaluate {folder}\n"
-        f"      directalign export {folder} --format comfyui\n"
+        f"      directalign export {folder} --format {form}\n"
         f"      directalign arena {folder}/evaluation --out votes.sqlite  (after evaluate)"
     )
 
