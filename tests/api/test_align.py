@@ -19,7 +19,6 @@ from directalign import config
 from directalign.cli import app
 from directalign.config.load import recipe_path
 from directalign.data.prompts import train_captions
-from directalign.models import in_memory
 from directalign.toyworld.assets import resolve
 from directalign.training.run_log import TIMINGS, read
 
@@ -299,6 +298,8 @@ REFUSED = {
     "free": ({"model": {"text_encoders": "free"}}, "the pipeline needs them afterwards"),
     "layers": ({"model": {"lora": {"targets": ["x"]}}}, "model.lora.targets: "),
     "resume": ({"resume": True}, "resume: give the folder of the run in out"),
+    "no section": ({"model": "flux"}, "align: model: 'flux' is no section: give a dict"),
+    "another model": ({"model": {"architecture": "flux"}}, "flux: not of this pipeline"),
     "a class": ({"reward": TwoCalls}, "TwoCalls is a class; give an instance"),
     "a number": ({"reward": 3}, "align: reward: 3 is none"),
     "no gradient": ({"reward": lambda i, p: i.detach().mean((1, 2, 3))}, "with a gradient"),
@@ -354,7 +355,7 @@ def test_a_pipeline_that_cannot_be_trained_is_refused(change):
 
 def test_other_objects_and_pipelines_are_refused(tmp_path):
     with pytest.raises(directalign.DirectAlignError, match="a loaded pipeline is needed"):
-        in_memory.architecture_of("black-forest-labs/FLUX.1-dev")
+        in_memory.source_of("black-forest-labs/FLUX.1-dev")
     pipe = load()
     other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
     with pytest.raises(directalign.DirectAlignError, match="Img2ImgPipeline is not supported"):

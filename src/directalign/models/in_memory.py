@@ -27,11 +27,7 @@ def architecture_of(pipe: Any) -> str:
 
     Raises DirectAlignError for another object, and for a class that is not supported.
     """
-    if not isinstance(pipe, DiffusionPipeline):
-        raise DirectAlignError(
-            f"pipe: got {pipe!r:.60}, a loaded pipeline is needed: "
-            "pipe = diffusers.DiffusionPipeline.from_pretrained(...)"
-        )
+    _require_pipeline(pipe)
     known = architectures()
     found = (known[each.__name__] for each in type(pipe).__mro__ if each.__name__ in known)
     if (name := next(found, None)) is None:
@@ -45,8 +41,10 @@ def architecture_of(pipe: Any) -> str:
 def source_of(pipe: Any) -> Source:
     """The pipeline as a checkpoint; `name` is where it was loaded from, else empty.
 
-    Raises DirectAlignError for a pipeline that is offloaded or split over devices.
+    Raises DirectAlignError for another object, and a pipeline that is offloaded or split over
+    devices.
     """
+    _require_pipeline(pipe)
     for name, module in _modules(pipe).items():
         if getattr(pipe, "hf_device_map", None) or any(map(_is_offloaded, module.modules())):
             raise DirectAlignError(
@@ -59,6 +57,14 @@ def source_of(pipe: Any) -> Source:
         raise DirectAlignError(f"pipe: {found}: put all on one device, pipe.to('cuda')")
     name = str(pipe.config.get("_name_or_path") or "")
     return Source(name, FilePath(name or type(pipe).__name__), pipeline=pipe)
+
+
+def _require_pipeline(pipe: Any) -> None:
+    if not isinstance(pipe, DiffusionPipeline):
+        raise DirectAlignError(
+            f"pipe: got {pipe!r:.60}, a loaded pipeline is needed: "
+            "pipe = diffusers.DiffusionPipeline.from_pretrained(...)"
+        )
 
 
 def device_of(module: nn.Module) -> torch.device:
