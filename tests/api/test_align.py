@@ -19,6 +19,7 @@ from directalign import config
 from directalign.cli import app
 from directalign.config.load import recipe_path
 from directalign.data.prompts import train_captions
+from directalign.models import in_memory
 from directalign.toyworld.assets import resolve
 from directalign.training.run_log import TIMINGS, read
 
