@@ -311,10 +311,7 @@ def compare(
         >>> found = directalign.compare({"SRPO": "runs/a", "ReFL": "runs/b"}, "runs/both")
         >>> found["models"]["srpo"]["photo_rate"]["value"]
     """
-    counts = {"num_samples": num_samples, "seeds_per_prompt": seeds_per_prompt}
-    for name, value in (counts | {"batch_size": batch_size}).items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise DirectAlignError(f"compare: {name} is {value!r}: give 1 or more")
+    _check_counts(num_samples=num_samples, seeds_per_prompt=seeds_per_prompt, batch_size=batch_size)
     _check_dicts("compare", rewards=rewards or {}, rollout=rollout or {})
     _check_lists(sources=sources, metrics=metrics, positive=positive, negative=negative)
     configure_logging(progress)
@@ -344,6 +341,12 @@ def compare(
     )
     folder = comparison.compare(request)
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def _check_counts(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise DirectAlignError(f"compare: {name} is {value!r}: give 1 or more")
 
 
 def _check_lists(**given: Any) -> None:
