@@ -232,7 +232,7 @@ def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run):
         (run / "run.yaml").write_text(
             yaml.safe_dump(given | {"data": given["data"] | {"prompts": path}})
         )
-        text = (export_run(run, "kohya", run / f"card-{len(path)}") / "README.md").read_text()
+        text = (export_run(run, "kohya", run / f"card-{path.count(':')}") / "README.md").read_text()
         assert "<local>/prompts.txt" in text and "\\me" not in text
     with Image.open(out / "before_after.png") as grid:
         assert grid.size == (64, 112)
