@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from synthetic_run import write_demo, write_run
 
 from directalign.report.read import read_run, run_folders
 from directalign.report.run_page import changes
 from directalign.report.runs_page import table
+from synthetic_run import write_demo, write_run
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ Step = Annotated[
     option("Take the checkpoint of this step; default: the run's final weights.", "N", min=0),
 ]
 Strength = Annotated[
-    float, option("Of the trained change: 0 is the base model, 1 as trained.", "S", min=0)
+    float, option("Of the trained change: 0 is the base model, 1 as trained, at most 10.", "S")
 ]
 Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.")]
 

@@ -122,13 +122,12 @@ def evaluate(
     with one_line_errors(debug, CONTINUES):
         announce(f"evaluating {folder}")
         from ..evaluation.compare import evaluate_run
+        from ..evaluation.run_weights import suffix_of
 
-        sources, words = (str(folder),), ""
-        if step is not None or strength != 1:
+        sources, suffix = (str(folder),), suffix_of(step, strength)
+        if suffix:
             sources = (f"{folder}@{'' if step is None else step}:{strength}",)
-            words = "" if step is None else f"-step-{step}"
-            words += "" if strength == 1 else f"-strength-{strength:g}"
-        out = out or folder / f"evaluation{words}"
+        out = out or folder / f"evaluation{suffix}"
         show(_compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings))
 
 

@@ -112,6 +112,11 @@ class ModelConfig(Strict):
                 f"args are for a class of your own, my_model.py:MyModel, not for "
                 f"{self.architecture}: remove them"
             )
+        if self.lora.init is not None and self.tune == "full":
+            raise ValueError(
+                "lora.init starts an adapter, and tune: full trains none: set tune: lora, or "
+                "remove lora.init"
+            )
         if self.quantization is not None and self.tune == "full":
             raise ValueError(
                 f"quantization {self.quantization} freezes the weights that tune: full trains: "

@@ -132,6 +132,9 @@ def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
     if status.is_resumable:
         return [("Continue this run", status.command), repeat]
     voting = command("arena", compared, "--out", f"{folder}-votes.sqlite")
+    form, others = "folder", " (or --format checkpoint)"
+    if run.setting("model", "tune", default="lora") == "lora":
+        form, others = "diffusers", " (or --format comfyui, kohya, checkpoint)"
     found = [
         ("Compare it with the base model on equal prompts and seeds", command("evaluate", folder)),
         ("Then ask people which images they prefer", voting),
@@ -139,7 +142,7 @@ def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
             "Make images of your own",
             command("sample", folder, "--prompt", "a prompt", "--out", f"{folder}-samples"),
         ),
-        ("Use it in ComfyUI, diffusers or kohya", command("export", folder, "--format", "comfyui")),
+        (f"Use it elsewhere{others}", command("export", folder, "--format", form)),
     ]
     return [*(found[1:] if is_comparison(compared) else found), repeat]
 
