@@ -185,7 +185,10 @@ def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
         refused(browser.get("/"), 500, "No such file or directory")
 
 
-def test_a_run_in_place_of_a_folder_of_runs_is_refused(tmp_path):
+def test_a_run_or_a_file_in_place_of_a_folder_of_runs_is_refused(tmp_path):
     run = write_run(tmp_path / "runs" / "a")
-    found = CliRunner().invoke(app, ["ui", str(run), "--port", "0"])
-    assert found.exit_code == 1 and f"name the folder it is in, {run.parent}" in found.stderr
+    reasons = {run: f"name the folder it is in, {run.parent}", run / "run.yaml": "File exists"}
+    for place, reason in reasons.items():
+        found = CliRunner().invoke(app, ["ui", str(place), "--port", "0"])
+        assert found.exit_code == 1 and found.stderr.startswith(f"directalign: {place}: ")
+        assert reason in found.stderr and found.stderr.count("\n") == 1

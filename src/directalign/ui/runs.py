@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 
 from ..config.load import RECIPES, dump_run, load_run, recipe_names
-from ..io.atomic import make_folder, write_text
+from ..errors import DirectAlignError
+from ..io.atomic import write_text
 from ..report.read import RunFiles, is_run, read_run
 from ..report.status import FAILED, FILE, STOPPED, Status, resume_arguments, status_of
 from ..web.security import Refused
@@ -64,7 +65,12 @@ class Runs:
     """All runs directly inside a folder. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder)
+        """Raises: DirectAlignError if the folder cannot be made."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be a folder of runs ({error.strerror}); name another one"
+            raise DirectAlignError(f"{folder}: {reason}") from error
         self.folder = folder
         self._lock = threading.RLock()
         self._processes: dict[str, subprocess.Popen[Any]] = {}
@@ -95,7 +101,7 @@ class Runs:
                 raise Refused(409, f"there is a folder {name} already; choose another name")
             if self._is_alive(name):
                 raise Refused(409, f"{name} is starting already")
-            make_folder(folder)
+            folder.mkdir(exist_ok=True)
             write_text(folder / RECIPE, text)
             self._spawn(name, ["train", str(folder / RECIPE), "--out", str(folder)])
             return self._run(name)
