@@ -41,7 +41,7 @@ def test_missing_files_are_noted(folder):
     for file in (folder / "run.yaml", folder / "summary.json", *(folder / "samples").iterdir()):
         file.unlink()
     run = read_run(folder)
-    assert len(run.notes) == 3 and run.name == "run" and len(run.steps) == 20
+    assert len(run.notes) == 2 and run.name == "run" and len(run.steps) == 20
 
 
 def test_broken_files_are_noted(folder):

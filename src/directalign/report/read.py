@@ -250,7 +250,7 @@ def read_run(folder: Path) -> RunFiles:
         measured=by_step.get("evaluate", []),
         stops=by_step.get("stop", []),
         keeps=by_step.get("kept", []),
-        summary=read_json(folder / SUMMARY, notes),
+        summary=read_json(folder / SUMMARY, notes, optional=True),  # written at the end
         samples=_samples(folder, notes),
         sample_info=read_json(folder / "samples" / "samples.json", notes, optional=True),
         notes=notes,

@@ -57,6 +57,8 @@ def html(run: RunFiles) -> str:
     """The whole page."""
     end, status = ending(run), status_of(run)
     cells = sample_cells(run, kept=end.kept if end else None)
+    if (left_out := len(run.samples) - len(cells)) > 0:
+        run.notes.append(f"{left_out} of {len(run.samples)} sample grids are not displayed.")
     pairs, pair_images = [], Images({}, False)
     if is_comparison(run.folder / EVALUATION):
         comparison = read_comparison(run.folder / EVALUATION)

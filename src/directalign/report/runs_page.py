@@ -53,7 +53,8 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         pixelated=pixelated,
         differing=differing_settings([run.settings or None for run in runs]),
         long=list(zip(long, grids[len(short) :], strict=True)),
-        commands=[(run, repeat_command(run), (run.folder / NAME).is_file()) for run in runs],
+        pages={run.key for run in runs if (run.folder / NAME).is_file()},
+        commands=[(run, repeat_command(run)) for run in runs],
         environment=environment_of(next((run.summary for run in runs if run.summary), {})),
         notes=notes + [f"{run.key}: {note}" for run in runs for note in run.notes],
     )

@@ -256,7 +256,8 @@ def train_loaded(
             page.start()
     log = _open_log(run, out, done, prompts, dropped, page) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
-    with Display(settings.num_steps, done, CONSOLE, silent=not is_shown) as display:
+    every = run.evaluate.every
+    with Display(settings.num_steps, done, CONSOLE, not is_shown, every) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
             *(loaded.evaluator, log, display, stopping, given.callbacks, given.keeps_files),
