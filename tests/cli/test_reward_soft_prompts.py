@@ -108,7 +108,7 @@ def test_phrases_alone_become_tokens(tmp_path):
         ("--images world --positive Photo", "words of one side only"),
         ("--images world --wanted a --unwanted b", "--images world: give either this or --wanted"),
         ("--wanted a", "--wanted a: give --wanted DIR and --unwanted DIR"),
-        ("--wanted . --unwanted absent", "--images: no folder absent; give a folder with wanted/"),
+        ("--wanted . --unwanted absent", "--unwanted: no folder absent; give a folder"),
         ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],
 )

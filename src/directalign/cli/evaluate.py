@@ -172,11 +172,11 @@ def compare(
 
 def _require_files(csv: Path | None, latex: Path | None) -> None:
     """Raise DirectAlignError for a table that cannot be written, before the comparison."""
-    for option, file in (("--csv", csv), ("--latex", latex)):
+    for name, file in (("--csv", csv), ("--latex", latex)):
         if file is not None:
-            require_room(file, option)
+            require_room(file, name)
             if file.is_dir():
-                raise DirectAlignError(f"{option} {file}: is a folder; name a file")
+                raise DirectAlignError(f"{name} {file}: is a folder; name a file")
     if csv is not None and csv == latex:
         raise DirectAlignError(f"--csv, --latex: both are {csv}; name two files")
 
