@@ -41,7 +41,8 @@ from ..training.data import accumulation
 from ..types import DirectAlignError
 from .cost import Cost, cost_of
 from .files import ModelFiles, files_of
-from .memory import Estimate, Place, binary, estimate, image_size, suggestions, this_machine
+from .lower_memory import suggestions
+from .memory import Estimate, Place, binary, estimate, image_size, this_machine
 from .meta_models import (
     MetaModel,
     ModelFolder,
