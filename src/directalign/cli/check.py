@@ -96,6 +96,7 @@ def report(
     yield rows
     if verbose:
         yield memory_table(memory)
+        yield notes_table(memory)
 
 
 def _table(*columns: str, **settings: Any) -> Table:
@@ -173,18 +174,22 @@ def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str
 
 def memory_table(needed: Estimate) -> Table:
     """Memory by part and phase; ~ marks traced activations, + allowances."""
-    from rich.table import Table
-
     from ..preflight import PHASES, binary
 
-    table = Table("part", *PHASES, "what it is", title="Memory, estimated", title_justify="left")
-    table.columns[0].min_width = len("transformer")
-    for column in table.columns[1:-1]:
+    table = _table("part", *PHASES, title="Memory by part, estimated (~ traced, + allowance)")
+    for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for row in needed.rows:
         sizes = (row.sizes.get(phase) for phase in PHASES)
         cells = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
-        table.add_row(row.part, *cells, row.note)
-    table.add_section()
-    table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), "")
+        table.add_row(row.part, *cells)
+    table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), style="bold")
+    return table
+
+
+def notes_table(needed: Estimate) -> Table:
+    """What each part is."""
+    table = _table("part", "what it is", title="Parts")
+    for row in needed.rows:
+        table.add_row(row.part, row.note)
     return table
