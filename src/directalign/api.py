@@ -28,7 +28,7 @@ from .interfaces import Reward
 from .io import atomic
 from .io.text import checked_prompt
 from .models import in_memory, lora, model_class
-from .preflight import checks, plan
+from .preflight import checks, early_stopping, plan
 from .rewards.black_box import PythonReward, path_of
 from .rewards.common import BaseReward
 from .training import run as train_run
@@ -512,12 +512,12 @@ def _check(run: config.RunConfig, reward: Reward | None) -> None:
     checks.check_steps(run)
     _, warnings = checks.check_trackers(run, is_here=True)
     user_metrics(run.evaluate.metrics)
-    checks.check_early_stopping(run)
+    early_stopping.check_early_stopping(run)
     checks.check_control_prompts(run, online=True)
     for warning in (
         *checks.unused_settings(run),
         *checks.held_out_warnings(run),
-        *checks.early_stopping_warnings(run),
+        *early_stopping.early_stopping_warnings(run),
         *warnings,
     ):
         logger.warning(warning)

@@ -238,12 +238,12 @@ def default_out(recipe: Path) -> Path:
     return Path("runs") / recipe.stem
 
 
-def require_room(out: Path) -> None:
+def require_room(out: Path, option: str = "--out") -> None:
     """Raise DirectAlignError for an --out that cannot be written, before the work starts."""
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise DirectAlignError(
-            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
+            f"{option} {out}: {nearest} is not a folder that you may write to; name another one"
         )
 
 

@@ -230,7 +230,9 @@ def _record(
         recipe = each.recipe.model_dump(mode="json") if each.recipe else _sections(each)
         about = {name: getattr(each, name) for name in ("key", "label", "source", "kind")}
         about["trained_on"] = [f"{kind}{label}" for label in labels for kind in (SCORE, SGP)]
+        weights = each.trained.words if each.trained is not None else []
         about |= {"base": each.base, "settings": flat(recipe) if recipe else None}
+        about["weights"] = weights
         models.append(about)
     runs = [each.run.rollout for each in candidates if each.run is not None]
     rollouts = [flat({"rollout": e.model_dump(mode="json", exclude={"sizes"})}) for e in runs]
