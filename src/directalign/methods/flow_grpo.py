@@ -27,7 +27,8 @@ from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
-from .objective import BaseTarget, ObjectiveMethod
+from .base_target import BaseTarget
+from .objective import ObjectiveMethod
 
 logger = logging.getLogger(__name__)
 

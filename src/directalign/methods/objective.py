@@ -21,14 +21,12 @@ from torch import Tensor
 
 from .. import config
 from ..diffusion import noise_levels
-from ..diffusion.path import expand_like
-from ..diffusion.sampling import predict
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
-from ..models.lora import ReferenceModel
 from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
-from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, LossTerm, PerSample
+from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
+from .base_target import select_phrases
 from .objective_math import Ramp
 
 DECAY = 0.95
@@ -253,51 +251,6 @@ class MixedObjective:
         self.norms.load_state_dict(state["norms"])
 
 
-class BaseTarget:
-    """Predictions of the model before training; call it before a graph is built.
-
-    `asked` None: under the conditioning of the training call. Otherwise under the positive phrases,
-    several of a step averaged, with `asked`'s guidance: extrapolated from the prediction under the
-    empty prompt or the negative phrases, as in classifier-free guidance (arXiv 2207.12598).
-    """
-
-    def __init__(
-        self, model: Model, phrases: config.ControlPhrases, asked: config.AskedConfig | None = None
-    ) -> None:
-        self.model, self.phrases, self.asked = model, phrases, asked
-        self.base = ReferenceModel(model.denoiser)
-
-    @torch.no_grad()
-    def __call__(self, step: int, cond: Conditioning, x_t: Latents, sigma: PerSample) -> Latents:
-        """Of update `step`: (b, c, h, w) at x_t and noise levels `sigma` (b,), guided as `cond`."""
-        with self.base.active():
-            if self.asked is None:
-                return predict(self.model, cond, x_t, sigma)
-            step += self.phrases.cycle_start
-            positive = self._mean(self._texts(self.phrases.positive, step, cond), cond, x_t, sigma)
-            if self.asked.guidance == 1:
-                return positive
-            texts = [[""] * len(cond.prompts)]
-            if self.asked.against == "negative":
-                texts = self._texts(self.phrases.negative, step, cond)
-            other = self._mean(texts, cond, x_t, sigma)
-            extra = torch.where(sigma <= self.asked.guidance_below, self.asked.guidance - 1, 0.0)
-            return positive + expand_like(extra, positive) * (positive - other)
-
-    def _texts(self, side: list[str], step: int, cond: Conditioning) -> list[list[str]]:
-        """The prompts under each phrase of a step."""
-        phrases = select_phrases(side, self.phrases.order, step)
-        return [[f"{phrase}. {prompt}" for prompt in cond.prompts] for phrase in phrases]
-
-    def _mean(
-        self, texts: list[list[str]], cond: Conditioning, x_t: Latents, sigma: PerSample
-    ) -> Latents:
-        """Mean prediction over several sets of prompts."""
-        guidance = cond.embedded_guidance, cond.cfg_scale, cond.truncate_timestep
-        asked = (self.model.encode_prompt(each).guided(*guidance) for each in texts)
-        return torch.stack([predict(self.model, each, x_t, sigma) for each in asked]).mean(0)
-
-
 class Reference:
     """Mean plain score over the first `updates` and all processes: that of the base model."""
 
@@ -374,13 +327,6 @@ def map_images(images: Images, mapping: str) -> Images:
         return images.clamp(0, 1)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return (images - low) / (high - low)
-
-
-def select_phrases(phrases: list[str], order: str, step: int) -> list[str]:
-    """Phrases of a step: "cycle" the next one, "fixed" the first, "average" all of them."""
-    if order == "average":
-        return phrases
-    return [phrases[step % len(phrases) if order == "cycle" else 0]]
 
 
 def require_prompt_reader(reward: Reward, form: str) -> None:

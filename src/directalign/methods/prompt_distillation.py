@@ -18,7 +18,8 @@ from ..diffusion import recovery, rng, sampling
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from . import objective_math
-from .objective import BaseTarget, ObjectiveMethod, build_sigma_sampler
+from .base_target import BaseTarget
+from .objective import ObjectiveMethod, build_sigma_sampler
 
 
 class PromptDistillation(ObjectiveMethod):

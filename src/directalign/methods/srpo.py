@@ -19,7 +19,8 @@ from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
-from .objective import BaseTarget, ObjectiveMethod, build_sigma_sampler
+from .base_target import BaseTarget
+from .objective import ObjectiveMethod, build_sigma_sampler
 
 
 class SRPO(ObjectiveMethod):
