@@ -206,8 +206,9 @@ class KLConfig(ObjectiveConfig):
     """The centre of a method's KL term."""
 
     kl_beta: NonNegativeFloat = 0.0
-    """Weight of the KL term; above 0 it costs one more forward pass per loss, and with phrases one
-    per averaged phrase and one for the guidance."""
+    """Weight of mean((pred − centre)²) at the noised final image of each sample (velocity-space
+    KL); above 0 it costs one more call with gradient, and one without per averaged phrase and
+    guidance."""
     kl_to: Literal["base", "base_with_phrases"] = "base"
     """Centre of the KL term: the base model under the same prompt, or under the positive
     phrases."""
@@ -311,7 +312,7 @@ class PromptDistillationConfig(ObjectiveConfig):
         return self
 
 
-class ReFLConfig(ObjectiveConfig):
+class ReFLConfig(KLConfig):
     """Gradient through one late step to the predicted x0 (arXiv 2304.05977)."""
 
     ROLLOUT_STEPS = ("last_steps",)
@@ -321,7 +322,7 @@ class ReFLConfig(ObjectiveConfig):
     """The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40)."""
 
 
-class DRaFTConfig(ObjectiveConfig):
+class DRaFTConfig(KLConfig):
     """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
 
     ROLLOUT_STEPS = ("grad_steps",)
@@ -343,7 +344,7 @@ class DRaFTConfig(ObjectiveConfig):
         return self
 
 
-class AlignPropConfig(ObjectiveConfig):
+class AlignPropConfig(KLConfig):
     """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
 
     ROLLOUT_STEPS = ("max_grad_steps",)
@@ -353,7 +354,7 @@ class AlignPropConfig(ObjectiveConfig):
     """Largest truncation depth, drawn uniformly from 1; none uses the whole rollout."""
 
 
-class DRTuneConfig(ObjectiveConfig):
+class DRTuneConfig(KLConfig):
     """Gradient through a few spaced steps, with the network's input detached (arXiv 2405.00760)."""
 
     ROLLOUT_STEPS = ("trained_steps", "early_stop")
@@ -366,7 +367,7 @@ class DRTuneConfig(ObjectiveConfig):
     of that step."""
 
 
-class LeapAlignConfig(ObjectiveConfig):
+class LeapAlignConfig(KLConfig):
     """Gradient through two leaps along the sampled path (arXiv 2604.15311)."""
 
     name: Literal["leapalign"] = "leapalign"
@@ -378,7 +379,7 @@ class LeapAlignConfig(ObjectiveConfig):
     none gives equal weights."""
 
 
-class FlowBPConfig(ObjectiveConfig):
+class FlowBPConfig(KLConfig):
     """Gradient of the reward at the sampled image through a few repeated steps of its path:
     FlowBP-Sparse (arXiv 2606.11075)."""
 

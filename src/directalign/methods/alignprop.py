@@ -49,6 +49,7 @@ class AlignProp(ObjectiveMethod):
         loss = self.image_loss(x0, batch, "chain")
         grad_steps = float(depth.double().mean())
         yield replace(loss, metrics={**loss.metrics, "grad_steps": grad_steps})
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def depth(self, batch: Batch) -> Int64[Tensor, " b"]:
         """Each sample's number of last steps with gradient, uniform over 1, ...,

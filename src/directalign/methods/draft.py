@@ -35,6 +35,7 @@ class DRaFT(ObjectiveMethod):
         x0 = x0.detach()
         for index in range(1, self.settings.lv_samples):
             yield self._loss(self._redenoised(x0, start, batch, index), batch, "noised_anew")
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def _redenoised(self, x0: Latents, start: RolloutStart, batch: Batch, index: int) -> Latents:
         """Renoise the sample to the last level with draw `index`; denoise it with gradient."""

@@ -51,6 +51,7 @@ class DRTune(ObjectiveMethod):
         start, (stop, trained) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
         x0_hat = self._chain(start, stop, trained)
         yield self.image_loss(x0_hat, batch, "chain", start.sigmas[stop])
+        yield from self.kl_losses(batch, x0_hat, start.cond)
 
     def steps(self, batch: Batch) -> tuple[Int64[Tensor, " b"], Int64[Tensor, "b k"]]:
         """(stop, trained) of each sample: the step whose estimate is scored, K trained ones in 0,

@@ -27,7 +27,6 @@ from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
-from .base_target import BaseTarget
 from .objective import ObjectiveMethod
 
 logger = logging.getLogger(__name__)
@@ -67,9 +66,6 @@ class FlowGRPO(ObjectiveMethod):
     ) -> None:
         self.check(settings, rollout, model.path)
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.centre = None
-        if settings.kl_beta > 0:
-            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
         self.stored, self.warned = dict[int, Rollouts](), False
 
     @staticmethod

@@ -44,6 +44,7 @@ class FlowBP(ObjectiveMethod):
             pred = predict(self.model, start.cond, x_t, sigma)
             x0 = x0 + expand_like(weight, x0) * (pred - pred.detach())
         yield self.image_loss(x0, batch, "repeated_steps")
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def steps(self, batch: Batch) -> Int64[Tensor, "b k"]:
         """K different steps of each sample, rising; step i (0: from pure noise) has weight (i +

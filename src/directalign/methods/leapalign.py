@@ -65,6 +65,7 @@ class LeapAlign(ObjectiveMethod):
         named = {"distance_j": distances[0], "distance_0": distances[1], "leap_weight": weight}
         means = {name: float(value.mean()) for name, value in named.items()}
         yield LossTerm(loss.mean(), "leaps", {**output.metrics, **means})
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def steps(self, batch: Batch) -> tuple[Steps, Steps]:
         """(k, j) of each sample: two different steps drawn uniformly, the earlier first; 0 is the

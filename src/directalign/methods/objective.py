@@ -12,7 +12,7 @@ units, `share_<label>` its part of the mixed reward, `gradient_<label>` its grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,20 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..diffusion import noise_levels
+from ..device import to_device
+from ..diffusion import noise_levels, rng
+from ..diffusion.recovery import inject
+from ..diffusion.sampling import predict
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
-from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample
+from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
-from .base_target import select_phrases
+from .base_target import BaseTarget, select_phrases
 from .objective_math import Ramp
 
+KL_LEVELS = config.UniformNoiseLevels(sigma_low=0.02)
+"""Noise levels of the KL term of methods without an injected call."""
 DECAY = 0.95
 """Weight of older updates in running statistics, per update: a window of about twenty updates."""
 MIN_RELATIVE_STD = 1e-6
@@ -80,6 +85,9 @@ class ObjectiveMethod:
     ) -> None:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings, differentiable)
+        self.centre = None
+        if isinstance(settings, config.KLConfig) and settings.kl_beta > 0:
+            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
 
     def image_loss(
         self, x0: Latents, batch: Batch, branch: str, sigma: PerSample | None = None
@@ -90,6 +98,26 @@ class ObjectiveMethod:
         levels = {} if sigma is None else {"sigma": sigma, "reward": output.reward}
         lists = {name: value.detach().cpu().double().tolist() for name, value in levels.items()}
         return LossTerm(loss.mean(), branch, output.metrics, lists)
+
+    def kl_losses(self, batch: Batch, x0: Latents, cond: Conditioning) -> Iterator[LossTerm]:
+        """The KL term, if there is one, of a method without an injected call of its own: the
+        detached `x0` with fresh noise at a level of `KL_LEVELS`, called under `cond`."""
+        if self.centre is None:
+            return
+        model, x0 = self.model, x0.detach()
+        sampler = build_sigma_sampler(KL_LEVELS, model)
+        generator = rng.update_generator(batch, rng.KL_LEVEL)
+        drawn = rng.draw_rows(batch, lambda n: sampler.draw(n, generator))
+        noise = rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)).to(x0)
+        sigma = sampler.denoise(drawn).sigma_from
+        x_t = inject(model.path, x0, noise, sigma).x_t
+        sigma = to_device(sigma, x0.device)
+        centre = self.centre(batch.step, cond, x_t, sigma)
+        kl = objective_math.velocity_kl(predict(model, cond, x_t, sigma), centre)
+        levels = {"sigma": sigma, "kl": kl}
+        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
+        metrics = {"kl": float(kl.detach().mean())}
+        yield LossTerm(self.settings.kl_beta * kl.mean(), "kl", metrics, lists)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -33,6 +33,7 @@ class ReFL(ObjectiveMethod):
         sigma = to_device(start.sigmas[index], x_t.device)
         x0_hat = predict_x0(self.model, start.cond, x_t, sigma)
         yield self.image_loss(x0_hat, batch, "late_step", sigma)
+        yield from self.kl_losses(batch, x0_hat, start.cond)
 
     def trained_step(self, batch: Batch) -> Int64[Tensor, " b"]:
         """Each sample's step with gradient, uniform over the last `last_steps`."""

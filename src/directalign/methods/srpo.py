@@ -19,7 +19,6 @@ from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
-from .base_target import BaseTarget
 from .objective import ObjectiveMethod, build_sigma_sampler
 
 
@@ -33,9 +32,6 @@ class SRPO(ObjectiveMethod):
         self.sampler = build_sigma_sampler(settings.noise_levels, model)
         both = settings.branches == "both"
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
-        self.centre = None
-        if settings.kl_beta > 0:
-            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
 
     @staticmethod
     def check(settings: SRPOConfig, rollout: RolloutConfig, path: str) -> None:
