@@ -135,6 +135,19 @@ class AnchorConfig(Strict):
     """Number of first updates over which the reference, the mean plain score, is measured."""
 
 
+class CeilingConfig(Strict):
+    """Where the relative term stops to pay: the reward has min(pos − neg, gap + margin). Ours."""
+
+    gap: float | None = None
+    """pos − neg of images that are good enough, in units of the score; none measures it once before
+    training, on images that the base model makes with the positive phrases in their prompts. The
+    anchored form then has their mean plain score as its reference, too."""
+    images: Positive = 128
+    """Number of images of that measurement."""
+    margin: float = 0.03
+    """Added to the gap."""
+
+
 class ObjectiveConfig(Strict):
     """Settings that all methods share: form of the reward, control phrases, anchor."""
 
@@ -152,6 +165,8 @@ class ObjectiveConfig(Strict):
     """Control phrases."""
     anchor: AnchorConfig = AnchorConfig()
     """Settings of the anchored form."""
+    ceiling: CeilingConfig | None = None
+    """For the relative and the anchored form; none pays without end."""
     margin: float | None = None
     """Margin of the hinge on the reward; none uses the reward itself."""
     image_mapping: Literal["clamp", "min_max"] = "clamp"
@@ -166,11 +181,16 @@ class ObjectiveConfig(Strict):
                 f"form {self.form} needs control_phrases.positive and control_phrases.negative: "
                 "give both, or set form: absolute"
             )
+        if self.ceiling is not None and self.form == "absolute":
+            raise ValueError("ceiling is for the relative and the anchored form: remove it")
+        self.asked_phrases()
         return self
 
     def asked_phrases(self) -> list[str]:
-        """Control phrases under which the generator itself is called."""
-        return []
+        """Control phrases under which the generator itself is called. Raises: ValueError for
+        missing or unusable ones."""
+        measures = self.ceiling is not None and self.ceiling.gap is None
+        return AskedConfig().phrases(self.control_phrases) if measures else []
 
 
 class AskedConfig(Strict):
@@ -221,13 +241,13 @@ class KLConfig(ObjectiveConfig):
         return self.asked if self.kl_to == "base_with_phrases" else None
 
     def asked_phrases(self) -> list[str]:
-        return self.asked.phrases(self.control_phrases) if self.kl_asked and self.kl_beta else []
+        by_kl = self.asked.phrases(self.control_phrases) if self.kl_asked and self.kl_beta else []
+        return list(dict.fromkeys([*super().asked_phrases(), *by_kl]))
 
     @model_validator(mode="after")
     def _check_centre(self) -> KLConfig:
         if self.kl_to == "base" and self.asked != AskedConfig():
             raise ValueError("asked is for kl_to: base_with_phrases: set it, or remove asked")
-        self.asked_phrases()
         return self
 
 
@@ -304,7 +324,6 @@ class PromptDistillationConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _check_asked(self) -> PromptDistillationConfig:
-        self.asked_phrases()
         if self.margin is not None:
             raise ValueError(
                 "margin belongs to a hinge on a reward, which does not train: remove it"

@@ -135,6 +135,7 @@ class RewardObjective:
         require_prompt_reader(reward, settings.form)
         self.reward_model, self.settings, self.group = reward, settings, group
         self.reference = Reference(settings.anchor.reference_updates)
+        self.asked_means: tuple[float, float] | None = None
 
     def __call__(
         self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
@@ -143,13 +144,22 @@ class RewardObjective:
 
         With n times as many images as prompts, each prompt belongs to n consecutive images.
         """
-        settings, model = self.settings, self.reward_model
-        phrases, form = settings.control_phrases, settings.form
-        features = model.encode(map_images(images, settings.image_mapping))
-        repeats = len(images) // len(batch.prompts)
+        repeats, phrases = len(images) // len(batch.prompts), self.settings.control_phrases
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
+        scores = self.scores(images, prompts, phrases.order, batch.step + phrases.cycle_start)
+        reward = self._reward(scores, batch.step, k_pos, k_neg)
+        named = {"reward": reward, **scores}
+        means = {name: float(value.detach().mean()) for name, value in named.items()}
+        if self.ceiling is not None:
+            means["ceiling"] = self.ceiling
+        return ObjectiveOutput(reward, means)
 
-        step = batch.step + phrases.cycle_start
+    def scores(
+        self, images: Images, prompts: list[str], order: str, step: int
+    ) -> dict[str, PerSample]:
+        """The scores of each image under its prompt that the form needs."""
+        model, phrases, form = self.reward_model, self.settings.control_phrases, self.settings.form
+        features = model.encode(map_images(images, self.settings.image_mapping))
         sides: dict[str, list[str]] = {}
         if form != "absolute" or (phrases.positive and model.reads_prompt):
             sides["score_pos"] = phrases.positive
@@ -157,17 +167,24 @@ class RewardObjective:
             sides["score_neg"] = phrases.negative
         texts: dict[str, list[list[str]]] = {}
         for name, side in sides.items():
-            selected = select_phrases(side, phrases.order, step)
+            selected = select_phrases(side, order, step)
             texts[name] = [[f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected]
         if form == "anchored" or not sides:
             texts["score_plain"] = [prompts]
         found = score_all(model, features, [each for side in texts.values() for each in side])
         parts = found.split([len(side) for side in texts.values()])
-        scores = {name: part.mean(0) for name, part in zip(texts, parts, strict=True)}
-        reward = self._reward(scores, batch.step, k_pos, k_neg)
-        named = {"reward": reward, **scores}
-        means = {name: float(value.detach().mean()) for name, value in named.items()}
-        return ObjectiveOutput(reward, means)
+        return {name: part.mean(0) for name, part in zip(texts, parts, strict=True)}
+
+    @property
+    def ceiling(self) -> float | None:
+        """Highest pos − neg that pays; None: all does."""
+        given = self.settings.ceiling
+        if given is None or self.settings.form == "absolute":
+            return None
+        gap = self.asked_means[0] if self.asked_means is not None else given.gap
+        if gap is None:
+            raise RuntimeError("the ceiling is not measured: call measure_ceiling first")
+        return gap + given.margin
 
     def _reward(
         self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp
@@ -176,17 +193,26 @@ class RewardObjective:
             return next(iter(scores.values()))
         pos, neg = scores["score_pos"], scores["score_neg"]
         if self.settings.form == "relative":
-            return objective_math.relative_reward(pos, neg, k_pos, k_neg)
-        plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
-        self.reference.update(plain, step, self.group)
-        return objective_math.anchored_reward(pos, neg, plain, self.reference.value, tolerance)
+            reward = objective_math.relative_reward(pos, neg, k_pos, k_neg)
+        else:
+            k_pos = k_neg = 0.0  # without ramps
+            plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
+            self.reference.update(plain, step, self.group)
+            asked = self.asked_means
+            reference = self.reference.value if asked is None else asked[1]
+            reward = objective_math.anchored_reward(pos, neg, plain, reference, tolerance)
+        if self.ceiling is None:
+            return reward
+        return reward - objective_math.above_ceiling(pos, neg, k_pos, k_neg, self.ceiling)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference_sum": self.reference.total, "reference_count": self.reference.count}
+        state = {"reference_sum": self.reference.total, "reference_count": self.reference.count}
+        return state if self.asked_means is None else {**state, "asked_means": self.asked_means}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reference.total = state["reference_sum"]
         self.reference.count = state["reference_count"]
+        self.asked_means = state.get("asked_means")
 
 
 class MixedObjective:

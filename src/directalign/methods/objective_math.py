@@ -42,6 +42,18 @@ def anchored_reward(
     return (pos - neg) - (plain - _like(reference, plain)) ** 2 / (2 * tolerance)
 
 
+def above_ceiling(
+    pos: PerSample, neg: PerSample, k_pos: Ramp, k_neg: Ramp, ceiling: float
+) -> PerSample:
+    """nu·relu(pos − neg − ceiling), nu the weight of the relative term.
+
+    Subtracted from a reward it replaces pos − neg by min(pos − neg, ceiling), whose loss is
+    relu(ceiling − (pos − neg)) up to a constant.
+    """
+    _, nu = absolute_relative(_like(k_pos, pos), _like(k_neg, neg))
+    return nu * torch.relu(pos - neg - ceiling)
+
+
 def hinge(reward: PerSample, direction: PerSample | float, margin: float | None) -> PerSample:
     """Loss per sample: relu(margin − direction·reward), or −direction·reward without a margin."""
     signed = _like(direction, reward) * reward
