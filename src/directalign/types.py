@@ -90,6 +90,14 @@ class Batch:
     offset: int = 0
     global_size: int | None = None
     image_size: tuple[int, int] | None = None
+    kept: tuple[bool, ...] = ()
+    """Of each row of the *global* batch, whether it trains without reward, by the base alone; empty
+    if none does."""
+
+    @property
+    def own_kept(self) -> tuple[bool, ...]:
+        """`kept` of the rows of this batch."""
+        return self.kept[self.offset : self.offset + len(self.prompts)]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from directalign import config
 from directalign.evaluation.generate import generate
 from directalign.export.average import average_run
 from directalign.io import atomic
-from directalign.methods.objective import Reference
+from directalign.methods.running_statistics import Reference
 from directalign.models import load_model
 from directalign.training import early_stopping, run_log
 

@@ -190,7 +190,7 @@ class ObjectiveConfig(Strict):
         """Control phrases under which the generator itself is called. Raises: ValueError for
         missing or unusable ones."""
         measures = self.ceiling is not None and self.ceiling.gap is None
-        return AskedConfig().phrases(self.control_phrases) if measures else []
+        return phrases_as_text("positive", self.control_phrases.positive) if measures else []
 
 
 class AskedConfig(Strict):
@@ -205,24 +205,42 @@ class AskedConfig(Strict):
 
     def phrases(self, given: ControlPhrases) -> list[str]:
         """The phrases that are asked with. Raises: ValueError for missing or unusable ones."""
-        sides = {"positive": given.positive}
-        if self.guidance != 1 and self.against == "negative":
-            sides["negative"] = given.negative
-        for name, side in sides.items():
-            if not side:
-                raise ValueError(
-                    f"control_phrases.{name}: the base model is asked with them: add one"
-                )
-            for phrase in side:
-                if phrase.endswith(".safetensors"):
-                    raise ValueError(
-                        f"control_phrases.{name}: {phrase} is fitted to a reward, and the base "
-                        "model cannot read it: give text"
-                    )
-        return [phrase for side in sides.values() for phrase in side]
+        negative = self.guidance != 1 and self.against == "negative"
+        return [
+            *phrases_as_text("positive", given.positive),
+            *(phrases_as_text("negative", given.negative) if negative else []),
+        ]
 
 
-class KLConfig(ObjectiveConfig):
+def phrases_as_text(side: str, phrases: list[str]) -> list[str]:
+    """`phrases` if the generator can read them. Raises: ValueError for missing or learned ones."""
+    if not phrases:
+        raise ValueError(f"control_phrases.{side}: the base model is asked with them: add one")
+    for phrase in phrases:
+        if phrase.endswith(".safetensors"):
+            raise ValueError(
+                f"control_phrases.{side}: {phrase} is fitted to a reward, and the base model "
+                "cannot read it: give text"
+            )
+    return phrases
+
+
+class KeepConfig(ObjectiveConfig):
+    """Prompts on which the model is held to its base instead of being rewarded."""
+
+    keep_every: Annotated[int, Field(ge=2)] | None = None
+    """n: one of n prompts carries a negative phrase, gets no reward, and has the base's prediction
+    under that very prompt as its target, so that the model still obeys other phrases."""
+
+    def asked_phrases(self) -> list[str]:
+        phrases = super().asked_phrases()
+        if self.keep_every is None:
+            return phrases
+        kept = phrases_as_text("negative", self.control_phrases.negative)
+        return list(dict.fromkeys([*phrases, *kept]))
+
+
+class KLConfig(KeepConfig):
     """The centre of a method's KL term."""
 
     kl_beta: NonNegativeFloat = 0.0
@@ -248,6 +266,8 @@ class KLConfig(ObjectiveConfig):
     def _check_centre(self) -> KLConfig:
         if self.kl_to == "base" and self.asked != AskedConfig():
             raise ValueError("asked is for kl_to: base_with_phrases: set it, or remove asked")
+        if self.keep_every is not None and not self.kl_beta:
+            raise ValueError("keep_every holds by the KL term: set kl_beta, or remove keep_every")
         return self
 
 
@@ -298,7 +318,7 @@ class SRPOConfig(KLConfig):
     exact sigma."""
 
 
-class PromptDistillationConfig(ObjectiveConfig):
+class PromptDistillationConfig(KeepConfig):
     """The base model's own prediction under the positive phrases as the target, without a
     reward."""
 
@@ -320,7 +340,8 @@ class PromptDistillationConfig(ObjectiveConfig):
     """n: the network gets int(n·sigma)/n instead of sigma."""
 
     def asked_phrases(self) -> list[str]:
-        return self.asked.phrases(self.control_phrases)
+        asked = self.asked.phrases(self.control_phrases)
+        return list(dict.fromkeys([*super().asked_phrases(), *asked]))
 
     @model_validator(mode="after")
     def _check_asked(self) -> PromptDistillationConfig:

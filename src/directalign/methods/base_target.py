@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .. import config
@@ -27,26 +29,43 @@ class BaseTarget:
         self.base = ReferenceModel(model.denoiser)
 
     @torch.no_grad()
-    def __call__(self, step: int, cond: Conditioning, x_t: Latents, sigma: PerSample) -> Latents:
-        """Of update `step`: (b, c, h, w) at x_t and noise levels `sigma` (b,), guided as `cond`."""
+    def __call__(
+        self,
+        step: int,
+        cond: Conditioning,
+        x_t: Latents,
+        sigma: PerSample,
+        kept: Sequence[bool] = (),
+    ) -> Latents:
+        """Of update `step`: (b, c, h, w) at x_t and noise levels `sigma` (b,), guided as `cond`.
+
+        Rows that are `kept` are never asked.
+        """
         with self.base.active():
             if self.asked is None:
                 return predict(self.model, cond, x_t, sigma)
             step += self.phrases.cycle_start
-            positive = self._mean(self._texts(self.phrases.positive, step, cond), cond, x_t, sigma)
+            positive = self._mean(
+                self._texts(self.phrases.positive, step, cond, kept), cond, x_t, sigma
+            )
             if self.asked.guidance == 1:
                 return positive
-            texts = [[""] * len(cond.prompts)]
+            texts = [_unless_kept([""] * len(cond.prompts), cond, kept)]
             if self.asked.against == "negative":
-                texts = self._texts(self.phrases.negative, step, cond)
+                texts = self._texts(self.phrases.negative, step, cond, kept)
             other = self._mean(texts, cond, x_t, sigma)
             extra = torch.where(sigma <= self.asked.guidance_below, self.asked.guidance - 1, 0.0)
             return positive + expand_like(extra, positive) * (positive - other)
 
-    def _texts(self, side: list[str], step: int, cond: Conditioning) -> list[list[str]]:
+    def _texts(
+        self, side: list[str], step: int, cond: Conditioning, kept: Sequence[bool]
+    ) -> list[list[str]]:
         """The prompts under each phrase of a step."""
         phrases = select_phrases(side, self.phrases.order, step)
-        return [[f"{phrase}. {prompt}" for prompt in cond.prompts] for phrase in phrases]
+        return [
+            _unless_kept([f"{phrase}. {prompt}" for prompt in cond.prompts], cond, kept)
+            for phrase in phrases
+        ]
 
     def _mean(
         self, texts: list[list[str]], cond: Conditioning, x_t: Latents, sigma: PerSample
@@ -55,6 +74,13 @@ class BaseTarget:
         guidance = cond.embedded_guidance, cond.cfg_scale, cond.truncate_timestep
         asked = (self.model.encode_prompt(each).guided(*guidance) for each in texts)
         return torch.stack([predict(self.model, each, x_t, sigma) for each in asked]).mean(0)
+
+
+def _unless_kept(texts: list[str], cond: Conditioning, kept: Sequence[bool]) -> list[str]:
+    """`texts`, and for kept rows the prompt itself."""
+    flags = kept or [False] * len(texts)
+    rows = zip(texts, cond.prompts, flags, strict=True)
+    return [prompt if keeps else text for text, prompt, keeps in rows]
 
 
 def select_phrases(phrases: list[str], order: str, step: int) -> list[str]:

@@ -31,13 +31,10 @@ from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, Loss
 from . import objective_math
 from .base_target import BaseTarget, select_phrases
 from .objective_math import Ramp
+from .running_statistics import Reference, RunningStats
 
 KL_LEVELS = config.UniformNoiseLevels(sigma_low=0.02)
 """Noise levels of the KL term of methods without an injected call."""
-DECAY = 0.95
-"""Weight of older updates in running statistics, per update: a window of about twenty updates."""
-MIN_RELATIVE_STD = 1e-6
-"""Part of the mean below which a standard deviation is rounding error: the values are constant."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,12 @@ def build_objective(
             require_gradient(member.reward, method, f"reward.members.{index}.reward")
     if not differentiable:
         require_no_normalization(reward.settings, method)
+    every = getattr(settings, "keep_every", None)
+    if every is not None:
+        raise DirectAlignError(
+            f"method.keep_every: {every} is not supported with reward.name: mix: "
+            "remove it, or use a single reward"
+        )
     return MixedObjective(reward, settings)
 
 
@@ -112,7 +115,7 @@ class ObjectiveMethod:
         sigma = sampler.denoise(drawn).sigma_from
         x_t = inject(model.path, x0, noise, sigma).x_t
         sigma = to_device(sigma, x0.device)
-        centre = self.centre(batch.step, cond, x_t, sigma)
+        centre = self.centre(batch.step, cond, x_t, sigma, batch.own_kept)
         kl = objective_math.velocity_kl(predict(model, cond, x_t, sigma), centre)
         levels = {"sigma": sigma, "kl": kl}
         lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
@@ -147,9 +150,18 @@ class RewardObjective:
         repeats, phrases = len(images) // len(batch.prompts), self.settings.control_phrases
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
         scores = self.scores(images, prompts, phrases.order, batch.step + phrases.cycle_start)
-        reward = self._reward(scores, batch.step, k_pos, k_neg)
+        flags = [kept for kept in batch.own_kept for _ in range(repeats)]
+        kept = torch.tensor(flags or [False] * len(images), device=images.device)
+        reward = self._reward(scores, batch.step, k_pos, k_neg, kept)
         named = {"reward": reward, **scores}
-        means = {name: float(value.detach().mean()) for name, value in named.items()}
+        # kept rows are left out; of equal batches the mean of these is that of rewarded images
+        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
+        means = {
+            name: float(torch.where(kept.to(value.device), 0.0, value.detach()).mean()) / share
+            for name, value in named.items()
+        }
+        if batch.kept:
+            reward = torch.where(kept.to(reward.device), reward.detach(), reward)
         if self.ceiling is not None:
             means["ceiling"] = self.ceiling
         return ObjectiveOutput(reward, means)
@@ -187,7 +199,7 @@ class RewardObjective:
         return gap + given.margin
 
     def _reward(
-        self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp
+        self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp, kept: Tensor
     ) -> PerSample:
         if self.settings.form == "absolute":
             return next(iter(scores.values()))
@@ -197,7 +209,7 @@ class RewardObjective:
         else:
             k_pos = k_neg = 0.0  # without ramps
             plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
-            self.reference.update(plain, step, self.group)
+            self.reference.update(plain[~kept.to(plain.device)], step, self.group)
             asked = self.asked_means
             reference = self.reference.value if asked is None else asked[1]
             reward = objective_math.anchored_reward(pos, neg, plain, reference, tolerance)
@@ -303,76 +315,6 @@ class MixedObjective:
             objective.load_state_dict(state["members"][label])
         self.rewards.load_state_dict(state["rewards"])
         self.norms.load_state_dict(state["norms"])
-
-
-class Reference:
-    """Mean plain score over the first `updates` and all processes: that of the base model."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates, self.total, self.count = updates, 0.0, 0
-
-    def update(self, plain: PerSample, step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
-        if step < self.updates:
-            plain = plain.detach().cpu().double()
-            count = torch.tensor(float(len(plain)), dtype=torch.float64)
-            total, seen = group.sum(torch.stack([plain.sum(), count]))
-            self.total += float(total)
-            self.count += int(seen)
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-
-class RunningStats:
-    """Exponentially weighted mean and std of `size` kinds of values, over images and processes.
-
-    Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates
-    before it, so the result does not depend on how it is split into branches, accumulated batches
-    and processes. Only the first update uses its own values so far.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.before = torch.zeros(3, size, dtype=torch.float64)
-        self.current, self.step = torch.zeros_like(self.before), -1
-
-    def update(
-        self, values: objective_math.Members, step: int, group: ProcessGroup = SINGLE_PROCESS
-    ) -> None:
-        """Add values (m, b) of update `step`; every process must call this equally often."""
-        if step != self.step:
-            self.before = DECAY * (self.before + self.current)
-            self.current, self.step = torch.zeros_like(self.current), step
-        new = values.detach().double().cpu()
-        sums = torch.stack([torch.ones_like(new).sum(1), new.sum(1), new.square().sum(1)])
-        self.current = self.current + group.sum(sums)
-
-    @property
-    def means(self) -> objective_math.PerMember:
-        count, total, _ = self._used
-        return total / count
-
-    @property
-    def stds(self) -> objective_math.PerMember:
-        """Standard deviation over images; 1 where all values are alike, as a divisor."""
-        means = self.means
-        std = (self._used[2] / self._used[0] - means.square()).clamp(min=0).sqrt()
-        return torch.where(std > MIN_RELATIVE_STD * means.abs(), std, torch.ones_like(std))
-
-    @property
-    def rms(self) -> objective_math.PerMember:
-        """Root mean square."""
-        return (self._used[2] / self._used[0]).sqrt()
-
-    @property
-    def _used(self) -> Tensor:
-        return self.before if bool((self.before[0] > 0).all()) else self.current
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "current": self.current, "step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.before, self.current, self.step = state["before"], state["current"], state["step"]
 
 
 def map_images(images: Images, mapping: str) -> Images:

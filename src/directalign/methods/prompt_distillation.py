@@ -48,7 +48,7 @@ class PromptDistillation(ObjectiveMethod):
         sigma = self.sampler.denoise(drawn).sigma_from
         x_t = recovery.inject(model.path, x0, noise.to(x0), sigma).x_t
         sigma = to_device(sigma, x0.device)
-        target = self.target(batch.step, cond, x_t, sigma)
+        target = self.target(batch.step, cond, x_t, sigma, batch.own_kept)
         distance = objective_math.velocity_kl(sampling.predict(model, cond, x_t, sigma), target)
         with torch.no_grad():
             output = self.objective(model.decode(x0), batch)

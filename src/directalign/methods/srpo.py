@@ -80,7 +80,7 @@ class SRPO(ObjectiveMethod):
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
         sigma = to_device(step.sigma_from, x0.device)
-        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma)
+        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
         pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 
