@@ -420,20 +420,35 @@ class LeapAlignConfig(KLConfig):
 
 
 class FlowBPConfig(KLConfig):
-    """Gradient of the reward at the sampled image through a few repeated steps of its path:
-    FlowBP-Sparse (arXiv 2606.11075)."""
+    """Gradient of the reward at the sampled image through a few repeated steps of its path (arXiv
+    2606.11075)."""
 
     ROLLOUT_STEPS = ("trained_steps",)
 
     name: Literal["flowbp"] = "flowbp"
+    variant: Literal["sparse", "bridge", "lagrange"] = "sparse"
+    """sparse: single steps; bridge: steps on both sides of a state that passes gradient on;
+    lagrange: two quadratures of higher order, of rectified flow only."""
     trained_steps: Positive = 3
-    """K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of
-    25)."""
+    """K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of 25,
+    bridge 5); lagrange repeats two in each of its two intervals instead."""
     late_bias: NonNegativeFloat = 2.0
     """Step i of 1, ..., N is drawn with weight i to this power; 0 draws uniformly."""
     rescale: NonNegativeFloat = 1.0
     """1: gradient times (length of all steps / length of the drawn ones); 0: unchanged; linear
-    between."""
+    between (released for lagrange: 0.5)."""
+    nested_scale: NonNegativeFloat = 0.1
+    """bridge, lagrange: factor on the gradient through the input of the call at the dividing
+    state."""
+
+    @model_validator(mode="after")
+    def _check_bridge(self) -> FlowBPConfig:
+        if self.variant == "bridge" and self.trained_steps < 2:
+            raise ValueError(
+                f"trained_steps {self.trained_steps}: variant bridge trains on both sides of a "
+                "state; give at least 2 (released: 5)"
+            )
+        return self
 
 
 class FlowGRPOConfig(KLConfig):

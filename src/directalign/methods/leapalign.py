@@ -23,7 +23,7 @@ from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollo
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import ObjectiveMethod
-from .objective_math import hinge
+from .objective_math import hinge, similarity_weight
 
 Steps = Int64[Tensor, " b"]
 """One step of the rollout per sample."""
@@ -105,10 +105,3 @@ class LeapAlign(ObjectiveMethod):
 def distance(leap: Latents, sampled: Latents) -> PerSample:
     """Mean absolute distance per latent value between the end of a leap and the sampler's path."""
     return (leap.detach() - sampled).abs().mean((1, 2, 3))
-
-
-def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> Tensor:
-    """Larger for leaps close to the path, at most 1 / (2·floor); 1 for all without a `floor`."""
-    if floor is None:
-        return torch.ones_like(to_j)
-    return 1 / (to_j.clamp(min=floor) + to_0.clamp(min=floor))

@@ -60,6 +60,13 @@ def hinge(reward: PerSample, direction: PerSample | float, margin: float | None)
     return -signed if margin is None else torch.relu(margin - signed)
 
 
+def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> Tensor:
+    """Larger for leaps close to the path, at most 1 / (2·floor); 1 for all without a `floor`."""
+    if floor is None:
+        return torch.ones_like(to_j)
+    return 1 / (to_j.clamp(min=floor) + to_0.clamp(min=floor))
+
+
 def discount(position: PerSample, shift: float) -> PerSample:
     """Factor on the loss at position p in [0, 1]: shift·p / (1 + (shift − 1)·p)."""
     return shift_sigmas(position, shift)
