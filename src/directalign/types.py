@@ -41,6 +41,8 @@ class Conditioning:
     embedded_guidance: float | None = None
     cfg_scale: float = 1.0
     truncate_timestep: int | None = None
+    detach_negative: bool = False
+    """No gradient through the unconditional pass of classifier-free guidance."""
 
     def guided(
         self, embedded: float | None, cfg_scale: float, truncate: int | None = None

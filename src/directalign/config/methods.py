@@ -271,6 +271,14 @@ class KLConfig(KeepConfig):
         return self
 
 
+class DirectGradientConfig(KLConfig):
+    """Methods that differentiate the reward through calls of the network."""
+
+    cfg_detach_negative: bool = False
+    """No gradient through the negative pass of classifier-free guidance, as FlowBP's authors train:
+    it saves that pass's activations."""
+
+
 class NoiseConfig(Strict):
     """The known noise that is injected into clean images."""
 
@@ -282,7 +290,7 @@ class NoiseConfig(Strict):
     rollout noise for all updates, too (official for Qwen-Image); per_rank: one noise per sample."""
 
 
-class SRPOConfig(KLConfig):
+class SRPOConfig(DirectGradientConfig):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv
     2509.06942)."""
 
@@ -352,7 +360,7 @@ class PromptDistillationConfig(KeepConfig):
         return self
 
 
-class ReFLConfig(KLConfig):
+class ReFLConfig(DirectGradientConfig):
     """Gradient through one late step to the predicted x0 (arXiv 2304.05977)."""
 
     ROLLOUT_STEPS = ("last_steps",)
@@ -362,7 +370,7 @@ class ReFLConfig(KLConfig):
     """The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40)."""
 
 
-class DRaFTConfig(KLConfig):
+class DRaFTConfig(DirectGradientConfig):
     """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
 
     ROLLOUT_STEPS = ("grad_steps",)
@@ -384,7 +392,7 @@ class DRaFTConfig(KLConfig):
         return self
 
 
-class AlignPropConfig(KLConfig):
+class AlignPropConfig(DirectGradientConfig):
     """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
 
     ROLLOUT_STEPS = ("max_grad_steps",)
@@ -394,7 +402,7 @@ class AlignPropConfig(KLConfig):
     """Largest truncation depth, drawn uniformly from 1; none uses the whole rollout."""
 
 
-class DRTuneConfig(KLConfig):
+class DRTuneConfig(DirectGradientConfig):
     """Gradient through a few spaced steps, with the network's input detached (arXiv 2405.00760)."""
 
     ROLLOUT_STEPS = ("trained_steps", "early_stop")
@@ -407,7 +415,7 @@ class DRTuneConfig(KLConfig):
     of that step."""
 
 
-class LeapAlignConfig(KLConfig):
+class LeapAlignConfig(DirectGradientConfig):
     """Gradient through two leaps along the sampled path (arXiv 2604.15311)."""
 
     name: Literal["leapalign"] = "leapalign"
@@ -419,7 +427,7 @@ class LeapAlignConfig(KLConfig):
     none gives equal weights."""
 
 
-class FlowBPConfig(KLConfig):
+class FlowBPConfig(DirectGradientConfig):
     """Gradient of the reward at the sampled image through a few repeated steps of its path (arXiv
     2606.11075)."""
 

@@ -30,7 +30,6 @@ from ..diffusion.sampling import (
     chain_coefficients,
     predict,
     sample_trajectory,
-    start_rollout,
     states_at,
     step_coefficients,
 )
@@ -98,7 +97,7 @@ class FlowBP(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
-        start = start_rollout(self.model, self.rollout, batch)
+        start = self.start(batch)
         repeated = self.repeated(batch, start.sigmas)
         states = sample_trajectory(self.model, start)
         x0, bridge, device = states[-1], repeated.bridge, states[-1].device

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import LeapAlignConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
-from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
+from ..diffusion.sampling import RolloutStart, linear_step, predict
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import ObjectiveMethod
@@ -52,7 +52,7 @@ class LeapAlign(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with leaps from two states of its path; reward; weigh; yield."""
-        start, steps = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        start, steps = self.start(batch), self.steps(batch)
         settings = self.settings
         x0, leap_to_0, distances = self._leaps(
             start, *(to_device(each, start.noise.device) for each in steps)

@@ -13,7 +13,7 @@ units, `share_<label>` its part of the mixed reward, `gradient_<label>` its grad
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from .. import config
 from ..device import to_device
 from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
-from ..diffusion.sampling import predict
+from ..diffusion.sampling import RolloutStart, predict, start_rollout
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
@@ -91,6 +91,15 @@ class ObjectiveMethod:
         self.centre = None
         if isinstance(settings, config.KLConfig) and settings.kl_beta > 0:
             self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
+
+    def start(self, batch: Batch) -> RolloutStart:
+        """The start of a rollout whose calls may train."""
+        start = start_rollout(self.model, self.rollout, batch)
+        return replace(start, cond=self.trained(start.cond))
+
+    def trained(self, cond: Conditioning) -> Conditioning:
+        """`cond`, with the gradient of guidance that the settings ask for."""
+        return replace(cond, detach_negative=self.settings.cfg_detach_negative)
 
     def image_loss(
         self, x0: Latents, batch: Batch, branch: str, sigma: PerSample | None = None

@@ -63,7 +63,7 @@ class SRPO(ObjectiveMethod):
             target = rng.draw_rows(batch, lambda n, g=generator: self.sampler.draw(n, g))
             for branch in self.branches:
                 step = getattr(self.sampler, branch)(target)
-                yield self._branch(batch, cond, x0, noise.to(x0), step, branch)
+                yield self._branch(batch, self.trained(cond), x0, noise.to(x0), step, branch)
 
     def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
         return sampling.clean_latents(self.model, self.settings, self.rollout, batch)
