@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from ..interfaces import Method, Model, Reward
 from ..io import atomic
 from ..io.checkpoint_files import step_of
 from ..methods import load_method
+from ..methods.ceiling import measure_ceiling, unmeasured
 from ..models import load_model, lora
 from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
@@ -199,7 +201,7 @@ def precompute_embeddings(
     """
     evaluated = (prompt for pairs in sampled_pairs(run) if pairs for prompt in pairs.prompts)
     samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
-    trained = dict.fromkeys(t for step in range(run.train.num_steps) for t in data.texts(step))
+    trained = dict.fromkeys(_trained_texts(run, data))
     asked = (f"{phrase}. {text}" for phrase in run.method.asked_phrases() for text in trained)
     prompts = list(dict.fromkeys(["", *samples, *evaluated, *trained, *asked]))
     encoder, folder = cast(PromptEncoder, model.prompts), default_folder()
@@ -210,6 +212,11 @@ def precompute_embeddings(
         group.barrier()
     encoder.free()
     logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")
+
+
+def _trained_texts(run: config.RunConfig, data: TrainData) -> Iterator[str]:
+    """The prompts of all steps, with repetitions."""
+    return (text for step in range(run.train.num_steps) for text in data.texts(step))
 
 
 def train_loaded(
@@ -240,6 +247,9 @@ def train_loaded(
         *(data.fingerprint, loaded.base),
     )
     done = _restore_newest(out, state, group) if resume else 0
+    if not done and unmeasured(loaded.method):
+        prompts = [*islice(cycle(_trained_texts(run, data)), run.method.ceiling.images)]
+        measure_ceiling(loaded.method, model, run, prompts, group)
     nfe = NFECounter(model.denoiser)
     step = TrainStep(
         loaded.method, list(parameters.values()), optimizer, settings.max_grad_norm, group, nfe
