@@ -103,7 +103,7 @@ def run(
         stack.enter_context(
             atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
         )
-        configure_logging(group.is_main and given.is_shown)
+        configure_logging(group.is_main, given.is_shown)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
         if group.is_main:
@@ -234,7 +234,7 @@ def train_loaded(
     Raises: see `run`.
     """
     is_shown = group.is_main and given.is_shown
-    configure_logging(is_shown)
+    configure_logging(group.is_main, given.is_shown)
     model, data, settings = loaded.model, loaded.data, run.train
     parameters = trained_parameters(model.denoiser)
     group.broadcast(parameters.values())
