@@ -14,6 +14,7 @@ import torch
 from ..diffusion.rng import generator_for
 from ..interfaces import Model
 from ..rewards.soft_prompts import is_tokens_file
+from ..toyworld.judges import plain_caption
 from ..toyworld.scenes import render, scenes_of
 from ..types import Images
 from .eval_prompts import Pairs
@@ -48,7 +49,7 @@ def references(phrases: Sequence[str], is_world: bool) -> list[Reference]:
 def photographs(pairs: Pairs) -> Images:
     """The renderer's photographs (n, 3, H, W) of the pairs' captions, one fixed draw each."""
     drawn = [
-        render(scenes_of([prompt]), generator_for(seed))
+        render(scenes_of([plain_caption(prompt)]), generator_for(seed))
         for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)
     ]
     return torch.cat(drawn)

@@ -317,7 +317,8 @@ def _mean_row(entries: Sequence[Record]) -> Record:
 
 @dataclass(frozen=True)
 class Model:
-    """A compared model. `trained_on` names metrics; `settings` is None without a recipe."""
+    """A compared model. `trained_on` names metrics; `settings` is None without a recipe; `phrase`
+    is that of a base model that is asked."""
 
     key: str
     label: str
@@ -325,6 +326,7 @@ class Model:
     source: str
     trained_on: frozenset[str]
     settings: Record | None
+    phrase: str = ""
 
 
 @dataclass(frozen=True)
@@ -463,6 +465,7 @@ def _models(record: Record, images: Mapping[str, Any], notes: list[str]) -> list
             source=cut(each.get("source") or ""),
             trained_on=frozenset(map(str, listing(each.get("trained_on")))),
             settings=mapping(each.get("settings")) or None,
+            phrase=cut(each.get("phrase") or "", 80),
         )
         for each in found[:MAX_MODELS]
     ]

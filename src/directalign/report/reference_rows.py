@@ -20,6 +20,9 @@ KEPT = {
     f"{OF_PHOTOS}diversity": "Diversity kept",
 }
 """Titles of shares of what photographs through the autoencoder have, of photos only."""
+AS_WELL = "Asking the base model does as well here"
+BETTER = "Asking the base model does better here"
+WORSE = "Training reaches more than asking the base model"
 Cell = tuple[str, str]
 """A value, and the ends of its interval or ""."""
 Shared = tuple[RunFiles, Record]
@@ -121,14 +124,18 @@ def verdict(after: Record, rows: Sequence[Record], judge: Metric | None) -> str:
     if not asked or not trained or asked.get("n") != trained.get("n"):
         return ""
     (_, low, high), (_, trained_low, trained_high) = with_ends(asked), with_ends(trained)
-    says = "Asking the base model does as well here"
+    says = AS_WELL
     if low > trained_high:
-        says = "Asking the base model does better here"
+        says = BETTER
     elif high < trained_low:
-        says = "Training reaches more than asking the base model"
+        says = WORSE
+    return sentence(says, judge, asked, trained, cut(best.get("phrase"), 80))
+
+
+def sentence(says: str, judge: Metric, asked: Any, trained: Any, phrase: str) -> str:
+    """What the numbers say, then the numbers: intervals of the asked base and the trained model."""
     texts = ["{} ({})".format(*interval(each, judge.percent)) for each in (asked, trained)]
-    phrase = cut(best.get("phrase"), 80)
     return (
         f"{says}: {judge.label.lower()} {texts[0]} with “{phrase}.” before the prompt, "
-        f"{texts[1]} after training, n = {asked['n']}."
+        f"{texts[1]} after training, n = {mapping(asked).get('n')}."
     )
