@@ -11,7 +11,7 @@ from typing import Any
 
 from ..metrics import OF_PHOTOS, Metric
 from .basis import measured_with
-from .format import cut, interval, mapping, number, with_ends
+from .format import cut, decimal, interval, mapping, number, with_ends
 from .read import Record, RunFiles
 
 KEPT = {
@@ -90,7 +90,8 @@ def run_table(run: RunFiles, columns: Sequence[tuple[str, str]], judge: Metric |
 
 
 def _cell(row: Record, name: str) -> Cell:
-    return interval(row.get(name), percent=isinstance(row.get(name), dict))
+    value = row.get(name)
+    return interval(value, percent=True) if isinstance(value, dict) else (decimal(value), "")
 
 
 def _share(row: Record, whole: Record, name: str) -> Cell:
