@@ -105,14 +105,17 @@ def references_of(run: config.RunConfig) -> list[Reference]:
     return references(run.method.control_phrases.positive, run.evaluate.judge == "world")
 
 
-def obeyed_pairs(run: config.RunConfig, fixed: Pairs) -> Pairs:
-    """The first pairs with the negative phrases in turn before their prompts; none without phrases.
-
-    In the toy world with those phrases only that name a style which its judge knows.
-    """
+def obeyed_phrases(run: config.RunConfig) -> list[str]:
+    """The negative phrases that style control asks with; in the toy world those only that name a
+    style which its judge knows."""
     phrases = scores.plain_phrases(run.method.control_phrases.negative)
-    if run.evaluate.judge == "world":
-        phrases = [each for each in phrases if each in STYLE_OF]
+    is_world = run.evaluate.judge == "world"
+    return [each for each in phrases if not is_world or each in STYLE_OF]
+
+
+def obeyed_pairs(run: config.RunConfig, fixed: Pairs) -> Pairs:
+    """The first pairs with those phrases in turn before their prompts; none without phrases."""
+    phrases = obeyed_phrases(run)
     return fixed.first(OBEYED_SAMPLES if phrases else 0).asked(*phrases)
 
 
