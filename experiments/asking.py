@@ -6,12 +6,15 @@ distillation, which sees no reward, ends where SRPO ends or above, the reward ad
 
 References are measured on eight stretches of prompt-noise pairs; a stretch counts as a seed.
 Detail is relative to photographs of the same captions that went through the autoencoder, which no
-model of this world can exceed by skill.
+model of this world can exceed by skill. Last, every trained model is asked for each style by name:
+one that lost the others draws photographs all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,17 +27,20 @@ from directalign.evaluation.references import photographs, through_autoencoder
 from directalign.interfaces import Judge
 from directalign.models import load_model
 from directalign.toyworld.judges import load_judge
+from directalign.toyworld.scenes import STYLES
 from directalign.types import Images
 
+from .control_phrases import delivered, styles_in_prompts
 from .plots import Panel, curves, lines_along
 from .rows import Row, Rows
-from .runner import Arm, piece, run_arms, settings_of, sized
-from .tables import Column, Table, means
+from .runner import Arm, folder_of, piece, run_arms, settings_of, sized
+from .tables import Column, Table, means, with_interval
 
 EVERY = 30
 TRAINED = ("train.num_steps=150", f"evaluate.every={EVERY}", "evaluate.diversity_prompts=8")
 ARMS = [
     Arm("srpo", "SRPO, anchored", "world_srpo", TRAINED),
+    Arm("keep_detail", "SRPO, keeps detail", "world_srpo_keep_detail", TRAINED),
     Arm("distillation", "prompt distillation", "world_prompt_distillation", TRAINED),
 ]
 REFERENCES = {
@@ -63,7 +69,13 @@ def measure(out: Path, quick: bool) -> list[Row]:
     for seed in range(stretches):
         found = piece(out, f"stretch-{seed}", run, lambda s=seed: references(run, s, size))
         rows += [{"study": "asking", "kind": "reference", "seed": seed, **row} for row in found]
-    return rows + run_arms("asking", sized(ARMS, quick), (0,) if quick else range(5), out)
+    arms, seeds = sized(ARMS, quick), (0,) if quick else range(8)
+    rows += run_arms("asking", arms, seeds, out)
+    for arm, seed in product(arms, seeds):
+        folder = folder_of(arm, seed, out)
+        make = partial(styles_in_prompts, "asking", arm, seed, folder, STYLES, size)
+        rows += piece(out, f"asked-{arm.name}-seed{seed}", settings_of(arm, seed), make)
+    return rows
 
 
 def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
@@ -74,11 +86,12 @@ def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
     model, judge = load_model(run.model, torch.device("cpu")), load_judge()
 
     def made(arm: str, wanted: Pairs) -> Images:
-        size, drawn = run.evaluate.batch_size, photographs(wanted)
+        batch = run.evaluate.batch_size
         if arm in ("photographs", "autoencoded"):
-            return drawn if arm == "photographs" else through_autoencoder(model, drawn, size)
+            drawn = photographs(wanted)
+            return drawn if arm == "photographs" else through_autoencoder(model, drawn, batch)
         asked = wanted.asked(PHRASES[arm]) if arm in PHRASES else wanted
-        return generate(model, asked.prompts, asked.seeds, run.rollout, size)
+        return generate(model, asked.prompts, asked.seeds, run.rollout, batch)
 
     for arm, title in REFERENCES.items():
         numbers = judged(judge, made(arm, pairs), pairs)
@@ -105,7 +118,12 @@ def tables(rows: Rows) -> dict[str, Table]:
         for arm, title in runs.arms.items()
         for step in sorted({row["step"] for row in runs if row["step"] > 0})
     ]
+    obeys = [
+        [title, *(with_interval(delivered(rows, arm, style), 2) for style in STYLES)]
+        for arm, title in runs.arms.items()
+    ]
     return {
+        "obeys": Table(["method, 150 updates", *STYLES], obeys),
         "references": Table(["images", *titles], references),
         "trained": Table(["method", "updates", *titles], trained),
     }

@@ -30,6 +30,7 @@ from directalign.evaluation.in_training import Measurer, photographs
 from directalign.evaluation.run_weights import find_weights
 from directalign.io.atomic import write_text
 from directalign.methods import load_method
+from directalign.methods.ceiling import unmeasured
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
@@ -400,6 +401,8 @@ def measured_price(settings: RunConfig, probed: int) -> float:
         checkpoint.seed_all(settings.seed)
         model = load_model(settings.model, ranks.device, settings.seed)
         method = load_method(settings, model, load_reward(settings.reward, ranks.device))
+        for each in unmeasured(method):
+            each.asked_means = (0.0, 0.0)  # any number costs the same
         feed, counter = open_data(settings, model, ranks), NFECounter(model.denoiser)
         for step in range(probed):
             checkpoint.seed_step(settings.seed, step)

@@ -84,7 +84,7 @@ def align(
             "grad_norm", "seconds", ... Training ends after the step for which one returns True.
         out: folder for a complete run. None keeps no file and measures nothing without `evaluate`.
         resume: continue the interrupted run in `out` from its newest checkpoint.
-        progress: print progress and messages.
+        progress: print progress and messages; False prints warnings alone.
         sections: other sections and keys of a recipe: `train={"num_steps": 30}`, `rollout={...}`,
             `model={"tune": "full"}`, `seed=1`. Defaults are those of recipes, and for a LoRA 60
             steps at a learning rate of 1e-4.
@@ -102,7 +102,7 @@ def align(
         >>> directalign.align(pipe, reward, ["a red star"], control_phrases=phrases)
         >>> pipe("a red star").images[0]
     """
-    configure_logging(progress)
+    configure_logging(True, progress)
     source, own = in_memory.source_of(pipe), _sections(sections)
     _check_functions(callbacks)
     architecture = own.get("model", {}).get("architecture") or in_memory.architecture_of(pipe)
@@ -204,7 +204,7 @@ class Run:
             resume: continue the run in `out` from its newest checkpoint, as its run.yaml says with
                 `overrides`; keys that the recipe has otherwise now are named and not used.
             callbacks: see `align`; under torchrun each process calls its own.
-            progress: print progress and messages.
+            progress: print progress and messages; False prints warnings alone.
 
         Returns:
             The content of `out`/summary.json: "num_steps", "align_seconds", "before" and "after"
@@ -222,7 +222,7 @@ class Run:
         folder, run, overrides = Path(out), self.config, list(self.overrides)
         _check_functions(callbacks)
         run_folder.check(folder, resume)
-        configure_logging(progress and os.environ.get("RANK", "0") == "0")
+        configure_logging(os.environ.get("RANK", "0") == "0", progress)
         if resume and self.recipe is not None:
             found = resumed_run(self.recipe, folder, overrides)
             run, overrides = found.run, found.overrides
@@ -299,7 +299,7 @@ def compare(
         control_prompts: prompts to measure leakage on.
         adherence: model that measures prompt adherence, as `--adherence`.
         batch_size: images generated or evaluated at once.
-        progress: print messages.
+        progress: print messages; False prints warnings alone.
 
     Returns:
         The content of summary.json: "models" by key and metric: "value", "low", "high", "n"; ...
@@ -314,7 +314,7 @@ def compare(
     _check_counts(num_samples=num_samples, seeds_per_prompt=seeds_per_prompt, batch_size=batch_size)
     _check_dicts("compare", rewards=rewards or {}, rollout=rollout or {})
     _check_lists(sources=sources, metrics=metrics, positive=positive, negative=negative)
-    configure_logging(progress)
+    configure_logging(True, progress)
     named = sources.items() if isinstance(sources, Mapping) else ((None, each) for each in sources)
     texts = {
         label: each if isinstance(each, str) else json.dumps(_plain(each))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from ..interfaces import Method, Model, Reward
 from ..io import atomic
 from ..io.checkpoint_files import step_of
 from ..methods import load_method
+from ..methods.ceiling import measure_ceiling, unmeasured
 from ..models import load_model, lora
 from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
@@ -101,7 +103,7 @@ def run(
         stack.enter_context(
             atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
         )
-        configure_logging(group.is_main and given.is_shown)
+        configure_logging(group.is_main, given.is_shown)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
         if group.is_main:
@@ -198,7 +200,7 @@ def precompute_embeddings(
     rank encodes its share, then what other ranks stored on a disk that it cannot read.
     """
     samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
-    trained = dict.fromkeys(t for step in range(run.train.num_steps) for t in data.texts(step))
+    trained = dict.fromkeys(_trained_texts(run, data))
     asked = (f"{phrase}. {text}" for phrase in run.method.asked_phrases() for text in trained)
     prompts = list(dict.fromkeys(["", *samples, *generated_prompts(run), *trained, *asked]))
     encoder, folder = cast(PromptEncoder, model.prompts), default_folder()
@@ -209,6 +211,11 @@ def precompute_embeddings(
         group.barrier()
     encoder.free()
     logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")
+
+
+def _trained_texts(run: config.RunConfig, data: TrainData) -> Iterator[str]:
+    """The prompts of all steps, with repetitions."""
+    return (text for step in range(run.train.num_steps) for text in data.texts(step))
 
 
 def train_loaded(
@@ -226,7 +233,7 @@ def train_loaded(
     Raises: see `run`.
     """
     is_shown = group.is_main and given.is_shown
-    configure_logging(is_shown)
+    configure_logging(group.is_main, given.is_shown)
     model, data, settings = loaded.model, loaded.data, run.train
     parameters = trained_parameters(model.denoiser)
     group.broadcast(parameters.values())
@@ -239,6 +246,9 @@ def train_loaded(
         *(data.fingerprint, loaded.base),
     )
     done = _restore_newest(out, state, group) if resume else 0
+    if not done and unmeasured(loaded.method):
+        prompts = [*islice(cycle(_trained_texts(run, data)), run.method.ceiling.images)]
+        measure_ceiling(loaded.method, model, run, prompts, group)
     nfe = NFECounter(model.denoiser)
     step = TrainStep(
         loaded.method, list(parameters.values()), optimizer, settings.max_grad_norm, group, nfe

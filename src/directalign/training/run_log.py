@@ -52,12 +52,14 @@ class ConsoleHandler(logging.Handler):
         CONSOLE.print(prefix + record.getMessage(), highlight=False, markup=False, soft_wrap=True)
 
 
-def configure_logging(is_main: bool) -> None:
-    """Let the package log to the console on rank 0; other ranks log nothing."""
+def configure_logging(is_main: bool, is_shown: bool = True) -> None:
+    """Let the package log to the console on rank 0, warnings alone unless `is_shown`; other ranks
+    log nothing."""
     package = logging.getLogger("directalign")
     if not any(isinstance(handler, ConsoleHandler) for handler in package.handlers):
         package.addHandler(ConsoleHandler())
-    package.setLevel(logging.INFO if is_main else logging.CRITICAL)
+    shown = logging.INFO if is_shown else logging.WARNING
+    package.setLevel(shown if is_main else logging.CRITICAL)
 
 
 class Record(BaseModel):
