@@ -23,8 +23,8 @@ from directalign.config import RunConfig
 from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
-from directalign.evaluation.in_training import photographs
-from directalign.interfaces import Judge, Model
+from directalign.evaluation.references import photographs, through_autoencoder
+from directalign.interfaces import Judge
 from directalign.models import load_model
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import STYLES
@@ -50,7 +50,7 @@ REFERENCES = {
     "asked": 'base model, asked "Realistic photo."',
     "asked_light": 'base model, asked "Natural lighting."',
 }
-PHRASES = {"base": "", "asked": "Realistic photo. ", "asked_light": "Natural lighting. "}
+PHRASES = {"asked": "Realistic photo", "asked_light": "Natural lighting"}
 KEPT = {"sharpness": "sharpness", "high_frequency": "fine detail", "diversity": "diversity"}
 """Numbers that are given relative to photographs through the autoencoder."""
 STRETCH, DIVERSE = 64, 8
@@ -86,23 +86,17 @@ def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
     model, judge = load_model(run.model, torch.device("cpu")), load_judge()
 
     def made(arm: str, wanted: Pairs) -> Images:
-        if arm in PHRASES:
-            prompts = [PHRASES[arm] + prompt for prompt in wanted.prompts]
-            return generate(model, prompts, wanted.seeds, run.rollout, run.evaluate.batch_size)
-        drawn = photographs(wanted)
-        return drawn if arm == "photographs" else through_autoencoder(model, drawn)
+        batch = run.evaluate.batch_size
+        if arm in ("photographs", "autoencoded"):
+            drawn = photographs(wanted)
+            return drawn if arm == "photographs" else through_autoencoder(model, drawn, batch)
+        asked = wanted.asked(PHRASES[arm]) if arm in PHRASES else wanted
+        return generate(model, asked.prompts, asked.seeds, run.rollout, batch)
 
     for arm, title in REFERENCES.items():
         numbers = judged(judge, made(arm, pairs), pairs)
         numbers["diversity"] = image_metrics.diversity(made(arm, several))
         yield {"arm": arm, "title": title, **numbers, "pairs": size}
-
-
-@torch.no_grad()
-def through_autoencoder(model: Model, images: Images) -> Images:
-    """Images encoded and decoded, values in [0, 1]."""
-    device = next(model.denoiser.parameters()).device
-    return model.decode(model.encode_image(images.to(device))).clamp(0, 1).cpu()
 
 
 @torch.no_grad()

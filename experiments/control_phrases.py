@@ -18,6 +18,7 @@ from torch import Tensor
 
 from directalign.data.prompts import train_captions
 from directalign.evaluation.generate import generate
+from directalign.evaluation.scores import delivered as delivered_style
 from directalign.interfaces import Reward
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
@@ -108,11 +109,11 @@ def styles_in_prompts(
     named = {"study": study, "kind": "asked", "seed": seed}
     named |= {"arm": arm.name, "title": arm.title}
     for style in styles:
-        prompts = [f"{STYLE_WORDS[style][0]}. {prompt}" for prompt in pairs.prompts]
-        size = run.evaluate.batch_size
-        images = generate(measurer.model, prompts, pairs.seeds, run.rollout, size)
+        asked, size = pairs.asked(STYLE_WORDS[style][0]), run.evaluate.batch_size
+        images = generate(measurer.model, asked.prompts, asked.seeds, run.rollout, size)
         judged = measurer.per_image(images)
-        answers = {"delivered": judged[f"style_{style}"], "content": judged["content"]}
+        seen = delivered_style(judged, asked.prompts)
+        answers = {"delivered": seen, "content": judged["content"]}
         rates = {name: answer.double().mean().item() for name, answer in answers.items()}
         rows.append({**named, "asked": style, "pairs": count, **rates})
     return rows

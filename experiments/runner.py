@@ -168,8 +168,14 @@ class Arm:
 
 
 def settings_of(arm: Arm, seed: int) -> RunConfig:
-    """The run of an arm from a seed; it keeps one checkpoint at a time."""
-    overrides = ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"]
+    """The run of an arm from a seed; it keeps one checkpoint at a time, and measures no references,
+    which are the same for all arms (study `asking`)."""
+    overrides = [
+        "train.keep_checkpoints=1",
+        "evaluate.references=false",
+        *arm.overrides,
+        f"seed={seed}",
+    ]
     return load_run(arm.recipe, overrides)
 
 

@@ -41,7 +41,7 @@ def test_runs_side_by_side(demo):
     html = page_of(demo)
     tags = Tags(html)
     assert len(html) < LIMIT and tags.harmless()
-    assert (tags.count("tr"), tags.count("img")) == (1 + 4 + 2, 3 * 8 + 2 * 7 * 3)
+    assert (tags.count("tr"), tags.count("img")) == (1 + 4 + 3 + 2, 3 * 8 + 2 * 7 * 3)
     assert "Longer training" in html and "Official ramps, three times longer" in html
     assert "At a photo rate of 45\u00a0%, which both reached" in html
     assert "9.8 times as much" in html and "4 runs of one base model" in html

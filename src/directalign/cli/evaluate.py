@@ -97,6 +97,14 @@ def comparison_options(
             "MODEL",
         ),
     ] = None,
+    references: Annotated[
+        bool,
+        flag(
+            "--references",
+            "Add the base model asked with each desired phrase before the prompt, and, with the "
+            "toy world's judge, photographs.",
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None, option(f"Images generated or evaluated at once; {RECIPE}.", min=1)
     ] = None,
@@ -217,6 +225,9 @@ def _compare(run: Any, sources: tuple[str, ...], out: Path, base: bool, **settin
 
 def show(out: Path) -> None:
     """Print the table of a comparison, and on the last line its folder."""
+    from ..report.comparison_page import asking
+    from ..report.read import read_comparison
+
     models, summary = (
         json.loads((out / name).read_text(encoding="utf-8"))
         for name in ("comparison.json", "summary.json")
@@ -228,6 +239,8 @@ def show(out: Path) -> None:
             "Wins: share of images that score better than the first model's for the same prompt "
             "and seed; * p < .05 after Holm's correction."
         )
+    for sentence in asking(read_comparison(out)):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     typer.echo(out)
 
 

@@ -376,6 +376,9 @@ class EvaluateConfig(Strict):
     diversity_prompts: NonNegative = 0
     """Prompts that are sampled four times each to measure how much their images differ; 0 measures
     none."""
+    references: Annotated[bool, Free] = True
+    """Measure once, beside the base model, what the trained one is compared with: the base model
+    asked with each positive control phrase, in the toy world also photographs."""
     adherence: Annotated[AdherenceConfig | None, Free] = None
     """Model that measures prompt adherence in directalign evaluate; none measures none."""
 

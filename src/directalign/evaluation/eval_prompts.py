@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -62,6 +63,12 @@ class Pairs:
     def first(self, count: int) -> Pairs:
         """The first `count` pairs."""
         return Pairs(self.prompts[:count], self.seeds[:count], self.group)
+
+    def asked(self, *phrases: str) -> Pairs:
+        """The pairs with the phrases, in turn, before their prompts: "Realistic photo. a star"."""
+        turns = zip(cycle(phrases), self.prompts, strict=False)
+        prompts = tuple(f"{phrase}. {prompt}" for phrase, prompt in turns)
+        return Pairs(prompts, self.seeds, self.group)
 
 
 def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
@@ -288,10 +295,13 @@ def control_pairs(prompts: Sequence[str], count: int) -> Pairs:
     return Pairs(fixed_pairs(prompts, count).prompts, seeds, CONTROL_GROUP)
 
 
+STYLE_OF = {phrases[0]: style for style, phrases in STYLE_WORDS.items()}
+"""The toy world's style by the first phrase that names it."""
+
+
 def named_styles(prompts: Sequence[str]) -> tuple[str, ...]:
     """The toy world's style that each prompt begins with."""
-    style_of = {phrases[0]: style for style, phrases in STYLE_WORDS.items()}
-    return tuple(style_of[prompt.split(". ")[0]] for prompt in prompts)
+    return tuple(STYLE_OF[prompt.split(". ")[0]] for prompt in prompts)
 
 
 SEEDS_PER_PROMPT = 2

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import config
 from ..config.load import changes_at_resume, dump_run, load_run
-from ..evaluation.in_training import Measurer, measured_metrics, sampled_pairs
+from ..evaluation.in_training import Measurer, generated_prompts, measured_metrics
 from ..evaluation.scores import load_held_out
 from ..interfaces import Method, Model, Reward
 from ..io import atomic
@@ -199,11 +199,10 @@ def precompute_embeddings(
     They are the empty one and those of sample grids, evaluations, and training on all ranks. Each
     rank encodes its share, then what other ranks stored on a disk that it cannot read.
     """
-    evaluated = (prompt for pairs in sampled_pairs(run) if pairs for prompt in pairs.prompts)
     samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
     trained = dict.fromkeys(_trained_texts(run, data))
     asked = (f"{phrase}. {text}" for phrase in run.method.asked_phrases() for text in trained)
-    prompts = list(dict.fromkeys(["", *samples, *evaluated, *trained, *asked]))
+    prompts = list(dict.fromkeys(["", *samples, *generated_prompts(run), *trained, *asked]))
     encoder, folder = cast(PromptEncoder, model.prompts), default_folder()
     show = partial(track, description="encoding prompts") if group.is_main else iter
     for share in (prompts[group.rank :: group.size], *([prompts] if group.size > 1 else [])):

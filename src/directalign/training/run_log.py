@@ -3,6 +3,7 @@
     {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "nfe",
      "learning_rate", "levels", "seconds", "phases", "resources"}
     {"event": "evaluate", "step": 10, ...metrics..., "seconds"}
+    {"event": "references", "step": 0, "best", "rows": [{"kind", "label", "phrase", ...metrics...}]}
     {"event": "stop", "step": 30, "reason": "drift", "says", "kept": 20}  a rule ended the run
     {"event": "kept", "step": 20, ...metrics of all samples...}           the exported weights
 
