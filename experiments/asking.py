@@ -75,7 +75,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
         folder = folder_of(arm, seed, out)
         make = partial(styles_in_prompts, "asking", arm, seed, folder, STYLES, size)
         rows += piece(out, f"asked-{arm.name}-seed{seed}", settings_of(arm, seed), make)
-    return rows
+    return with_kept(Rows(rows))
 
 
 def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
@@ -112,9 +112,11 @@ def judged(judge: Judge, images: Images, pairs: Pairs) -> Row:
 def tables(rows: Rows) -> dict[str, Table]:
     asked, runs = rows.where(kind="reference"), rows.runs
     titles = [column.title for column in COLUMNS]
-    references = [[title, *cells(asked.where(arm=arm), rows)] for arm, title in REFERENCES.items()]
+    references = [
+        [title, *means(COLUMNS, asked.where(arm=arm))] for arm, title in REFERENCES.items()
+    ]
     trained = [
-        [title, str(step), *cells(runs.at(arm, step), rows)]
+        [title, str(step), *means(COLUMNS, runs.at(arm, step))]
         for arm, title in runs.arms.items()
         for step in sorted({row["step"] for row in runs if row["step"] > 0})
     ]
@@ -129,22 +131,18 @@ def tables(rows: Rows) -> dict[str, Table]:
     }
 
 
-def cells(found: Rows, rows: Rows) -> list[str]:
-    """The cells of rows, one per seed."""
-    return means(COLUMNS, with_kept(found, rows))
-
-
-def with_kept(found: Rows, rows: Rows) -> list[Row]:
+def with_kept(rows: Rows) -> list[Row]:
     """Rows with the numbers of `KEPT` relative to photographs through the autoencoder."""
     best = rows.where(kind="reference", arm="autoencoded")
     scale = {key: sum(row[key] for row in best) / len(best) for key in KEPT}
-    return [row | {f"{key}_kept": row[key] / scale[key] for key in KEPT} for row in found]
+    return [
+        row | {f"{key}_kept": row[key] / scale[key] for key in KEPT if key in row} for row in rows
+    ]
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    runs = Rows(with_kept(rows.runs, rows))
     panels = [
-        Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
+        Panel(column.title.capitalize(), "updates", "", lines_along(rows.runs, "step", column.key))
         for column in COLUMNS
     ]
     title = "With a reward and without one, five times the recommended length"
