@@ -80,6 +80,8 @@ def test_one_of_so_many_prompts_is_kept_and_the_phrases_take_turns(every, total)
     assert places == list(range(every - 1, len(flat), every))
     said = [flat[place] for place in places]
     assert said == [["Anime", "Render"][n % 2] for n in range(len(said))]
+    method.updates_per_rollout = 2  # the prompts of the odd steps are never sampled
+    assert [each for n in range(3 * every) for each in kept_phrases(method, 2 * n, total)] == flat
     method.keep_every = None
     assert kept_phrases(method, 0, total) == []
 

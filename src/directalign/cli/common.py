@@ -130,10 +130,12 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Print the package's log messages from level INFO on stderr, one line each."""
+    """Print the package's log messages from level INFO, one line each: on stderr, or where an
+    earlier call in this process already prints them."""
     logger, handler = logging.getLogger("directalign"), logging.StreamHandler(sys.stderr)
     level = logger.level
-    logger.addHandler(handler)
+    if not logger.handlers:
+        logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield

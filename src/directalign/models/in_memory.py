@@ -79,6 +79,8 @@ def dtype_of(pipe: Any, part: str) -> str:
     float32.
     """
     dtypes = {name: _dtype(module) for name, module in _modules(pipe).items()}
+    if part not in dtypes:
+        raise DirectAlignError(f"pipe.{part}: is None; load the pipeline with its {part}")
     own = dtypes[part]
     if own not in DTYPES:
         raise DirectAlignError(

@@ -92,10 +92,12 @@ class TrainData:
 
 def kept_phrases(method: Any, step: int, total: int) -> list[str | None]:
     """The negative phrase of each of the `total` prompts of a step, None for those with a reward;
-    empty without `method.keep_every`. The kept ones and their phrases take turns over the run."""
+    empty without `method.keep_every`. The kept ones and their phrases take turns over the rollouts
+    of the run."""
     every = getattr(method, "keep_every", None)
     if every is None:
         return []
+    step //= getattr(method, "updates_per_rollout", 1)
     phrases = method.control_phrases.negative
     places = range(step * total + 1, (step + 1) * total + 1)
     return [None if n % every else phrases[n // every % len(phrases)] for n in places]

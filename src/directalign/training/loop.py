@@ -7,6 +7,7 @@ that is killed there repeats both.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 import time
@@ -85,7 +86,7 @@ class TrainContext:
         """What a user does about a run that was stopped."""
         if not self.keeps_files:
             return "the pipeline has the weights of that step; align it again to continue"
-        return f"continue with --resume --out {self.out}"
+        return f"continue with --resume --out {shlex.quote(str(self.out))}"
 
     @property
     def checkpoints(self) -> Path:

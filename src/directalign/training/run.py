@@ -7,6 +7,7 @@ lora.safetensors | transformer/ | unet/  summary.json  status.json  report.html
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -101,7 +102,9 @@ def run(
     place = None if given.source is None else given.source.device
     with process_group(place) as group, numerics(run, group.device), ExitStack() as stack:
         stack.enter_context(
-            atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
+            atomic.disk_errors(
+                out, f"free some and continue with --resume --out {shlex.quote(str(out))}"
+            )
         )
         configure_logging(group.is_main, given.is_shown)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()

@@ -213,11 +213,13 @@ class Runs:
             return replace(found, state=STARTING, reason="")
         file, was_stopped = files.folder / FILE, name in self._stopped
         said = file.exists() and file.stat().st_mtime >= self._spawned.get(name, 0.0)
-        self._stopped.discard(name)
+        if said:
+            self._stopped.discard(name)
         if not is_run(files.folder) or (process and process.returncode and not said):
-            state = STOPPED if was_stopped else FAILED
-            last = "" if was_stopped or not log else log[-1].removeprefix("directalign: ")
-            return replace(found, state=state, reason=last or BEFORE_START)
+            if was_stopped:
+                return replace(found, state=STOPPED, reason="")
+            last = log[-1].removeprefix("directalign: ") if log else BEFORE_START
+            return replace(found, state=FAILED, reason=last)
         return found
 
 
