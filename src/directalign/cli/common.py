@@ -130,17 +130,15 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Print the package's log messages from level INFO, one line each: on stderr, or where an
-    earlier call in this process already prints them."""
-    logger, handler = logging.getLogger("directalign"), logging.StreamHandler(sys.stderr)
-    level = logger.level
-    if not logger.handlers:
-        logger.addHandler(handler)
+    """Print the package's log messages from level INFO on stderr alone, one line each."""
+    logger = logging.getLogger("directalign")
+    level, handlers = logger.level, logger.handlers
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.handlers = handlers
         logger.setLevel(level)
 
 
