@@ -86,7 +86,8 @@ def test_from_an_sdxl_checkpoint_to_comfyui(tmp_path, monkeypatch):
         "evaluate": {"every": 0, "num_samples": 2, "num_samples_during": 2},
     }
     edited(Path("mine.yaml"), section(text), small)
-    follow(f"    {rest}", {"10": "1"}, {})
+    steps = {"10": "1", "runs/mine@10": "runs/mine@1", "runs/mine@20": "runs/mine@2"}
+    follow(f"    {rest}", steps, {"compare": ["--num-samples=2"]})
     (lora,) = Path("lora").glob("*.safetensors")
     with safe_open(lora, framework="pt") as opened:
         assert all(name.startswith("lora_unet_") for name in opened.keys())  # noqa: SIM118
