@@ -35,6 +35,8 @@ SHORT = [
     "evaluate.every=0",
     "evaluate.num_samples=2",
     "evaluate.num_samples_during=2",
+    "evaluate.diversity_prompts=0",
+    "evaluate.references=false",
 ]
 SETS = [f"--set={each}" for each in SHORT]
 
