@@ -6,12 +6,15 @@ distillation, which sees no reward, ends where SRPO ends or above, the reward ad
 
 References are measured on eight stretches of prompt-noise pairs; a stretch counts as a seed.
 Detail is relative to photographs of the same captions that went through the autoencoder, which no
-model of this world can exceed by skill.
+model of this world can exceed by skill. Last, every trained model is asked for each style by name:
+one that lost the others draws photographs all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -20,21 +23,24 @@ from directalign.config import RunConfig
 from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
-from directalign.evaluation.in_training import photographs
-from directalign.interfaces import Judge, Model
+from directalign.evaluation.references import photographs, through_autoencoder
+from directalign.interfaces import Judge
 from directalign.models import load_model
 from directalign.toyworld.judges import load_judge
+from directalign.toyworld.scenes import STYLES
 from directalign.types import Images
 
+from .control_phrases import delivered, styles_in_prompts
 from .plots import Panel, curves, lines_along
 from .rows import Row, Rows
-from .runner import Arm, piece, run_arms, settings_of, sized
-from .tables import Column, Table, means
+from .runner import Arm, folder_of, piece, run_arms, settings_of, sized
+from .tables import Column, Table, means, with_interval
 
 EVERY = 30
 TRAINED = ("train.num_steps=150", f"evaluate.every={EVERY}", "evaluate.diversity_prompts=8")
 ARMS = [
     Arm("srpo", "SRPO, anchored", "world_srpo", TRAINED),
+    Arm("keep_detail", "SRPO, keeps detail", "world_srpo_keep_detail", TRAINED),
     Arm("distillation", "prompt distillation", "world_prompt_distillation", TRAINED),
 ]
 REFERENCES = {
@@ -44,7 +50,7 @@ REFERENCES = {
     "asked": 'base model, asked "Realistic photo."',
     "asked_light": 'base model, asked "Natural lighting."',
 }
-PHRASES = {"base": "", "asked": "Realistic photo. ", "asked_light": "Natural lighting. "}
+PHRASES = {"asked": "Realistic photo", "asked_light": "Natural lighting"}
 KEPT = {"sharpness": "sharpness", "high_frequency": "fine detail", "diversity": "diversity"}
 """Numbers that are given relative to photographs through the autoencoder."""
 STRETCH, DIVERSE = 64, 8
@@ -63,7 +69,13 @@ def measure(out: Path, quick: bool) -> list[Row]:
     for seed in range(stretches):
         found = piece(out, f"stretch-{seed}", run, lambda s=seed: references(run, s, size))
         rows += [{"study": "asking", "kind": "reference", "seed": seed, **row} for row in found]
-    return rows + run_arms("asking", sized(ARMS, quick), (0,) if quick else range(5), out)
+    arms, seeds = sized(ARMS, quick), (0,) if quick else range(8)
+    rows += run_arms("asking", arms, seeds, out)
+    for arm, seed in product(arms, seeds):
+        folder = folder_of(arm, seed, out)
+        make = partial(styles_in_prompts, "asking", arm, seed, folder, STYLES, size)
+        rows += piece(out, f"asked-{arm.name}-seed{seed}", settings_of(arm, seed), make)
+    return with_kept(Rows(rows))
 
 
 def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
@@ -74,23 +86,17 @@ def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
     model, judge = load_model(run.model, torch.device("cpu")), load_judge()
 
     def made(arm: str, wanted: Pairs) -> Images:
-        if arm in PHRASES:
-            prompts = [PHRASES[arm] + prompt for prompt in wanted.prompts]
-            return generate(model, prompts, wanted.seeds, run.rollout, run.evaluate.batch_size)
-        drawn = photographs(wanted)
-        return drawn if arm == "photographs" else through_autoencoder(model, drawn)
+        batch = run.evaluate.batch_size
+        if arm in ("photographs", "autoencoded"):
+            drawn = photographs(wanted)
+            return drawn if arm == "photographs" else through_autoencoder(model, drawn, batch)
+        asked = wanted.asked(PHRASES[arm]) if arm in PHRASES else wanted
+        return generate(model, asked.prompts, asked.seeds, run.rollout, batch)
 
     for arm, title in REFERENCES.items():
         numbers = judged(judge, made(arm, pairs), pairs)
         numbers["diversity"] = image_metrics.diversity(made(arm, several))
         yield {"arm": arm, "title": title, **numbers, "pairs": size}
-
-
-@torch.no_grad()
-def through_autoencoder(model: Model, images: Images) -> Images:
-    """Images encoded and decoded, values in [0, 1]."""
-    device = next(model.denoiser.parameters()).device
-    return model.decode(model.encode_image(images.to(device))).clamp(0, 1).cpu()
 
 
 @torch.no_grad()
@@ -106,34 +112,37 @@ def judged(judge: Judge, images: Images, pairs: Pairs) -> Row:
 def tables(rows: Rows) -> dict[str, Table]:
     asked, runs = rows.where(kind="reference"), rows.runs
     titles = [column.title for column in COLUMNS]
-    references = [[title, *cells(asked.where(arm=arm), rows)] for arm, title in REFERENCES.items()]
+    references = [
+        [title, *means(COLUMNS, asked.where(arm=arm))] for arm, title in REFERENCES.items()
+    ]
     trained = [
-        [title, str(step), *cells(runs.at(arm, step), rows)]
+        [title, str(step), *means(COLUMNS, runs.at(arm, step))]
         for arm, title in runs.arms.items()
         for step in sorted({row["step"] for row in runs if row["step"] > 0})
     ]
+    obeys = [
+        [title, *(with_interval(delivered(rows, arm, style), 2) for style in STYLES)]
+        for arm, title in runs.arms.items()
+    ]
     return {
+        "obeys": Table(["method, 150 updates", *STYLES], obeys),
         "references": Table(["images", *titles], references),
         "trained": Table(["method", "updates", *titles], trained),
     }
 
 
-def cells(found: Rows, rows: Rows) -> list[str]:
-    """The cells of rows, one per seed."""
-    return means(COLUMNS, with_kept(found, rows))
-
-
-def with_kept(found: Rows, rows: Rows) -> list[Row]:
+def with_kept(rows: Rows) -> list[Row]:
     """Rows with the numbers of `KEPT` relative to photographs through the autoencoder."""
     best = rows.where(kind="reference", arm="autoencoded")
     scale = {key: sum(row[key] for row in best) / len(best) for key in KEPT}
-    return [row | {f"{key}_kept": row[key] / scale[key] for key in KEPT} for row in found]
+    return [
+        row | {f"{key}_kept": row[key] / scale[key] for key in KEPT if key in row} for row in rows
+    ]
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    runs = Rows(with_kept(rows.runs, rows))
     panels = [
-        Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
+        Panel(column.title.capitalize(), "updates", "", lines_along(rows.runs, "step", column.key))
         for column in COLUMNS
     ]
     title = "With a reward and without one, five times the recommended length"

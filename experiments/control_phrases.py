@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from directalign.evaluation.generate import generate
+from directalign.evaluation.scores import delivered as delivered_style
 from directalign.interfaces import Reward
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
@@ -88,28 +89,30 @@ def measure(out: Path, quick: bool) -> list[Row]:
     for arm in arms:
         for seed in seeds:
             settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
-            make = partial(_styles_in_prompts, arm, seed, folder, styles, count)
+            make = partial(styles_in_prompts, "control_phrases", arm, seed, folder, styles, count)
             rows += piece(out, f"asked-{arm.name}-seed{seed}", settings, make)
     settings, base = settings_of(arms[0], 0), Arm("base", "base model", RECIPE)
-    make = partial(_styles_in_prompts, base, 0, folder_of(arms[0], 0, out), styles, count)
+    make = partial(
+        styles_in_prompts, "control_phrases", base, 0, folder_of(arms[0], 0, out), styles, count
+    )
     rows += piece(out, "asked-base", settings, make)
     return rows + piece(out, "facts", settings, lambda: _facts(phrases, settings.reward))
 
 
-def _styles_in_prompts(
-    arm: Arm, seed: int, folder: Path, styles: Sequence[str], count: int
+def styles_in_prompts(
+    study: str, arm: Arm, seed: int, folder: Path, styles: Sequence[str], count: int
 ) -> list[Row]:
     """One row per style: rates of that style and of content when the prompt asks for the style."""
     measurer = measurer_of(folder, base=arm.name == "base")
     pairs, run, rows = measurer.pairs.first(count), measurer.run, []
-    named = {"study": "control_phrases", "kind": "asked", "seed": seed}
+    named = {"study": study, "kind": "asked", "seed": seed}
     named |= {"arm": arm.name, "title": arm.title}
     for style in styles:
-        prompts = [f"{STYLE_WORDS[style][0]}. {prompt}" for prompt in pairs.prompts]
-        size = run.evaluate.batch_size
-        images = generate(measurer.model, prompts, pairs.seeds, run.rollout, size)
+        asked, size = pairs.asked(STYLE_WORDS[style][0]), run.evaluate.batch_size
+        images = generate(measurer.model, asked.prompts, asked.seeds, run.rollout, size)
         judged = measurer.per_image(images)
-        answers = {"delivered": judged[f"style_{style}"], "content": judged["content"]}
+        seen = delivered_style(judged, asked.prompts)
+        answers = {"delivered": seen, "content": judged["content"]}
         rates = {name: answer.double().mean().item() for name, answer in answers.items()}
         rows.append({**named, "asked": style, "pairs": count, **rates})
     return rows

@@ -30,6 +30,7 @@ from directalign.evaluation.in_training import Measurer, photographs
 from directalign.evaluation.run_weights import find_weights
 from directalign.io.atomic import write_text
 from directalign.methods import load_method
+from directalign.methods.ceiling import unmeasured
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
@@ -168,8 +169,14 @@ class Arm:
 
 
 def settings_of(arm: Arm, seed: int) -> RunConfig:
-    """The run of an arm from a seed; it keeps one checkpoint at a time."""
-    overrides = ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"]
+    """The run of an arm from a seed; it keeps one checkpoint at a time, and measures no references,
+    which are the same for all arms (study `asking`)."""
+    overrides = [
+        "train.keep_checkpoints=1",
+        "evaluate.references=false",
+        *arm.overrides,
+        f"seed={seed}",
+    ]
     return load_run(arm.recipe, overrides)
 
 
@@ -395,6 +402,8 @@ def measured_price(settings: RunConfig, probed: int) -> float:
         checkpoint.seed_all(settings.seed)
         model = load_model(settings.model, ranks.device, settings.seed)
         method = load_method(settings, model, load_reward(settings.reward, ranks.device))
+        for each in unmeasured(method):
+            each.asked_means = (0.0, 0.0)  # any number costs the same
         feed, counter = open_data(settings, model, ranks), NFECounter(model.denoiser)
         for step in range(probed):
             checkpoint.seed_step(settings.seed, step)

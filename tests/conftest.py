@@ -1,6 +1,7 @@
 """Every annotation of the package, the experiments and the tools is checked while tests run; one
 thread, and no deadline for a slow machine."""
 
+import os
 import signal
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

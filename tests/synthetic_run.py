@@ -53,8 +53,8 @@ def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_demo(folder: Path) -> Path:
-    """Four runs side by side and the summary over them."""
-    write_run(folder / "srpo", "SRPO, anchored reward")
+    """Four runs side by side and the summary over them; the first has reference rows."""
+    add_references(write_run(folder / "srpo", "SRPO, anchored reward"))
     write_run(folder / "direct_align", "Plain Direct-Align", final_photo=0.45, drift=0.3)
     write_run(folder / "srpo_long", "Anchored, three times longer", num_steps=60)
     longer = {"final_photo": 0.96, "drift": 0.12, "collapse": 0.6}
@@ -67,6 +67,20 @@ def write_demo(folder: Path) -> Path:
     names = ("photo_rate", "content", "color_drift", "reward", "align_seconds")
     summary = {key: dict(zip(names, row, strict=True)) for key, row in rows.items()}
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return folder
+
+
+def add_references(folder: Path, asked: float = 0.88, n: int = 256) -> Path:
+    """Reference rows of a base model that is asked in two ways, and of photographs."""
+    rows: list[dict[str, Any]] = []
+    for place, phrase in enumerate(("Natural lighting", "Realistic photo")):
+        about = {"kind": "asked", "label": f"asked: {phrase}.", "phrase": phrase}
+        rows.append({**about, "photo_rate": rate(asked - 0.2 * (not place), n)})
+    rows += [{"kind": "photographs", "label": "photographs", "photo_rate": rate(1.0, n)}]
+    rows = [{**row, "content": rate(0.99, n), "color_drift": 0.001, "reward": 0.5} for row in rows]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    added = {"event": "references", "step": 0, "best": "Realistic photo", "rows": rows}
+    write_records(folder, [*records, added])
     return folder
 
 

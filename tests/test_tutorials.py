@@ -35,6 +35,8 @@ SHORT = [
     "evaluate.every=0",
     "evaluate.num_samples=2",
     "evaluate.num_samples_during=2",
+    "evaluate.diversity_prompts=0",
+    "evaluate.references=false",
 ]
 SETS = [f"--set={each}" for each in SHORT]
 
@@ -86,7 +88,8 @@ def test_from_an_sdxl_checkpoint_to_comfyui(tmp_path, monkeypatch):
         "evaluate": {"every": 0, "num_samples": 2, "num_samples_during": 2},
     }
     edited(Path("mine.yaml"), section(text), small)
-    follow(f"    {rest}", {"10": "1"}, {})
+    steps = {"10": "1", "runs/mine@10": "runs/mine@1", "runs/mine@20": "runs/mine@2"}
+    follow(f"    {rest}", steps, {"compare": ["--num-samples=2"]})
     (lora,) = Path("lora").glob("*.safetensors")
     with safe_open(lora, framework="pt") as opened:
         assert all(name.startswith("lora_unet_") for name in opened.keys())  # noqa: SIM118
@@ -145,8 +148,32 @@ def test_four_nodes(tmp_path):
     errors = [node.communicate(timeout=600)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert (tmp_path / "run/summary.json").is_file()
-    script = ROOT / "examples" / "four_nodes.sbatch"
-    assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+def test_the_slurm_script_waits_for_a_checkpoint_and_continues(tmp_path):
+    """With programs that print their arguments in the place of Slurm's."""
+    for name, lines in {
+        "torchrun": "echo '  --shutdown-timeout SECONDS'",
+        "scontrol": "echo node-7\necho node-8",
+        "srun": 'printf "%s\\n" "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[7-8]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "5"}
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [
+        "bash",
+        str(ROOT / "examples/four_nodes.sbatch"),
+        "flux_srpo",
+        str(tmp_path / "o ut"),
+    ]
+    said = [subprocess.run(command, env=slurm | path, capture_output=True, text=True).stdout]
+    (tmp_path / "o ut").mkdir()
+    (tmp_path / "o ut/run.yaml").touch()
+    said += [subprocess.run(command, env=slurm | path, capture_output=True, text=True).stdout]
+    first, second = (each.splitlines() for each in said)
+    assert {"node-7:29500", "--shutdown-timeout=540", str(tmp_path / "o ut")} <= {*first}
+    assert second == [*first, "--resume"]
 
 
 OUTPUTS = {

@@ -8,11 +8,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from inspect import getsourcefile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +20,7 @@ from torch import nn
 
 from . import config, rewards
 from .config.base import Strict
-from .config.load import load_run, parse_section, recipe_path, run_of_sections
+from .config.load import load_run, parse_section, recipe_path, resumed_run, run_of_sections
 from .config.presets import merged
 from .evaluation import compare as comparison
 from .evaluation.scores import user_metrics
@@ -30,8 +28,8 @@ from .interfaces import Reward
 from .io import atomic
 from .io.text import checked_prompt
 from .models import in_memory, lora, model_class
-from .preflight import checks, plan
-from .rewards.black_box import PythonReward
+from .preflight import checks, early_stopping, plan
+from .rewards.black_box import PythonReward, path_of
 from .rewards.common import BaseReward
 from .training import run as train_run
 from .training import run_folder
@@ -66,7 +64,7 @@ def align(
 ) -> Pipeline:
     """Align a loaded diffusers pipeline; the same pipeline then samples aligned images.
 
-    Its weights are used where they are, without a copy. Afterwards it is in eval mode and on its
+    Its weights are used where they are, without a copy. Afterwards it is in eval mode on its
     device, with an active LoRA called "default"; an error before the first update removes it again.
     Aligning once more continues from that LoRA. With equal settings the weights equal those of
     `directalign train` to the bit.
@@ -86,7 +84,7 @@ def align(
             "grad_norm", "seconds", ... Training ends after the step for which one returns True.
         out: folder for a complete run. None keeps no file and measures nothing without `evaluate`.
         resume: continue the interrupted run in `out` from its newest checkpoint.
-        progress: print progress and messages.
+        progress: print progress and messages; False prints warnings alone.
         sections: other sections and keys of a recipe: `train={"num_steps": 30}`, `rollout={...}`,
             `model={"tune": "full"}`, `seed=1`. Defaults are those of recipes, and for a LoRA 60
             steps at a learning rate of 1e-4.
@@ -104,10 +102,13 @@ def align(
         >>> directalign.align(pipe, reward, ["a red star"], control_phrases=phrases)
         >>> pipe("a red star").images[0]
     """
-    configure_logging(progress)
-    source, own = in_memory.source_of(pipe), _plain(sections)
+    configure_logging(True, progress)
+    source, own = in_memory.source_of(pipe), _sections(sections)
+    _check_functions(callbacks)
     architecture = own.get("model", {}).get("architecture") or in_memory.architecture_of(pipe)
-    part = model_class(architecture).part
+    part = getattr(model_class(architecture), "part", None)
+    if part not in pipe.components:
+        raise DirectAlignError(f"{WHERE}: model.architecture: {architecture}: not of this pipeline")
     _check_arguments(source.name, own, resume, keeps_files=out is not None)
     with _output(out, resume) as folder:
         given = merged(_defaults(pipe, architecture, part, own, source.name), own)
@@ -160,10 +161,12 @@ class Run:
     Attributes:
         config: the whole recipe, resolved and checked; read it as `run.config.train.num_steps`.
         overrides: what was changed, as `--set` takes it.
+        recipe: its file; None for a config that was made in Python.
     """
 
     config: config.RunConfig
     overrides: tuple[str, ...] = ()
+    recipe: Path | None = None
 
     @classmethod
     def from_recipe(cls, recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> "Run":
@@ -180,9 +183,11 @@ class Run:
         Examples:
             >>> run = directalign.Run.from_recipe("world_srpo", {"train.num_steps": 30})
         """
+        _check_dicts("Run", overrides=overrides or {})
         pairs = _plain(overrides or {}).items()
         given = tuple(f"{key}={json.dumps(value)}" for key, value in pairs)
-        return cls(load_run(recipe_path(recipe), given), given)
+        path = recipe_path(recipe)
+        return cls(load_run(path, given), given, path)
 
     def train(
         self,
@@ -196,9 +201,10 @@ class Run:
 
         Args:
             out: output folder: weights, metrics.jsonl, samples, checkpoints and report.html.
-            resume: continue the run in `out` from its newest checkpoint.
+            resume: continue the run in `out` from its newest checkpoint, as its run.yaml says with
+                `overrides`; keys that the recipe has otherwise now are named and not used.
             callbacks: see `align`; under torchrun each process calls its own.
-            progress: print progress and messages.
+            progress: print progress and messages; False prints warnings alone.
 
         Returns:
             The content of `out`/summary.json: "num_steps", "align_seconds", "before" and "after"
@@ -213,13 +219,19 @@ class Run:
             >>> summary = run.train("runs/mine")
             >>> summary["after"]["photo_rate"]["value"]
         """
-        folder = Path(out)
+        folder, run, overrides = Path(out), self.config, list(self.overrides)
+        _check_functions(callbacks)
         run_folder.check(folder, resume)
-        configure_logging(progress and os.environ.get("RANK", "0") == "0")
-        for warning in plan(self.config, folder).warnings:
+        configure_logging(os.environ.get("RANK", "0") == "0", progress)
+        if resume and self.recipe is not None:
+            found = resumed_run(self.recipe, folder, overrides)
+            run, overrides = found.run, found.overrides
+            if found.unused:
+                logger.warning(found.unused_line(self.recipe, folder))
+        for warning in plan(run, folder).warnings:
             logger.warning(warning)
         inputs = InMemory(callbacks=callbacks, is_shown=progress)
-        train_run(self.config, folder, resume, self.overrides, inputs)
+        train_run(run, folder, resume, overrides, inputs)
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -287,7 +299,7 @@ def compare(
         control_prompts: prompts to measure leakage on.
         adherence: model that measures prompt adherence, as `--adherence`.
         batch_size: images generated or evaluated at once.
-        progress: print messages.
+        progress: print messages; False prints warnings alone.
 
     Returns:
         The content of summary.json: "models" by key and metric: "value", "low", "high", "n"; ...
@@ -299,11 +311,10 @@ def compare(
         >>> found = directalign.compare({"SRPO": "runs/a", "ReFL": "runs/b"}, "runs/both")
         >>> found["models"]["srpo"]["photo_rate"]["value"]
     """
-    counts = {"num_samples": num_samples, "seeds_per_prompt": seeds_per_prompt}
-    for name, value in (counts | {"batch_size": batch_size}).items():
-        if value is not None and value < 1:
-            raise DirectAlignError(f"compare: {name} is {value}: give 1 or more")
-    configure_logging(progress)
+    _check_counts(num_samples=num_samples, seeds_per_prompt=seeds_per_prompt, batch_size=batch_size)
+    _check_dicts("compare", rewards=rewards or {}, rollout=rollout or {})
+    _check_lists(sources=sources, metrics=metrics, positive=positive, negative=negative)
+    configure_logging(True, progress)
     named = sources.items() if isinstance(sources, Mapping) else ((None, each) for each in sources)
     texts = {
         label: each if isinstance(each, str) else json.dumps(_plain(each))
@@ -332,6 +343,19 @@ def compare(
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
+def _check_counts(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise DirectAlignError(f"compare: {name} is {value!r}: give 1 or more")
+
+
+def _check_lists(**given: Any) -> None:
+    """A text in the place of a list would be one of letters."""
+    for name, value in given.items():
+        if isinstance(value, str | Path):
+            raise DirectAlignError(f"compare: {name}: {str(value)!r:.60} is no list: give [...]")
+
+
 # --- the arguments of `align` as a recipe ---------------------------------------------------------
 
 
@@ -357,6 +381,24 @@ def _check_arguments(
         )
 
 
+def _sections(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections as a recipe has them; those that `align` completes are dicts."""
+    own = _plain(given)
+    _check_dicts(WHERE, **{name: own.get(name, {}) for name in ("model", "rollout", "data")})
+    return own
+
+
+def _check_dicts(where: str, **given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Mapping | Strict):
+            raise DirectAlignError(f"{where}: {name}: {value!r:.60} is no section: give a dict")
+
+
+def _check_functions(callbacks: Any) -> None:
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise DirectAlignError(f"callbacks: {callbacks!r:.60} is no list of functions: give [...]")
+
+
 def _defaults(
     pipe: Any, architecture: str, part: str, given: Mapping[str, Any], origin: str
 ) -> dict[str, Any]:
@@ -368,6 +410,11 @@ def _defaults(
         raise DirectAlignError(
             f"{WHERE}: model.dtype: {wanted}, and the pipeline is {dtype}: leave it out, or "
             f"pipe.to(torch.{wanted}) before"
+        )
+    if adapter is not None and (own.get("lora") or {}).get("init") is not None:
+        raise DirectAlignError(
+            f"{WHERE}: model.lora.init: the pipeline has a LoRA, which training continues: leave "
+            "init out, or pipe.unload_lora_weights() before"
         )
     if tune == "full" and adapter is not None:
         raise DirectAlignError(
@@ -391,11 +438,13 @@ def _defaults(
 def _method(
     method: Any, control_phrases: Mapping[str, Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The method's section.
-
-    SRPO is called with the guidance of the rollout, and compares two phrasings only if there are
-    control phrases.
-    """
+    """The method's section. SRPO is called with the guidance of the rollout, and compares two
+    phrasings only if there are control phrases."""
+    if not isinstance(method, str | Mapping | Strict):
+        raise DirectAlignError(
+            f"{WHERE}: method: {method!r:.60} is none: give its name, or its section as a dict; a "
+            'class of your own is {"name": "python", "path": "my.py:MyMethod"}'
+        )
     section = {"name": method} if isinstance(method, str) else dict(_plain(method))
     guidance = given.get("rollout", {}).get("embedded_guidance")
     if control_phrases is not None:
@@ -416,6 +465,8 @@ def _data(prompts: Any, folder: Path) -> dict[str, str]:
         return {}
     if isinstance(prompts, str | Path):
         return {"prompts": str(prompts)}
+    if not isinstance(prompts, Iterable):
+        raise DirectAlignError(f"{WHERE}: prompts: {prompts!r:.60} is no list: give texts in one")
     texts, file = list(prompts), folder / PROMPTS
     for place, text in enumerate(texts):
         where = f"{WHERE}: prompts[{place}]"
@@ -461,12 +512,12 @@ def _check(run: config.RunConfig, reward: Reward | None) -> None:
     checks.check_steps(run)
     _, warnings = checks.check_trackers(run, is_here=True)
     user_metrics(run.evaluate.metrics)
-    checks.check_early_stopping(run)
+    early_stopping.check_early_stopping(run)
     checks.check_control_prompts(run, online=True)
     for warning in (
         *checks.unused_settings(run),
         *checks.held_out_warnings(run),
-        *checks.early_stopping_warnings(run),
+        *early_stopping.early_stopping_warnings(run),
         *warnings,
     ):
         logger.warning(warning)
@@ -495,19 +546,7 @@ def _reward(given: Any) -> tuple[dict[str, Any], Any]:
         given = PythonReward(given, source=key, differentiable=needs_gradient)
     if given.settings is not None:
         return _plain(given.settings), given
-    return {"name": "python", "path": _path_of(getattr(given, "function", given))}, given
-
-
-def _path_of(function: Any) -> str:
-    """file.py:name of a function or object; of one that no file defines, as far as known."""
-    while isinstance(function, partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    try:
-        file = getsourcefile(named) or ""
-    except TypeError:
-        file = ""
-    return f"{file if Path(file).is_file() else 'memory.py'}:{named.__qualname__}"
+    return {"name": "python", "path": path_of(getattr(given, "function", given))}, given
 
 
 def _with_reward(given: dict[str, Any], reward: Any) -> tuple[config.RunConfig, Any]:

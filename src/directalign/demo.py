@@ -1,7 +1,8 @@
 """The demo: SRPO and plain Direct-Align on the embedded FLUX, and runs of three times the length.
 
 `srpo` and `direct_align` have the same budget; `srpo_long` (anchored reward) and `official_long`
-(released ramps) run three times as long. Takes minutes on a CPU.
+(released ramps) run three times as long. All begin with one base model and are measured on the same
+pairs, so `srpo` measures the reference rows for all. Takes minutes on a CPU.
 """
 
 import json
@@ -43,14 +44,15 @@ def demo(out: Path, overrides: Sequence[str] = (), world: str = "world") -> Path
 
 def _runs(overrides: Sequence[str], world: str) -> dict[str, RunConfig]:
     srpo = load_run(f"{world}_srpo", overrides)
+    others = [*overrides, "evaluate.references=false"]
     longer = [
-        *overrides,
+        *others,
         f"train.num_steps={LONGER * srpo.train.num_steps}",
         f"evaluate.every={srpo.train.num_steps}",
     ]
     return {
         "srpo": srpo,
-        "direct_align": load_run(f"{world}_direct_align", overrides),
+        "direct_align": load_run(f"{world}_direct_align", others),
         "srpo_long": load_run(
             f"{world}_srpo", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']
         ),

@@ -25,6 +25,7 @@ SCORE, SGP = "score_", "sgp_"
 POS, NEG = "_pos", "_neg"
 BASE_RMSE, BASE_CAST, BASE_FEATURES = "base_rmse", "base_color_shift", "base_distance_"
 DIVERSITY, DIVERSITY_FEATURES = "diversity", "diversity_"
+OBEYS, OBEYS_GAP, OF_PHOTOS = "obeys", "obeys_gap", "photos_"
 SHARE, SCORE_UNIT = "share", "score"
 
 
@@ -87,7 +88,10 @@ CONTROL = _described("control")
 METRICS = {**JUDGED, **PIXELS, **TRAINING, **CONTROL}
 USER_METRICS: dict[str, Metric] = {}
 """Of users' files, by name, filled by `evaluation.scores.user_metrics`."""
-RESERVED = (OFF_TOPIC, HELD_OUT, MEMBER, STYLE, SCORE, SGP, BASE_FEATURES, DIVERSITY, "adherence")
+RESERVED = (
+    *(OFF_TOPIC, HELD_OUT, MEMBER, STYLE, SCORE, SGP, BASE_FEATURES, DIVERSITY),
+    *(OBEYS, OF_PHOTOS, "adherence"),
+)
 """Prefixes of names that the package forms."""
 
 

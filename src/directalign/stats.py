@@ -165,11 +165,11 @@ def bootstrap_interval(values: ArrayLike, resamples: Resamples) -> Interval:
     return Interval(float(values.mean()), low, high, len(values))
 
 
-def grouped_mean(values: ArrayLike, groups: Sequence[Hashable]) -> Interval:
+def grouped_mean(values: ArrayLike, groups: Sequence[Hashable], is_answer: bool = True) -> Interval:
     """Mean of the values (n,), of which those of one group (prompt) are alike, with its bootstrap
-    interval; `bootstrap_rate_interval` where all are 0 or 1."""
+    interval; `bootstrap_rate_interval` where all are 0 or 1, unless they are no answers."""
     values = np.asarray(values, dtype=float)
-    is_binary = np.isin(values, (0, 1)).all()
+    is_binary = is_answer and np.isin(values, (0, 1)).all()
     interval = bootstrap_rate_interval if is_binary else bootstrap_interval
     return interval(values, resample_groups(groups))
 

@@ -26,7 +26,7 @@ from .io.yaml_text import parse_yaml
 from .training import Interrupted, train_once
 
 logger = logging.getLogger(__name__)
-LONGEST_NAME = 100
+LONGEST_NAME = 80
 FINISHED, BUSY = "finished", "in training by another process"
 
 

@@ -41,6 +41,8 @@ class Conditioning:
     embedded_guidance: float | None = None
     cfg_scale: float = 1.0
     truncate_timestep: int | None = None
+    detach_negative: bool = False
+    """No gradient through the unconditional pass of classifier-free guidance."""
 
     def guided(
         self, embedded: float | None, cfg_scale: float, truncate: int | None = None
@@ -90,6 +92,14 @@ class Batch:
     offset: int = 0
     global_size: int | None = None
     image_size: tuple[int, int] | None = None
+    kept: tuple[bool, ...] = ()
+    """Of each row of the *global* batch, whether it trains without reward, by the base alone; empty
+    if none does."""
+
+    @property
+    def own_kept(self) -> tuple[bool, ...]:
+        """`kept` of the rows of this batch."""
+        return self.kept[self.offset : self.offset + len(self.prompts)]
 
 
 @dataclass(frozen=True)

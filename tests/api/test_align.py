@@ -172,12 +172,33 @@ def test_aligned_twice_it_continues(tmp_path):
     loaded.load_lora_weights(tmp_path / "a", weight_name="lora.safetensors", adapter_name="default")
     directalign.align(loaded, redness, [PROMPT], seed=1, **SETTINGS)
     assert same(weights(loaded, tmp_path / "c"), second)
-    with pytest.raises(directalign.DirectAlignError, match="rank 4 and alpha 4"):
+    with pytest.raises(directalign.DirectAlignError, match="rank 4, alpha 4"):
         directalign.align(pipe, redness, [PROMPT], model={"lora": {"rank": 8}}, **SETTINGS)
     with pytest.raises(directalign.DirectAlignError, match="the pipeline has a LoRA"):
         directalign.align(pipe, redness, [PROMPT], model={"tune": "full"}, **SETTINGS)
     pipe.unload_lora_weights()
     directalign.align(pipe, redness, [PROMPT], model={"lora": {"rank": 8}}, **SETTINGS)
+
+
+@pytest.mark.parametrize("adapter", [{"type": "lokr"}, {"use_dora": True}], ids=str)
+def test_other_adapters_stay_continue_and_are_written(tmp_path, adapter):
+    pipe, base = load(), sampled(load())
+    model = {"lora": {"rank": 4, **adapter}}
+    with pytest.raises(directalign.DirectAlignError, match="align: reward fails"):
+        directalign.align(pipe, lambda images: 1, [PROMPT], model=model, **SETTINGS)
+    assert torch.equal(sampled(pipe), base) and not getattr(pipe.unet, "peft_config", None)
+    directalign.align(pipe, redness, [PROMPT], model=model, **SETTINGS)
+    first, image = weights(pipe, tmp_path / "a"), sampled(pipe)
+    assert (image - base).abs().max() > 1e-3
+    fresh = load()
+    fresh.unet.load_lora_adapter(tmp_path / "a", prefix="unet", weight_name="lora.safetensors")
+    assert (sampled(fresh) - image).abs().max() < 1e-5
+    directalign.align(pipe, redness, [PROMPT], **SETTINGS)
+    second = weights(pipe, tmp_path / "b")
+    assert first.keys() == second.keys() and not same(first, second)
+    wrong = {"lora": {"type": "lora", "use_dora": False}}
+    with pytest.raises(directalign.DirectAlignError, match="fused or of other layers or sizes"):
+        directalign.align(pipe, redness, [PROMPT], model=wrong, **SETTINGS)
 
 
 class TwoCalls:
@@ -278,6 +299,8 @@ REFUSED = {
     "free": ({"model": {"text_encoders": "free"}}, "the pipeline needs them afterwards"),
     "layers": ({"model": {"lora": {"targets": ["x"]}}}, "model.lora.targets: "),
     "resume": ({"resume": True}, "resume: give the folder of the run in out"),
+    "no section": ({"model": "flux"}, "align: model: 'flux' is no section: give a dict"),
+    "another model": ({"model": {"architecture": "flux"}}, "flux: not of this pipeline"),
     "a class": ({"reward": TwoCalls}, "TwoCalls is a class; give an instance"),
     "a number": ({"reward": 3}, "align: reward: 3 is none"),
     "no gradient": ({"reward": lambda i, p: i.detach().mean((1, 2, 3))}, "with a gradient"),
@@ -333,7 +356,7 @@ def test_a_pipeline_that_cannot_be_trained_is_refused(change):
 
 def test_other_objects_and_pipelines_are_refused(tmp_path):
     with pytest.raises(directalign.DirectAlignError, match="a loaded pipeline is needed"):
-        in_memory.architecture_of("black-forest-labs/FLUX.1-dev")
+        in_memory.source_of("black-forest-labs/FLUX.1-dev")
     pipe = load()
     other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
     with pytest.raises(directalign.DirectAlignError, match="Img2ImgPipeline is not supported"):

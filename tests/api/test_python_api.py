@@ -57,8 +57,10 @@ def test_a_recipe_is_read_with_overrides_and_trains_as_the_command_does(tmp_path
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with pytest.raises(directalign.DirectAlignError, match="already holds a run"):
         run.train(tmp_path / "a")
-    once = run.train(tmp_path / "a", resume=True, progress=False)
-    assert once["num_steps"] == 2
+    plain = directalign.Run.from_recipe("world_srpo_lora")
+    once = plain.train(tmp_path / "a", resume=True, progress=False)
+    assert once["num_steps"] == 2  # of run.yaml: what was set before is not dropped
+    assert (tmp_path / "a" / "run.yaml").read_bytes() == (tmp_path / "b" / "run.yaml").read_bytes()
 
     found = directalign.compare(
         {"Ours": tmp_path / "a", "Theirs": tmp_path / "b"},
@@ -72,8 +74,12 @@ def test_a_recipe_is_read_with_overrides_and_trains_as_the_command_does(tmp_path
     assert set(found["models"]) == {"base", "ours", "theirs"}
     ours, theirs = found["models"]["ours"], found["models"]["theirs"]
     assert ours["score_light"]["value"] == theirs["score_light"]["value"]
-    with pytest.raises(directalign.DirectAlignError, match="num_samples is 0: give 1 or more"):
-        directalign.compare([tmp_path / "a"], tmp_path / "c", num_samples=0)
+    for wrong, message in (
+        ({"num_samples": 0}, "num_samples is 0: give 1 or more"),
+        ({"positive": "Realistic photo"}, "positive: 'Realistic photo' is no list"),
+    ):
+        with pytest.raises(directalign.DirectAlignError, match=message):
+            directalign.compare([tmp_path / "a"], tmp_path / "c", **wrong)
 
 
 def test_recipes_are_refused_by_name_and_key(tmp_path):

@@ -179,6 +179,20 @@ def test_sampling(refuses, trained, recipe, option):
     refuses(*words, *option.split(), about=option.split()[:1])
 
 
+@pytest.mark.parametrize("option", TABLE["choices of weights"])
+def test_choices_of_weights(refuses, trained, recipe, option):
+    """Of a run with a checkpoint of step 2 only."""
+    run, words = str(trained / "run"), option.split()
+    for command in (
+        ("sample", "--prompt", "a"),
+        ("export", "--format", "diffusers"),
+        ("evaluate",),
+    ):
+        refuses(command[0], run, *command[1:], "--out", "out", *words, about=words[:1])
+    value = words[1] if words[0] == "--step" else f":{words[1]}"
+    refuses("compare", f"{run}@{value}", "--out", "out", about=words[:1])
+
+
 @pytest.mark.parametrize("edit", TABLE["edited runs"])
 def test_edited_runs(refuses, trained, recipe, edit):
     shutil.copytree(trained / "run", "run")

@@ -58,6 +58,8 @@ def test_both_sides_are_written_and_compared_with_the_phrases(fitted):
     assert made.method.control_phrases.model_dump(exclude_unset=True) == phrases
     same = made.method.model_copy(update={"control_phrases": base.method.control_phrases})
     assert made.model_copy(update={"name": base.name, "method": same}) == base
+    checked = call("check", recipe)  # the files of tokens are read without the reward's weights
+    assert checked.exit_code == 0 and checked.stderr == "", checked.output
     for text in ("On 2 held-out images per side", "│ words", "│ tokens, step"):
         assert text in result.stdout
     found = read_tokens(out, "words")
@@ -106,7 +108,7 @@ def test_phrases_alone_become_tokens(tmp_path):
         ("--images world --positive Photo", "words of one side only"),
         ("--images world --wanted a --unwanted b", "--images world: give either this or --wanted"),
         ("--wanted a", "--wanted a: give --wanted DIR and --unwanted DIR"),
-        ("--wanted . --unwanted absent", "--images: no folder absent; give a folder with wanted/"),
+        ("--wanted . --unwanted absent", "--unwanted: no folder absent; give a folder"),
         ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],
 )

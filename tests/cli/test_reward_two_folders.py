@@ -59,10 +59,13 @@ def test_two_folders_take_the_place_of_one(command):
 def test_mistakes_are_one_line(command):
     one = "--keep-examples" if command == "bias-directions" else "--images"
     Path("mine/3.txt").unlink()
+    Path("empty").mkdir()
     for options, message in (
         (FOLDERS[2:], "--unwanted theirs: give --wanted DIR and --unwanted DIR"),
         ([*FOLDERS, one, "world"], f"{one} world: give either this or --wanted and --unwanted"),
-        (FOLDERS, "mine: 3.png: no caption: 3.txt is missing (1 such); write it, or let --caption"),
+        ([*FOLDERS[:3], "mine"], "--unwanted mine: holds the wanted images; give another one"),
+        ([*FOLDERS[:3], "empty", "--caption", "absent"], "--unwanted: empty: no images"),
+        (FOLDERS, "--wanted: mine: 3.png: no caption: 3.txt is missing (1 such); write it, or let"),
         ([*FOLDERS, "--caption", "absent"], "--caption absent: no such folder; give blip, or a"),
     ):
         result = call(command, *options)

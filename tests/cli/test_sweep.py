@@ -17,6 +17,7 @@ from directalign.training.run_log import read
 NUM_STEPS = 12
 SMALL = [f"train.num_steps={NUM_STEPS}", "rollout.num_inference_steps=2", "data.batch_size=2"]
 SMALL += ["evaluate.num_samples=4", "train.save_every=2", "train.sample_every=0"]
+SMALL += ["evaluate.every=0", "evaluate.diversity_prompts=0", "evaluate.references=false"]
 FOLDERS = ["learning_rate-0.001_seed-0", "learning_rate-0.003_seed-0"]
 FOLDERS += [name.replace("seed-0", "seed-1") for name in FOLDERS]
 
@@ -98,11 +99,12 @@ def test_a_comparison_by_seed_is_written_as_csv_and_latex(swept, command, tmp_pa
     assert float(row["std"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-6)
     assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
     assert {(r["model"], r["runs"]) for r in rows} >= {("learning_rate 0.003", "2")}
+    assert row["n"] == "4" and all(int(r["n"]) > 0 for r in rows)
     assert {r["interval_over"] for r in rows} == {"runs", "prompts"}  # the base model is one
     lines = (tmp_path / "t.tex").read_text(encoding="utf-8").splitlines()
     body = [line for line in lines if line.endswith(r" \\")]
-    assert lines[1] == r"\begin{tabular}{lccc}" and lines[-1] == r"\end{tabular}"
-    assert len(body) > 5 and {line.count(" & ") for line in body} == {3}
+    assert lines[2] == r"\begin{tabular}{lrccc}" and lines[-1] == r"\end{tabular}"
+    assert len(body) > 5 and {line.count(" & ") for line in body} == {4}
     assert r"learning\_rate 0.001 (2 runs)" in body[0] and r" \pm " in body[1]
     wrong = command(
         "compare", out, "--out", tmp_path / "compared", *options[2:], "--group-by", "sed"

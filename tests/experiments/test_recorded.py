@@ -27,7 +27,7 @@ def test_a_recorded_study_gives_tables_and_figures(name, tmp_path):
 
 def test_every_study_is_recorded_and_no_other():
     assert {file.stem for file in RECORDS.iterdir()} == set(STUDIES)
-    message = "no study is called tabel1; there are learning_rates, table1"
+    message = "no study is called tabel1; there are learning_rates, asking"
     with pytest.raises(DirectAlignError, match=message):
         load_study("tabel1")
 

@@ -67,7 +67,11 @@ def test_other_models_are_refused(tmp_path, tiny_flux):
         json.dumps(json.loads(settings.read_text()) | {"cross_attention_dim": 1024})
     )
     for architecture, base, message in (
-        ("flux", tiny_flux, "readers accept FLUX.1 only at its full width 3072"),
+        (
+            "flux",
+            tiny_flux,
+            "diffusers and ComfyUI read FLUX.1 from one file only at its width of 3072",
+        ),
         (
             "sd3",
             write_sd3(tmp_path / "sd3"),

@@ -227,6 +227,13 @@ def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run):
     ours = yaml.safe_load((run / "run.yaml").read_text())
     assert recipe.pop("data") == ours.pop("data") | {"prompts": "<local>/prompts.txt"}
     assert recipe == ours and "/home" not in text and str(run) not in text
+    given = yaml.safe_load((run / "run.yaml").read_text())
+    for path in ("C:\\Users\\me\\prompts.txt", "\\\\server\\me\\prompts.txt"):  # of Windows
+        (run / "run.yaml").write_text(
+            yaml.safe_dump(given | {"data": given["data"] | {"prompts": path}})
+        )
+        text = (export_run(run, "kohya", run / f"card-{path.count(':')}") / "README.md").read_text()
+        assert "<local>/prompts.txt" in text and "\\me" not in text
     with Image.open(out / "before_after.png") as grid:
         assert grid.size == (64, 112)
         assert grid.getpixel((30, 40)) == (0, 0, 255) and grid.getpixel((30, 100)) == (255, 0, 0)

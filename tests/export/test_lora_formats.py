@@ -189,7 +189,7 @@ WITHOUT_NAME = {
     ("proj_out", "sd3"): "proj_out has no name in the kohya format of sd3",
     ("a", "sora"): r"no kohya format is known for model\.architecture sora",
     ("single_transformer_blocks.0.attn.to_q", "flux"): (
-        r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full"
+        r"--format kohya: readers accept single_blocks\.0\.linear1 of flux only at its full"
     ),
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from directalign.config import PromptDistillationConfig, RolloutConfig, SRPOConfig
-from directalign.methods.objective import BaseTarget
+from directalign.methods.base_target import BaseTarget
 from directalign.methods.prompt_distillation import PromptDistillation
 from directalign.methods.srpo import SRPO
 from directalign.types import Batch, Conditioning

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from directalign.config import RunConfig
 from directalign.config.presets import PRESETS
 
 REALISM = ["Natural-lighting", "Detail", "Detailed", "Real"]
@@ -105,3 +106,39 @@ def leaves(section: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 )
 def test_every_value_is_the_released_one(preset, released):
     assert dict(leaves(PRESETS[preset])) == {key: value for key, (value, _) in released.items()}
+
+
+RIVALS: dict[str, dict[str, Any]] = {
+    "refl": {"name": "refl", "last_steps": 11},  # DEFAULT_REFL_LAST_N_STEPS of 25
+    "draft_lv": {"name": "draft", "grad_steps": 1, "lv_samples": 3},  # 1 + num_noised_samples 2
+    "drtune": {"name": "drtune", "trained_steps": 3, "early_stop": 10},  # stop ratio 0.4 of 25
+    "leapalign": {"name": "leapalign", "nested_scale": 0.3, "similarity_floor": 0.1},  # alpha, tau
+    "flowbp_sparse": {"name": "flowbp", "trained_steps": 3, "late_bias": 2.0, "rescale": 1.0},
+    "flowbp_bridge": {"variant": "bridge", "trained_steps": 5, "nested_scale": 0.1, "rescale": 1.0},
+    "flowbp_lagrange": {"variant": "lagrange", "rescale": 0.5, "nested_scale": 0.1},
+}
+"""Of github.com/RuoyuWang-2077/FlowBP, commit 93b220a, configs/final/flux1 and trainers/flux1."""
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_have_the_settings_that_flowbp_was_compared_with(name):
+    """As a recipe gets them, with what the preset leaves to defaults."""
+    given = {
+        "name": "rival",
+        "preset": f"released_{name}",
+        "model": {"architecture": "flux", "path": "somewhere"},
+        "reward": {"name": "clip", "path": "somewhere"},
+        "data": {"prompts": "world"},
+        "train": {"num_steps": 300},
+    }
+    run = RunConfig.model_validate(given)
+    method = run.method.model_dump()
+    assert {key: method[key] for key in RIVALS[name]} == RIVALS[name]
+    assert (run.method.margin, run.method.form) == (0.55, "absolute")
+    assert run.method.control_phrases.positive == []
+    train, rollout = run.train, run.rollout
+    assert (train.learning_rate, train.weight_decay) == (1e-5, 1e-4)
+    assert (train.max_grad_norm, train.ema_decay) == (1.0, 0.995)
+    assert (rollout.num_inference_steps, rollout.embedded_guidance) == (25, 4.0)
+    assert (rollout.shift, rollout.truncate_timestep) == (None, None)
+    assert (rollout.height, rollout.width) == (512, 512)

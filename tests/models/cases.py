@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, Flux2KleinPipeline, FluxPipeline, QwenImage
 from torch import Tensor
 
 from directalign.config import ModelConfig
-from directalign.models import load_model, model_class
+from directalign.models import load_model, lora, model_class
 from tiny import (
     MAX_SEQUENCE_LENGTH,
     MEDIUM,
@@ -320,3 +320,8 @@ CASES = {
 }
 PLAIN = ("flux", "flux2_klein", "sd", "sdxl", "sd3", "qwen_image", "z_image")
 """One case per architecture, for what does not differ within it."""
+
+
+def load_trained(model: Any, folder: Path) -> None:
+    """Load what `model.save(folder)` wrote."""
+    lora.load(model.denoiser, folder, model.part)

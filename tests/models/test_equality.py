@@ -8,10 +8,10 @@ import torch
 from directalign.config import LoRAConfig, RolloutConfig
 from directalign.diffusion.sampling import sample
 from directalign.methods.srpo import SRPO
-from directalign.models import MODELS, load_trained, trainable
+from directalign.models import MODELS, trainable
 from directalign.models.text_encoder import padded
 from methods.toy import ToyReward
-from models.cases import CASES, PLAIN
+from models.cases import CASES, PLAIN, load_trained
 from models.srpo_by_hand import BATCH, PROMPTS, SETTINGS, TRAINING_CFG, known_noise, losses_by_hand
 from tiny import SIZE
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from directalign.config import LoRAConfig
-from directalign.models import load_model, load_trained, trainable
+from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
-from models.cases import CASES
+from models.cases import CASES, load_trained
 from models.srpo_by_hand import PROMPTS
 from models.test_equality import image_of, noise_for, noisy, rollout_of
 from tiny import write_flux

@@ -7,7 +7,7 @@ from preflight_runs import a_run, changed
 
 from directalign import preflight
 from directalign.config import RunConfig
-from directalign.preflight import memory
+from directalign.preflight import lower_memory
 from directalign.preflight.memory import Traced
 
 HUGE = preflight.Place("the CPU", 10**12, is_gpu=False)
@@ -52,5 +52,5 @@ def test_a_change_that_the_recipe_refuses_is_not_named(run):
     """Quantization excludes sharding; LoRA excludes the 8-bit optimizer and ranks."""
     sharded = changed(run, train={"parallel": "sharded"})
     assert not any("quantization" in each.change for each in preflight.suggestions(sharded, HUGE))
-    names = [change for change, _ in memory.candidates(run, HUGE)]
+    names = [change for change, _ in lower_memory.candidates(run, HUGE)]
     assert not any("adamw8bit" in each or "--ranks" in each for each in names)

@@ -1,10 +1,10 @@
 """One browser, and folders that no test changes: a run, a demo of four runs, a comparison."""
 
 import pytest
-from synthetic_run import stop_run, write_demo, write_run
 
 from chromium import headless
 from comparison_folders import write_comparison
+from synthetic_run import stop_run, write_demo, write_run
 
 
 @pytest.fixture(scope="session")

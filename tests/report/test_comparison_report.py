@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from page_tags import HOSTILE, LIMIT, Tags
 from PIL import Image
-from synthetic_run import write_run
 
 from comparison_folders import MODELS, PROMPTS, write_comparison
 from directalign.report import comparison_page, write_page
@@ -22,6 +21,7 @@ from directalign.report.comparison_page import (
 )
 from directalign.report.page import ABSENT, differing_settings, flat
 from directalign.report.read import read_comparison
+from synthetic_run import write_run
 
 COMPARISON, SUMMARY, RESULTS = "comparison.json", "summary.json", "results.jsonl"
 

@@ -32,7 +32,7 @@ def test_one_run(tmp_path):
     tags = Tags(html)
     assert file.name == "report.html" and len(html) < LIMIT and tags.harmless()
     assert tags.count("img") == 8 * 5 and all(prompt in html for prompt in PROMPTS)
-    assert "Photo rate 20\u00a0% → 90\u00a0%" in html
+    assert "20\u00a0% →</span> 90\u00a0%" in html and "on the same 256 pairs" in html
     assert f"directalign train {tmp_path}/run/run.yaml" in html
     assert tags.count("figure") == 8 + 7 + 3 + 2 and "<h2>Notes</h2>" not in html
 
@@ -41,7 +41,7 @@ def test_runs_side_by_side(demo):
     html = page_of(demo)
     tags = Tags(html)
     assert len(html) < LIMIT and tags.harmless()
-    assert (tags.count("tr"), tags.count("img")) == (1 + 4 + 2, 3 * 8 + 2 * 7 * 3)
+    assert (tags.count("tr"), tags.count("img")) == (1 + 4 + 3 + 2, 3 * 8 + 2 * 7 * 3)
     assert "Longer training" in html and "Official ramps, three times longer" in html
     assert "At a photo rate of 45\u00a0%, which both reached" in html
     assert "9.8 times as much" in html and "4 runs of one base model" in html
@@ -99,7 +99,7 @@ def test_a_run_that_has_just_begun(tmp_path):
     )
     html = page_of(tmp_path)
     assert "Not evaluated before and after" in html and "<h2>Notes</h2>" in html
-    missing = ("run.yaml: No such file", "summary.json: No such file", "No sample grids")
+    missing = ("run.yaml: No such file", "No sample grids")
     for note in (*missing, "line 2: truncated"):
         assert note in html
 

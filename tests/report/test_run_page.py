@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from page_tags import HOSTILE, Tags
-from synthetic_run import stop_run, write_run
 
 from comparison_folders import write_comparison
 from directalign.report import write_page
 from directalign.report.read import read_run
 from directalign.report.run_page import changes, curve_groups, ending, reward_of, run_scatters
 from directalign.report.runs_page import runs_scatters
+from synthetic_run import stop_run, write_run
 
 
 @pytest.fixture

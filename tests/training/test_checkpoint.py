@@ -197,3 +197,9 @@ def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(tmp_path, monkeypa
     folder = tmp_path / "out" / "checkpoints"
     assert [p.name for p in folder.iterdir()] == ["step-000002"]
     assert atomic.damage(folder / "step-000002") is None
+
+
+def test_copies_under_other_names_are_no_checkpoints(tmp_path):
+    for name in ("step-1000000", "step-000002", "step-000002 copy", "step-000003.bak", "step-x"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoint.all_of(tmp_path)] == ["step-000002", "step-1000000"]

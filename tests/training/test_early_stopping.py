@@ -9,7 +9,7 @@ import pytest
 from directalign import config
 from directalign.config.load import load_run
 from directalign.evaluation.in_training import judge_of, measured_metrics, score_of
-from directalign.preflight.checks import check_early_stopping, early_stopping_warnings
+from directalign.preflight.early_stopping import check_early_stopping, early_stopping_warnings
 from directalign.training.early_stopping import Rules, evaluations, standard_error, verdict
 from directalign.types import DirectAlignError
 

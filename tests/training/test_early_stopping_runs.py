@@ -50,7 +50,8 @@ def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> 
     """Up to 30 steps, evaluated after each."""
     settings = {"num_steps": 30, "save_every": 4, "sample_every": 0, **train}
     run = stubs.make_run(folder / "prompts.txt", **settings)
-    evaluate = config.EvaluateConfig(judge="world", every=1, num_samples=4, num_samples_during=4)
+    measured = {"num_samples": 4, "num_samples_during": 4, "references": False}
+    evaluate = config.EvaluateConfig(judge="world", every=1, **measured)
     rules = config.EarlyStoppingConfig.model_validate(stop) if stop is not None else None
     return run.model_copy(update={"evaluate": evaluate, "early_stopping": rules})
 

@@ -32,10 +32,10 @@ def test_every_record_is_one_line_at_once(tmp_path):
 def displayed(terminal: bool, silent: bool = False, width: int = 160) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=width)
-    with Display(10, 0, console, silent) as display:
+    with Display(10, 0, console, silent, every=4) as display:
         display.step(record(1))
         metrics = {"photo_rate": {"value": 0.75}, "color_drift": 0.125, "content": None}
-        display.evaluation({"step": 1, **metrics}, {})
+        display.evaluation({"step": 1, "seconds": 5.0, **metrics}, {})
         display.step(record(2, reward=None))
     return stream.getvalue()
 
@@ -45,7 +45,7 @@ def test_without_a_terminal_there_are_plain_lines():
     used = "images/s 1.5  GiB 2.25"
     assert first == f"step 1/10  27 s left  reward 0.5  grad norm 2  {used}"
     assert second == "evaluated at step 1  photo rate 0.75  color drift 0.125"
-    assert third == f"step 2/10  24 s left  grad norm 2  {used}"
+    assert third == f"step 2/10  34 s left  grad norm 2  {used}"
 
 
 def test_a_terminal_has_a_live_line_and_other_ranks_none():
@@ -53,7 +53,7 @@ def test_a_terminal_has_a_live_line_and_other_ranks_none():
     assert "2/10" in live and "photo rate 0.75" in live and "color drift 0.125" in live
     narrow = displayed(terminal=True, width=80).split("\r")[-1].split("\n")[0]
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", narrow)
-    assert re.match(r"step +2/10 +\S+ +24 s left +grad norm 2 .*…", plain) and len(plain) <= 80
+    assert re.match(r"step +2/10 +\S+ +34 s left +grad norm 2 .*…", plain) and len(plain) <= 80
     assert displayed(terminal=False, silent=True) == displayed(terminal=True, silent=True) == ""
 
 

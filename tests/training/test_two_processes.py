@@ -18,7 +18,7 @@ from directalign import config
 from directalign.evaluation.generate import generate
 from directalign.export.average import average_run
 from directalign.io import atomic
-from directalign.methods.objective import Reference
+from directalign.methods.running_statistics import Reference
 from directalign.models import load_model
 from directalign.training import early_stopping, run_log
 
@@ -121,6 +121,21 @@ def test_two_processes_stop_early_at_the_same_step(tmp_path):
     assert one_process(train(recipe, two, *STOPPING, "--resume"), log) == 0, log.read_text()
     assert (two / "metrics.jsonl").read_bytes() == before and distance(two, one) < 2e-5
     assert "stopped after step" in log.read_text()
+
+
+def test_a_measured_ceiling_does_not_depend_on_processes_and_is_resumed(tmp_path):
+    """Five images: the last process fills up. Killed and continued, it is not measured again."""
+    recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
+    one, two, ceiling = tmp_path / "one", tmp_path / "two", "--set=method.ceiling={images: 5}"
+    assert one_process(train(recipe, one, ceiling), log) == 0, log.read_text()
+    text = log.read_text()
+    assert "ceiling of clip: 5 images of the base model, asked with the positive phrases" in text
+    killed = launching.kill_once(3, rank=1)
+    assert torchrun(train(recipe, two, ceiling, HALF), log, killed) != 0
+    assert one_process(train(recipe, two, "--resume"), log) == 0, log.read_text()
+    assert "ceiling of" not in log.read_text().partition("continuing from")[2]
+    assert alike(records(two, "step"), records(one, "step")) and distance(two, one) < 2e-5
+    assert len({record["metrics"]["ceiling"] for record in records(one, "step")}) == 1
 
 
 class Rank:

@@ -19,9 +19,9 @@ TINY = {
     "train.num_steps": "400",
     "train.save_every": "100",
     "train.sample_every": "2",
-    "evaluate.every": "2",
-    "evaluate.num_samples": "4",
-    "data.batch_size": "2",
+    "evaluate.every": "1",
+    "evaluate.num_samples": "2",
+    "data.batch_size": "1",
     "rollout.num_inference_steps": "2",
 }
 STATE = "return document.querySelector('.state').innerText"
@@ -83,11 +83,11 @@ def test_start_watch_stop_continue_and_compare(browser, folder):
         before = until(browser, CURVE, lambda points: points > 1, SLOW)
         until(browser, CURVE, lambda points: points > before, SLOW)
     step = status_of(read_run(folder / "my first")).step
-    with commanded(folder) as link:  # the run went on without a server
-        browser.get(link)
+    with served(folder) as server:  # the run went on without one
+        browser.get(f"{server.address}/")
         browser.get_log("browser")  # the first server was gone for a moment
         until(browser, STEP, lambda now: now > step, SLOW)
-        browser.get(f"{link}run/my%20first")
+        browser.get(f"{server.address}/run/my%20first")
         click(browser, "[data-post='/api/stop']")
         until(browser, STATE, lambda text: "Stopping" in text or "Stopped" in text)
         until(browser, STATE, lambda text: "Stopped at step" in text, SLOW)

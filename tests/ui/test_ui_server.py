@@ -12,8 +12,9 @@ from ui_servers import commanded, served
 
 from directalign.cli import app
 from directalign.io.atomic import exclusive
-from directalign.report.status import write_status
+from directalign.report.status import FILE, write_status
 from directalign.ui import runs as ui_runs
+from directalign.web.security import Refused
 from synthetic_run import write_run
 
 BROWSER = {"accept": "text/html"}
@@ -54,15 +55,18 @@ def test_runs_and_their_states(server):
         assert picture.headers["content-type"] == "image/png" and len(picture.content) > 100
 
 
-def test_the_list_names_the_prompts_where_runs_were_measured_on_others(tmp_path):
-    for name in ("a", "b"):
+def test_runs_that_were_measured_on_other_pairs_are_listed_apart(tmp_path):
+    for name in ("a", "b", "c"):
         write_run(tmp_path / name)
     with served(tmp_path) as server, server.visitor() as browser:
-        assert ", world" not in browser.get("/").text
+        assert "<h2>" not in browser.get("/").text
         recipe = tmp_path / "b" / "run.yaml"
         recipe.write_text(recipe.read_text().replace("prompts: world", "prompts: mine.txt"))
+        fewer = tmp_path / "c" / "metrics.jsonl"
+        fewer.write_text(fewer.read_text().replace('"n": 256', '"n": 32'))
         home = browser.get("/").text
-        assert "n = 256, mine.txt" in home and "n = 256, world" in home
+        for pairs in ("256 pairs from mine.txt", "256 pairs from world", "32 pairs from world"):
+            assert home.count(f"<h2>Photo rate on {pairs}</h2>") == 1
 
 
 def test_what_does_not_exist_is_not_found(server):
@@ -74,8 +78,12 @@ def test_what_does_not_exist_is_not_found(server):
         refused(browser.post("/api/resume", json={"run": "../x"}), 404, "no run of this name")
         refused(browser.post("/api/stop", json={"run": "finished"}), 409, "is not running")
         refused(browser.post("/api/resume", json={"run": "läuft"}), 409, "running already")
-        posted = {"text": browser_recipe(), "changes": {}, "name": "finished"}
-        refused(browser.post("/api/start", json=posted), 409, "choose another name")
+        refused(browser.post("/api/resume", json={"run": "finished"}), 409, "is finished")
+        (server.runs.folder / "photos").mkdir()
+        posted = {"text": browser_recipe(), "changes": {}}
+        for name in ("finished", "photos"):
+            found = browser.post("/api/start", json={**posted, "name": name})
+            refused(found, 409, "choose another name")
         for name in ("", "..", "a/b", "a.", "a\nb"):
             refused(browser.post("/api/start", json={**posted, "name": name}), 422, "a name has")
 
@@ -149,7 +157,38 @@ def test_stop_sends_one_signal_and_no_second(tmp_path, monkeypatch, windows, sen
     assert runs.get("a").status.state == "stopped"
 
 
-def test_a_run_in_place_of_a_folder_of_runs_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"pid": 4711, "host": "elsewhere"}, "it trains on elsewhere; stop it there"),
+        ({"pid": 0}, "cannot be reached"),
+        ({"pid": -1}, "cannot be reached"),
+        ({"pid": os.getpid()}, "cannot be reached"),
+    ],
+)
+def test_a_process_that_is_not_the_runs_gets_no_signal(tmp_path, monkeypatch, record, words):
+    write_run(tmp_path / "runs" / "a")
+    file = tmp_path / "runs" / "a" / FILE
+    file.write_text(json.dumps({"state": "running", **record}))
+    os.utime(file, (0, 0))  # older than every process
+    monkeypatch.setattr(os, "kill", lambda *given: pytest.fail(f"signal {given}"))
+    runs = ui_runs.Runs(tmp_path / "runs")
+    with exclusive(tmp_path / "runs" / "a", "training in it"):
+        with pytest.raises(Refused, match=words):
+            runs.stop("a")
+        assert runs.get("a").status.state == "running"
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
+    with served(tmp_path / "runs") as server, server.visitor() as browser:
+        (tmp_path / "runs").rmdir()
+        refused(browser.get("/"), 500, "No such file or directory")
+
+
+def test_a_run_or_a_file_in_place_of_a_folder_of_runs_is_refused(tmp_path):
     run = write_run(tmp_path / "runs" / "a")
-    found = CliRunner().invoke(app, ["ui", str(run), "--port", "0"])
-    assert found.exit_code == 1 and f"name the folder it is in, {run.parent}" in found.stderr
+    reasons = {run: f"name the folder it is in, {run.parent}", run / "run.yaml": "File exists"}
+    for place, reason in reasons.items():
+        found = CliRunner().invoke(app, ["ui", str(place), "--port", "0"])
+        assert found.exit_code == 1 and found.stderr.startswith(f"directalign: {place}: ")
+        assert reason in found.stderr and found.stderr.count("\n") == 1

@@ -23,6 +23,7 @@ from .common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..config import RunConfig
     from ..preflight import Cost, Estimate, ModelFiles, Plan, Suggestion
 
 MARKS = {"counted": "", "traced": "~", "allowance": "+"}
@@ -63,23 +64,22 @@ def check(
         announce(f"checking {recipe}")
         from rich.console import Console
 
-        from ..preflight import a_gpu, suggestions, survey, this_machine  # slow imports: diffusers
+        from ..preflight import a_gpu, survey, this_machine  # slow imports: diffusers
 
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
         found = survey(run, out or default_out(recipe), place)
-        lower = [] if found.memory.fits else suggestions(run, place)
         console = Console()
-        for part in report(recipe, found, lower, tflops, verbose):
+        for part in report(recipe, run, found, tflops, verbose):
             console.print(part, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
 
 
 def report(
-    recipe: Path, found: Plan, lower: list[Suggestion], teraflops: float | None, verbose: bool
+    recipe: Path, run: RunConfig, found: Plan, teraflops: float | None, verbose: bool
 ) -> Iterator[Table | str]:
     """The peak and that of each phase, what lowers it if it does not fit, then the run."""
-    from ..preflight import binary
+    from ..preflight import binary, suggestions
 
     memory = found.memory
     yield f"{recipe} {'can run' if memory.fits else 'is valid'}"
@@ -87,22 +87,16 @@ def report(
     has = f"{memory.place.name} with {binary(memory.place.capacity)}"
     yield f"peak {peak} in {memory.busiest}, {fits} {has}"
     yield phase_table(memory)
-    if lower:
-        changes = _table("peak", "", "change", title="What lowers the peak")
-        for each in lower:
-            fits = "fits" if each.estimate.fits else "does not fit"
-            changes.add_row(binary(each.estimate.peak), fits, each.change)
-        yield changes
-    elif not memory.fits:
-        yield (
-            "What lowers the peak: no setting of the recipe; use a smaller model or a larger GPU."
-        )
+    if not memory.fits:
+        announce("looking for changes that lower the peak")
+        yield suggestion_table(suggestions(run, memory.place))
     rows = _table("", "", title="The run", show_header=False)
     for name, finding in (*found.findings, *_files(found.files), *_time(found.cost, teraflops)):
         rows.add_row(name, finding)
     yield rows
     if verbose:
         yield memory_table(memory)
+        yield notes_table(memory)
 
 
 def _table(*columns: str, **settings: Any) -> Table:
@@ -127,6 +121,21 @@ def phase_table(memory: Estimate) -> Table:
         parts = "; ".join(f"{row.part} {binary(row.sizes[phase])}" for row in largest)
         style = "bold" if phase == memory.busiest else None
         table.add_row(phase, binary(memory.at(phase)), parts, style=style)
+    return table
+
+
+def suggestion_table(lower: Sequence[Suggestion]) -> Table | str:
+    """The changes, best first."""
+    from ..preflight import binary
+
+    if not lower:
+        return (
+            "What lowers the peak: no setting of the recipe; use a smaller model or a larger GPU."
+        )
+    table = _table("peak", "", "change", title="What lowers the peak")
+    for each in lower:
+        fits = "fits" if each.estimate.fits else "does not fit"
+        table.add_row(binary(each.estimate.peak), fits, each.change)
     return table
 
 
@@ -165,18 +174,22 @@ def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str
 
 def memory_table(needed: Estimate) -> Table:
     """Memory by part and phase; ~ marks traced activations, + allowances."""
-    from rich.table import Table
-
     from ..preflight import PHASES, binary
 
-    table = Table("part", *PHASES, "what it is", title="Memory, estimated", title_justify="left")
-    table.columns[0].min_width = len("transformer")
-    for column in table.columns[1:-1]:
+    table = _table("part", *PHASES, title="Memory by part, estimated (~ traced, + allowance)")
+    for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for row in needed.rows:
         sizes = (row.sizes.get(phase) for phase in PHASES)
         cells = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
-        table.add_row(row.part, *cells, row.note)
-    table.add_section()
-    table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), "")
+        table.add_row(row.part, *cells)
+    table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), style="bold")
+    return table
+
+
+def notes_table(needed: Estimate) -> Table:
+    """What each part is."""
+    table = _table("part", "what it is", title="Parts")
+    for row in needed.rows:
+        table.add_row(row.part, row.note)
     return table

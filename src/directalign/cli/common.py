@@ -130,15 +130,15 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Print the package's log messages from level INFO on stderr, one line each."""
-    logger, handler = logging.getLogger("directalign"), logging.StreamHandler(sys.stderr)
-    level = logger.level
-    logger.addHandler(handler)
+    """Print the package's log messages from level INFO on stderr alone, one line each."""
+    logger = logging.getLogger("directalign")
+    level, handlers = logger.level, logger.handlers
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.handlers = handlers
         logger.setLevel(level)
 
 
@@ -228,7 +228,7 @@ Step = Annotated[
     option("Take the checkpoint of this step; default: the run's final weights.", "N", min=0),
 ]
 Strength = Annotated[
-    float, option("Of the trained change: 0 is the base model, 1 as trained.", "S", min=0)
+    float, option("Of the trained change: 0 is the base model, 1 as trained, at most 10.", "S")
 ]
 Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.")]
 
@@ -238,12 +238,12 @@ def default_out(recipe: Path) -> Path:
     return Path("runs") / recipe.stem
 
 
-def require_room(out: Path) -> None:
+def require_room(out: Path, option: str = "--out") -> None:
     """Raise DirectAlignError for an --out that cannot be written, before the work starts."""
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise DirectAlignError(
-            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
+            f"{option} {out}: {nearest} is not a folder that you may write to; name another one"
         )
 
 

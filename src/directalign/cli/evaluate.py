@@ -98,6 +98,14 @@ def comparison_options(
             "MODEL",
         ),
     ] = None,
+    references: Annotated[
+        bool,
+        flag(
+            "--references",
+            "Add the base model asked with each desired phrase before the prompt, and, with the "
+            "toy world's judge, photographs.",
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None, option(f"Images generated or evaluated at once; {RECIPE}.", min=1)
     ] = None,
@@ -123,13 +131,12 @@ def evaluate(
     with one_line_errors(debug, CONTINUES):
         announce(f"evaluating {folder}")
         from ..evaluation.compare import evaluate_run
+        from ..evaluation.run_weights import suffix_of
 
-        sources, words = (str(folder),), ""
-        if step is not None or strength != 1:
+        sources, suffix = (str(folder),), suffix_of(step, strength)
+        if suffix:
             sources = (f"{folder}@{'' if step is None else step}:{strength}",)
-            words = "" if step is None else f"-step-{step}"
-            words += "" if strength == 1 else f"-strength-{strength:g}"
-        out = out or folder / f"evaluation{words}"
+        out = out or folder / f"evaluation{suffix}"
         show(_compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings))
 
 
@@ -160,8 +167,7 @@ def compare(
 ) -> None:
     """Compare models on the same prompts and seeds: rewards, judges, drift, diversity, leakage."""
     with one_line_errors(debug, CONTINUES):
-        for file in filter(None, (csv, latex)):
-            require_room(file)
+        _require_files(csv, latex)
         announce(f"comparing, in {out}")
         from ..evaluation.compare import compare as compare_models
 
@@ -172,19 +178,32 @@ def compare(
             _tables(out, group_by, csv, latex)
 
 
+def _require_files(csv: Path | None, latex: Path | None) -> None:
+    """Raise DirectAlignError for a table that cannot be written, before the comparison."""
+    for name, file in (("--csv", csv), ("--latex", latex)):
+        if file is not None:
+            require_room(file, name)
+            if file.is_dir():
+                raise DirectAlignError(f"{name} {file}: is a folder; name a file")
+    if csv is not None and csv == latex:
+        raise DirectAlignError(f"--csv, --latex: both are {csv}; name two files")
+
+
 def _tables(out: Path, group_by: str | None, csv: Path | None, latex: Path | None) -> None:
     """Print the table of groups, write the files, and print what has been written."""
-    from ..evaluation.tables import as_csv, as_latex, groups_of, text
+    from ..evaluation.tables import PLUS_MINUS, as_csv, as_latex, groups_of, text
     from ..io.atomic import write_text
 
     groups, labels = groups_of(out, group_by)
     if group_by is not None:
-        title = f"Runs that differ in {group_by} only: mean ± standard deviation over runs"
-        table = Table("", *(escape(isolated(f"{each.label} ({each.runs})")) for each in groups))
-        table.title, table.title_justify = title, "left"
+        title = f"Runs that differ in {group_by} only: mean {PLUS_MINUS}"
+        heads = (escape(isolated(f"{each.label} ({each.runs})")) for each in groups)
+        table = Table("", "n", *heads, title=title, title_justify="left")
         for name, label in labels.items():
-            cells = (each.cells.get(name) for each in groups)
-            table.add_row(escape(label), *("" if c is None else text(c, " ± ") for c in cells))
+            cells = [each.cells.get(name) for each in groups]
+            n = next((str(each.n) for each in cells if each is not None), "")
+            numbers = ("" if each is None else text(each, " ± ") for each in cells)
+            table.add_row(escape(label), n, *numbers)
         Console().print(table, highlight=False)
     for file, make in ((csv, as_csv), (latex, as_latex)):
         if file is not None:
@@ -207,6 +226,9 @@ def _compare(run: Any, sources: tuple[str, ...], out: Path, base: bool, **settin
 
 def show(out: Path) -> None:
     """Print the table of a comparison, and on the last line its folder."""
+    from ..report.comparison_page import asking
+    from ..report.read import read_comparison
+
     models, summary = (
         json.loads((out / name).read_text(encoding="utf-8"))
         for name in ("comparison.json", "summary.json")
@@ -218,6 +240,8 @@ def show(out: Path) -> None:
             "Wins: share of images that score better than the first model's for the same prompt "
             "and seed; * p < .05 after Holm's correction."
         )
+    for sentence in asking(read_comparison(out)):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     typer.echo(out)
 
 

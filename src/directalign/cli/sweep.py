@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -162,4 +163,7 @@ def _finish(runs: Sequence[SweepRun], out: Path) -> None:
             f"{len(left)} of {len(runs)} runs are not finished, first {left[0]}: see their lines "
             "above; the same command continues"
         )
-    typer.echo(f"next: directalign compare {out} --out {out / 'comparison'} --group-by seed")
+    words = ["directalign", "compare", str(out), "--out", str(out / "comparison")]
+    if len({run.settings.seed for run in runs}) > 1:
+        words += ["--group-by", "seed"]
+    typer.echo(f"next: {shlex.join(words)}")

@@ -58,7 +58,7 @@ def train(
         finished = run_training(run, out, resume, overrides)
         if is_first_rank():
             typer.echo(finished)
-            typer.echo(_next_commands(out))
+            typer.echo(_next_commands(out, run.model.tune))
 
 
 def _prepared(
@@ -69,7 +69,7 @@ def _prepared(
     from ..config.load import load_run, resumed_run
 
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    resume, unused = resume or (restarted and (out / "run.yaml").is_file()), list[str]()
+    resume = resume or (restarted and (out / "run.yaml").is_file())
     run = None if resume else load_run(recipe, overrides)
     if is_first_rank():  # the next imports take seconds
         name = recipe if run is None else run.name
@@ -80,13 +80,9 @@ def _prepared(
         run_folder.check(out, resume)
     if run is None:
         found = resumed_run(recipe, out, overrides)
-        run, overrides, unused = found.run, found.overrides, found.unused
-    if unused and is_first_rank():
-        typer.echo(
-            f"{recipe}: not used where it differs from {out / 'run.yaml'}: "
-            f"{', '.join(unused)}; to change a key, repeat it as --set KEY=VALUE",
-            err=True,
-        )
+        run, overrides = found.run, found.overrides
+        if found.unused and is_first_rank():
+            typer.echo(found.unused_line(recipe, out), err=True)
     from ..preflight import plan  # slow imports: diffusers
 
     warnings = plan(run, out).warnings
@@ -95,13 +91,16 @@ def _prepared(
     return run, overrides, resume
 
 
-def _next_commands(out: Path) -> str:
+def _next_commands(out: Path, tune: str) -> str:
     """What to do with a finished run, as typed."""
     folder = shlex.quote(str(out))
+    form = "folder  (or checkpoint)"
+    if tune == "lora":
+        form = "diffusers  (or comfyui, kohya, checkpoint)"
     return (
         f"next: directalign sample {folder} --prompt '...' --out images\n"
         f"      directalign evaluate {folder}\n"
-        f"      directalign export {folder} --format comfyui\n"
+        f"      directalign export {folder} --format {form}\n"
         f"      directalign arena {folder}/evaluation --out votes.sqlite  (after evaluate)"
     )
 

@@ -149,6 +149,13 @@ class ResumedRun:
     overrides: list[str]
     unused: list[str]
 
+    def unused_line(self, recipe: Path, out: Path) -> str:
+        """The `unused` keys in words."""
+        return (
+            f"{recipe}: not used where it differs from {out / 'run.yaml'}: "
+            f"{', '.join(self.unused)}; to change a key, repeat it as --set KEY=VALUE"
+        )
+
 
 def resumed_run(recipe: str | Path, out: Path, overrides: Sequence[str] = ()) -> ResumedRun:
     """The run in `out` as it continues. Batch sizes fit a number of processes: with another one,

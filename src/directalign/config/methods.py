@@ -135,6 +135,19 @@ class AnchorConfig(Strict):
     """Number of first updates over which the reference, the mean plain score, is measured."""
 
 
+class CeilingConfig(Strict):
+    """Where the relative term stops to pay: the reward has min(pos − neg, gap + margin). Ours."""
+
+    gap: float | None = None
+    """pos − neg of images that are good enough, in units of the score; none measures it once before
+    training, on images that the base model makes with the positive phrases in their prompts. The
+    anchored form then has their mean plain score as its reference, too."""
+    images: Positive = 128
+    """Number of images of that measurement."""
+    margin: float = 0.03
+    """Added to the gap."""
+
+
 class ObjectiveConfig(Strict):
     """Settings that all methods share: form of the reward, control phrases, anchor."""
 
@@ -152,6 +165,8 @@ class ObjectiveConfig(Strict):
     """Control phrases."""
     anchor: AnchorConfig = AnchorConfig()
     """Settings of the anchored form."""
+    ceiling: CeilingConfig | None = None
+    """For the relative and the anchored form; none pays without end."""
     margin: float | None = None
     """Margin of the hinge on the reward; none uses the reward itself."""
     image_mapping: Literal["clamp", "min_max"] = "clamp"
@@ -166,11 +181,16 @@ class ObjectiveConfig(Strict):
                 f"form {self.form} needs control_phrases.positive and control_phrases.negative: "
                 "give both, or set form: absolute"
             )
+        if self.ceiling is not None and self.form == "absolute":
+            raise ValueError("ceiling is for the relative and the anchored form: remove it")
+        self.asked_phrases()
         return self
 
     def asked_phrases(self) -> list[str]:
-        """Control phrases under which the generator itself is called."""
-        return []
+        """Control phrases under which the generator itself is called. Raises: ValueError for
+        missing or unusable ones."""
+        measures = self.ceiling is not None and self.ceiling.gap is None
+        return phrases_as_text("positive", self.control_phrases.positive) if measures else []
 
 
 class AskedConfig(Strict):
@@ -185,29 +205,48 @@ class AskedConfig(Strict):
 
     def phrases(self, given: ControlPhrases) -> list[str]:
         """The phrases that are asked with. Raises: ValueError for missing or unusable ones."""
-        sides = {"positive": given.positive}
-        if self.guidance != 1 and self.against == "negative":
-            sides["negative"] = given.negative
-        for name, side in sides.items():
-            if not side:
-                raise ValueError(
-                    f"control_phrases.{name}: the base model is asked with them: add one"
-                )
-            for phrase in side:
-                if phrase.endswith(".safetensors"):
-                    raise ValueError(
-                        f"control_phrases.{name}: {phrase} is fitted to a reward, and the base "
-                        "model cannot read it: give text"
-                    )
-        return [phrase for side in sides.values() for phrase in side]
+        negative = self.guidance != 1 and self.against == "negative"
+        return [
+            *phrases_as_text("positive", given.positive),
+            *(phrases_as_text("negative", given.negative) if negative else []),
+        ]
 
 
-class KLConfig(ObjectiveConfig):
+def phrases_as_text(side: str, phrases: list[str]) -> list[str]:
+    """`phrases` if the generator can read them. Raises: ValueError for missing or learned ones."""
+    if not phrases:
+        raise ValueError(f"control_phrases.{side}: the base model is asked with them: add one")
+    for phrase in phrases:
+        if phrase.endswith(".safetensors"):
+            raise ValueError(
+                f"control_phrases.{side}: {phrase} is fitted to a reward, and the base model "
+                "cannot read it: give text"
+            )
+    return phrases
+
+
+class KeepConfig(ObjectiveConfig):
+    """Prompts on which the model is held to its base instead of being rewarded."""
+
+    keep_every: Annotated[int, Field(ge=2)] | None = None
+    """n: one of n prompts carries a negative phrase, gets no reward, and has the base's prediction
+    under that very prompt as its target, so that the model still obeys other phrases."""
+
+    def asked_phrases(self) -> list[str]:
+        phrases = super().asked_phrases()
+        if self.keep_every is None:
+            return phrases
+        kept = phrases_as_text("negative", self.control_phrases.negative)
+        return list(dict.fromkeys([*phrases, *kept]))
+
+
+class KLConfig(KeepConfig):
     """The centre of a method's KL term."""
 
     kl_beta: NonNegativeFloat = 0.0
-    """Weight of the KL term; above 0 it costs one more forward pass per loss, and with phrases one
-    per averaged phrase and one for the guidance."""
+    """Weight of mean((pred − centre)²) at the noised final image of each sample (velocity-space
+    KL); above 0 it costs one more call with gradient, and one without per averaged phrase and
+    guidance."""
     kl_to: Literal["base", "base_with_phrases"] = "base"
     """Centre of the KL term: the base model under the same prompt, or under the positive
     phrases."""
@@ -220,14 +259,24 @@ class KLConfig(ObjectiveConfig):
         return self.asked if self.kl_to == "base_with_phrases" else None
 
     def asked_phrases(self) -> list[str]:
-        return self.asked.phrases(self.control_phrases) if self.kl_asked and self.kl_beta else []
+        by_kl = self.asked.phrases(self.control_phrases) if self.kl_asked and self.kl_beta else []
+        return list(dict.fromkeys([*super().asked_phrases(), *by_kl]))
 
     @model_validator(mode="after")
     def _check_centre(self) -> KLConfig:
         if self.kl_to == "base" and self.asked != AskedConfig():
             raise ValueError("asked is for kl_to: base_with_phrases: set it, or remove asked")
-        self.asked_phrases()
+        if self.keep_every is not None and not self.kl_beta:
+            raise ValueError("keep_every holds by the KL term: set kl_beta, or remove keep_every")
         return self
+
+
+class DirectGradientConfig(KLConfig):
+    """Methods that differentiate the reward through calls of the network."""
+
+    cfg_detach_negative: bool = False
+    """No gradient through the negative pass of classifier-free guidance, as FlowBP's authors train:
+    it saves that pass's activations."""
 
 
 class NoiseConfig(Strict):
@@ -241,7 +290,7 @@ class NoiseConfig(Strict):
     rollout noise for all updates, too (official for Qwen-Image); per_rank: one noise per sample."""
 
 
-class SRPOConfig(KLConfig):
+class SRPOConfig(DirectGradientConfig):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv
     2509.06942)."""
 
@@ -277,7 +326,7 @@ class SRPOConfig(KLConfig):
     exact sigma."""
 
 
-class PromptDistillationConfig(ObjectiveConfig):
+class PromptDistillationConfig(KeepConfig):
     """The base model's own prediction under the positive phrases as the target, without a
     reward."""
 
@@ -299,11 +348,11 @@ class PromptDistillationConfig(ObjectiveConfig):
     """n: the network gets int(n·sigma)/n instead of sigma."""
 
     def asked_phrases(self) -> list[str]:
-        return self.asked.phrases(self.control_phrases)
+        asked = self.asked.phrases(self.control_phrases)
+        return list(dict.fromkeys([*super().asked_phrases(), *asked]))
 
     @model_validator(mode="after")
     def _check_asked(self) -> PromptDistillationConfig:
-        self.asked_phrases()
         if self.margin is not None:
             raise ValueError(
                 "margin belongs to a hinge on a reward, which does not train: remove it"
@@ -311,7 +360,7 @@ class PromptDistillationConfig(ObjectiveConfig):
         return self
 
 
-class ReFLConfig(ObjectiveConfig):
+class ReFLConfig(DirectGradientConfig):
     """Gradient through one late step to the predicted x0 (arXiv 2304.05977)."""
 
     ROLLOUT_STEPS = ("last_steps",)
@@ -321,7 +370,7 @@ class ReFLConfig(ObjectiveConfig):
     """The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40)."""
 
 
-class DRaFTConfig(ObjectiveConfig):
+class DRaFTConfig(DirectGradientConfig):
     """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
 
     ROLLOUT_STEPS = ("grad_steps",)
@@ -343,7 +392,7 @@ class DRaFTConfig(ObjectiveConfig):
         return self
 
 
-class AlignPropConfig(ObjectiveConfig):
+class AlignPropConfig(DirectGradientConfig):
     """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
 
     ROLLOUT_STEPS = ("max_grad_steps",)
@@ -353,7 +402,7 @@ class AlignPropConfig(ObjectiveConfig):
     """Largest truncation depth, drawn uniformly from 1; none uses the whole rollout."""
 
 
-class DRTuneConfig(ObjectiveConfig):
+class DRTuneConfig(DirectGradientConfig):
     """Gradient through a few spaced steps, with the network's input detached (arXiv 2405.00760)."""
 
     ROLLOUT_STEPS = ("trained_steps", "early_stop")
@@ -366,7 +415,7 @@ class DRTuneConfig(ObjectiveConfig):
     of that step."""
 
 
-class LeapAlignConfig(ObjectiveConfig):
+class LeapAlignConfig(DirectGradientConfig):
     """Gradient through two leaps along the sampled path (arXiv 2604.15311)."""
 
     name: Literal["leapalign"] = "leapalign"
@@ -378,21 +427,36 @@ class LeapAlignConfig(ObjectiveConfig):
     none gives equal weights."""
 
 
-class FlowBPConfig(ObjectiveConfig):
-    """Gradient of the reward at the sampled image through a few repeated steps of its path:
-    FlowBP-Sparse (arXiv 2606.11075)."""
+class FlowBPConfig(DirectGradientConfig):
+    """Gradient of the reward at the sampled image through a few repeated steps of its path (arXiv
+    2606.11075)."""
 
     ROLLOUT_STEPS = ("trained_steps",)
 
     name: Literal["flowbp"] = "flowbp"
+    variant: Literal["sparse", "bridge", "lagrange"] = "sparse"
+    """sparse: single steps; bridge: steps on both sides of a state that passes gradient on;
+    lagrange: two quadratures of higher order, of rectified flow only."""
     trained_steps: Positive = 3
-    """K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of
-    25)."""
+    """K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of 25,
+    bridge 5); lagrange repeats two in each of its two intervals instead."""
     late_bias: NonNegativeFloat = 2.0
     """Step i of 1, ..., N is drawn with weight i to this power; 0 draws uniformly."""
     rescale: NonNegativeFloat = 1.0
     """1: gradient times (length of all steps / length of the drawn ones); 0: unchanged; linear
-    between."""
+    between (released for lagrange: 0.5)."""
+    nested_scale: NonNegativeFloat = 0.1
+    """bridge, lagrange: factor on the gradient through the input of the call at the dividing
+    state."""
+
+    @model_validator(mode="after")
+    def _check_bridge(self) -> FlowBPConfig:
+        if self.variant == "bridge" and self.trained_steps < 2:
+            raise ValueError(
+                f"trained_steps {self.trained_steps}: variant bridge trains on both sides of a "
+                "state; give at least 2 (released: 5)"
+            )
+        return self
 
 
 class FlowGRPOConfig(KLConfig):

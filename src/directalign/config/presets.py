@@ -7,7 +7,19 @@ import yaml
 
 from .methods import DEFAULT_METHOD
 
-PresetName = Literal["official_flux", "official_pickscore", "official_qwen", "half_cost"]
+PresetName = Literal[
+    "official_flux",
+    "official_pickscore",
+    "official_qwen",
+    "half_cost",
+    "released_refl",
+    "released_draft_lv",
+    "released_drtune",
+    "released_leapalign",
+    "released_flowbp_sparse",
+    "released_flowbp_bridge",
+    "released_flowbp_lagrange",
+]
 
 _TAGS: dict[str, tuple[str, str | None]] = {
     "method": ("name", DEFAULT_METHOD),

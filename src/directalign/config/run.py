@@ -113,6 +113,11 @@ class ModelConfig(Strict):
                 f"args are for a class of your own, my_model.py:MyModel, not for "
                 f"{self.architecture}: remove them"
             )
+        if self.lora.init is not None and self.tune == "full":
+            raise ValueError(
+                "lora.init starts an adapter, and tune: full trains none: set tune: lora, or "
+                "remove lora.init"
+            )
         if self.quantization is not None and self.tune == "full":
             raise ValueError(
                 f"quantization {self.quantization} freezes the weights that tune: full trains: "
@@ -373,6 +378,9 @@ class EvaluateConfig(Strict):
     diversity_prompts: NonNegative = 0
     """Prompts that are sampled four times each to measure how much their images differ; 0 measures
     none."""
+    references: Annotated[bool, Free] = True
+    """Measure once, beside the base model, what the trained one is compared with: the base model
+    asked with each positive control phrase, in the toy world also photographs."""
     adherence: Annotated[AdherenceConfig | None, Free] = None
     """Model that measures prompt adherence in directalign evaluate; none measures none."""
 

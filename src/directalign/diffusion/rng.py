@@ -15,7 +15,7 @@ from ..types import Batch, Latents
 NoiseScope = Literal["per_rank", "shared", "fixed"]
 """per_rank: one noise per sample; shared: one per update, for all samples and ranks; fixed: one for
 all samples, ranks and updates."""
-NOISE, FRESH_NOISE, NOISE_LEVEL, STEPS, TRANSITION = 1, 2, 3, 4, 5
+NOISE, FRESH_NOISE, NOISE_LEVEL, STEPS, TRANSITION, KL_NOISE, KL_LEVEL = 1, 2, 3, 4, 5, 6, 7
 """Streams of random numbers: each use draws from its own."""
 
 

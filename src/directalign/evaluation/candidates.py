@@ -1,4 +1,5 @@
-"""The candidates of a comparison and their images: runs, bare models, base models, image folders.
+"""The candidates of a comparison and their images: runs, bare models, base models, image folders,
+references.
 
 A folder of images has images.jsonl with file, prompt and seed of each, as `directalign sample`
 writes it. All metrics are computed on PNG files, 8 bits a channel, so candidates are treated alike
@@ -10,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain, count, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +25,13 @@ from ..data.image_io import FORMATS, Unreadable, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..report.read import run_folders
 from ..types import DirectAlignError, Images
-from .eval_prompts import EvalSample
+from .eval_prompts import EvalSample, Pairs
 from .generate import RECORD, generate, load_run_model, run_of, save_png
+from .references import Reference, photographs, through_autoencoder
 from .run_weights import RunWeights, find_weights, split_weights
 
 logger = logging.getLogger(__name__)
-Kind = Literal["base", "run", "model", "images"]
+Kind = Literal["base", "run", "model", "images", "asked", "photographs", "autoencoded"]
 BASE, BASE_LABEL = "base", "Base model"
 SOURCE = ("architecture", "path", "components", "revision", "variant")
 BASE_SETTINGS = (*SOURCE, "args", "dtype", "quantization")
@@ -39,7 +41,8 @@ BASE_SETTINGS = (*SOURCE, "args", "dtype", "quantization")
 @dataclass(frozen=True)
 class Candidate:
     """One model. `run`: its recipe with the rollout it is sampled with, None for images;
-    `trained`: its trained weights; `base`: key of its base among the candidates."""
+    `trained`: its trained weights; `base`: key of its base among the candidates; `phrase`: of a
+    base that is asked."""
 
     key: str
     label: str
@@ -48,6 +51,7 @@ class Candidate:
     run: config.RunConfig | None = None
     trained: RunWeights | None = None
     base: str | None = None
+    phrase: str = ""
 
     @property
     def recipe(self) -> config.RunConfig | None:
@@ -168,6 +172,37 @@ def _base_identity(candidate: Candidate) -> str:
     assert candidate.run is not None
     model = {name: getattr(candidate.run.model, name) for name in BASE_SETTINGS}
     return f"{model} {candidate.run.rollout.model_dump(exclude={'sizes'})}"
+
+
+def with_references(
+    candidates: list[Candidate], references: Sequence[Reference]
+) -> list[Candidate]:
+    """Add the references of each base model of the runs, photographs once.
+
+    Raises: DirectAlignError without a run.
+    """
+    bases: dict[str, Candidate] = {}
+    for each in candidates:
+        if each.kind in ("base", "run"):
+            bases.setdefault(_base_identity(each), each)
+    if not bases:
+        raise DirectAlignError(
+            "--references: asks the model that a run began with, and no run is compared; "
+            "leave it out"
+        )
+    found = list(candidates)
+    for base, each in product(bases.values(), references):
+        label = each.label
+        if len(bases) > 1 and each.kind != "photographs":
+            label += f" ({base.source})"
+        if all(other.label != label for other in found):
+            key = numbered(each.kind, "_", [other.key for other in found])
+            own = base.key if base.kind == "base" else None
+            source = str(base.run.model.path) if base.run is not None else ""
+            found.append(
+                Candidate(key, label, each.kind, source, base.run, base=own, phrase=each.phrase)
+            )
+    return found
 
 
 Pair = tuple[str, int]
@@ -316,13 +351,20 @@ def _generate(
     run = candidate.run
     assert run is not None
     size = batch_size or (1 if candidate.kind == "model" else run.evaluate.batch_size)
-    model = load_run_model(run, candidate.trained)
+    kind = candidate.kind
+    model = None if kind == "photographs" else load_run_model(run, candidate.trained)
     for first in range(0, len(samples), size):
         batch, targets = samples[first : first + size], files[first : first + size]
         if all(file.is_file() for file in targets):
             continue
-        prompts, seeds = [each.prompt for each in batch], [each.seed for each in batch]
-        images = generate(model, prompts, seeds, run.rollout, size)
+        pairs = Pairs(tuple(e.prompt for e in batch), tuple(e.seed for e in batch))
+        if kind in ("photographs", "autoencoded"):
+            images = photographs(pairs)
+            images = images if model is None else through_autoencoder(model, images, size)
+        else:
+            assert model is not None
+            pairs = pairs.asked(candidate.phrase) if candidate.phrase else pairs
+            images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
         for file, image in zip(targets, images, strict=True):
             save_png(image, file)
 

@@ -29,8 +29,16 @@ from ..types import DirectAlignError
 from . import eval_prompts
 from .adherence import adherence_settings
 from .candidate_scores import MetricGroup, adherence_group, metric_groups, score_candidates
-from .candidates import BASE, Candidate, generate_all, open_candidates, samples_of_images
+from .candidates import (
+    BASE,
+    Candidate,
+    generate_all,
+    open_candidates,
+    samples_of_images,
+    with_references,
+)
 from .eval_rewards import EvalReward, eval_rewards, gap_phrases
+from .references import references
 from .results import summarise
 from .run_weights import split_weights
 
@@ -48,7 +56,8 @@ TUNED = "tuned"
 class Request:
     """A comparison as requested; None takes the value of the runs' recipes.
 
-    `sources`: SOURCE or LABEL=SOURCE. `base`: add the model that the runs began with. `rollout`:
+    `sources`: SOURCE or LABEL=SOURCE. `base`: add the model that the runs began with; `references`:
+    it asked with the positive phrases, and photographs where the toy world's judge is. `rollout`:
     settings of `config.RolloutConfig` for all models. `rewards`: further ones, LABEL=RECIPE.
     `metrics`: further ones, file.py:name. `adherence`: its judge, as `adherence_settings` reads it.
     `batch_size`: images generated, or evaluated, at once. `command` and `where` (commit, machine,
@@ -69,6 +78,7 @@ class Request:
     judge: config.Judge | None = None
     control_prompts: str | None = None
     adherence: str | None = None
+    references: bool = False
     batch_size: int | None = None
     command: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +116,11 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
     if not any(each.kind == "images" for each in candidates):
         of_recipes = (each.evaluate.control_prompts for each in recipes)
         control_prompts = request.control_prompts or next(filter(None, of_recipes), None)
+    if request.references:
+        drawn = judge != "none" and control_prompts is None
+        candidates = with_references(candidates, references(phrases.positive, drawn))
+        if judge != "none" and not drawn:
+            logger.info("photographs are left out: there are none of control prompts")
     prompts, sides = [each.prompt for each in samples], [*phrases.positive, *phrases.negative]
     for each in rewards:
         check_reward(each.settings, each.key)
@@ -233,7 +248,10 @@ def _record(
         recipe = each.recipe.model_dump(mode="json") if each.recipe else _sections(each)
         about = {name: getattr(each, name) for name in ("key", "label", "source", "kind")}
         about["trained_on"] = [f"{kind}{label}" for label in labels for kind in (SCORE, SGP)]
+        weights = each.trained.words if each.trained is not None else []
         about |= {"base": each.base, "settings": flat(recipe) if recipe else None}
+        about["weights"] = weights
+        about |= {"phrase": each.phrase} if each.phrase else {}
         models.append(about)
     runs = [each.run.rollout for each in candidates if each.run is not None]
     rollouts = [flat({"rollout": e.model_dump(mode="json", exclude={"sizes"})}) for e in runs]
@@ -262,7 +280,10 @@ def _identity(
     pairs = json.dumps(keys, ensure_ascii=False)
     identity = {
         "models": {
-            each.key: {"source": each.source, "kind": each.kind} | _weights(each) | _sections(each)
+            each.key: {"source": each.source, "kind": each.kind}
+            | ({"phrase": each.phrase} if each.phrase else {})
+            | _weights(each)
+            | _sections(each)
             for each in candidates
         },
         PAIRS: hashlib.sha256(pairs.encode()).hexdigest()[:16],
@@ -274,7 +295,7 @@ def _identity(
 
 
 def _sections(candidate: Candidate) -> dict[str, Any]:
-    if candidate.run is None:
+    if candidate.run is None or candidate.kind == "photographs":
         return {}
     return candidate.run.model_dump(mode="json", include=set(UNTRAINED_SECTIONS))
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -62,6 +63,12 @@ class Pairs:
     def first(self, count: int) -> Pairs:
         """The first `count` pairs."""
         return Pairs(self.prompts[:count], self.seeds[:count], self.group)
+
+    def asked(self, *phrases: str) -> Pairs:
+        """The pairs with the phrases, in turn, before their prompts: "Realistic photo. a star"."""
+        turns = zip(cycle(phrases), self.prompts, strict=False)
+        prompts = tuple(f"{phrase}. {prompt}" for phrase, prompt in turns)
+        return Pairs(prompts, self.seeds, self.group)
 
 
 def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:

@@ -10,30 +10,34 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
-
 from .. import config, metrics
-from ..diffusion.rng import generator_for
 from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
 from ..models import load_model
 from ..models.lora import ReferenceModel
 from ..rewards import reward_class
-from ..toyworld.worlds import WORLDS, World
+from ..stats import grouped_mean, rate_interval
+from ..toyworld.worlds import WORLDS
 from ..types import Images, PerSample
 from . import eval_prompts, image_metrics, scores
-from .eval_prompts import Pairs, samples_of
+from .eval_prompts import Pairs, named_styles, samples_of
 from .generate import generate
+from .references import Reference, photographs, references, through_autoencoder
 from .results import summarise_images
 from .scores import MetricFunction, MetricInput, per_image
 
 DECIMALS = 5
 """Of per-image values in a record."""
 COLOR_DRIFT = "color_drift"
+OBEYED_SAMPLES = 48
+"""Images that are asked for with unwanted phrases, at most."""
+PHOTO_STATISTICS = ("sharpness", "high_frequency")
+"""Statistics that are also given of photos only, where there is a style judge."""
 
 
 def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
-    """Every metric of the run's evaluations by name, in the order of the records.
+    """Every metric of all evaluations of the run by name, in the order of the records.
 
+    Without style control, which is measured at the ends, and statistics of photos, which need some.
     A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`. Metrics of
     users' files must have been loaded (`scores.user_metrics`).
     """
@@ -96,6 +100,38 @@ def sampled_pairs(run: config.RunConfig) -> tuple[Pairs, Pairs, Pairs | None]:
     return eval_prompts.fixed_pairs(prompts, settings.num_samples), diverse, control
 
 
+def references_of(run: config.RunConfig) -> list[Reference]:
+    """What the run is compared with beside its base model."""
+    if not run.evaluate.references:
+        return []
+    return references(run.method.control_phrases.positive, run.evaluate.judge != "none")
+
+
+def obeyed_phrases(run: config.RunConfig) -> list[str]:
+    """The negative phrases that style control asks with; in a toy world those only that name a
+    style which its judge knows."""
+    phrases = scores.plain_phrases(run.method.control_phrases.negative)
+    if run.evaluate.judge == "none":
+        return phrases
+    known = {words[0] for words in WORLDS[run.evaluate.judge].scenes.STYLE_WORDS.values()}
+    return [each for each in phrases if each in known]
+
+
+def obeyed_pairs(run: config.RunConfig, fixed: Pairs) -> Pairs:
+    """The first pairs with those phrases in turn before their prompts; none without phrases."""
+    phrases = obeyed_phrases(run)
+    return fixed.first(OBEYED_SAMPLES if phrases else 0).asked(*phrases)
+
+
+def generated_prompts(run: config.RunConfig) -> list[str]:
+    """Every prompt that the run's evaluations generate images from."""
+    fixed, diverse, control = sampled_pairs(run)
+    pairs = [fixed, diverse, *([] if control is None else [control]), obeyed_pairs(run, fixed)]
+    phrases = [each.phrase for each in references_of(run) if each.phrase]
+    pairs += [each.asked(phrase) for phrase in phrases for each in (fixed, diverse)]
+    return [prompt for each in pairs for prompt in each.prompts]
+
+
 @dataclass
 class ReferencePairs:
     """Pairs that are evaluated; `make` makes the images that colour drift is measured against."""
@@ -116,9 +152,14 @@ class ReferencePairs:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
+        photos = {}
+        if (is_photo := each.get("photo_rate")) is not None and is_photo.any():
+            values = {name: each[name][is_photo > 0].double() for name in PHOTO_STATISTICS}
+            photos = {metrics.OF_PHOTOS + n: float(own.mean()) for n, own in values.items()}
         drift = image_metrics.color_drift(images, self.images[: len(images)])
         name = metrics.OFF_TOPIC + COLOR_DRIFT if self.pairs.group else COLOR_DRIFT
-        return {**summarise_images(each, self.pairs.prompts[: len(images)]), name: drift}
+        found = summarise_images(each, self.pairs.prompts[: len(images)])
+        return {**found, name: drift, **photos}
 
 
 class Measurer:
@@ -141,7 +182,7 @@ class Measurer:
     ) -> None:
         self.run, self.model, self.group = run, model, group
         settings, device = run.evaluate, next(model.denoiser.parameters()).device
-        self.functions = list[MetricFunction]()
+        self.judge, self.functions = judge, list[MetricFunction]()
         if reward is not None:
             self.functions.append(scores.trained_reward_metrics(reward, run, device))
         for label, each in (held_out or {}).items():
@@ -152,10 +193,9 @@ class Measurer:
         own = scores.user_metric_functions(settings.metrics, settings.batch_size)
         self.functions += [scores.pixel_statistics, *own]
         self.pairs, self._diversity_pairs, control = sampled_pairs(run)
-        make = self.base_images
-        if settings.judge != "none":
-            make = partial(photographs, world=WORLDS[settings.judge])
-        self.fixed = ReferencePairs(self.pairs, make)
+        self._obeyed = obeyed_pairs(run, self.pairs)
+        is_world = settings.judge != "none"
+        self.fixed = ReferencePairs(self.pairs, photographs if is_world else self.base_images)
         self.control: ReferencePairs | None = None
         if control is not None:
             self.control = ReferencePairs(control, self.base_images)
@@ -172,12 +212,14 @@ class Measurer:
 
         Rates have intervals, other metrics are means (see `measured_metrics`). With evaluations
         during the run, `during` has the metrics of the pairs used then, if those are fewer; with
-        early stopping, `each` has the per-image values its rules read. Ranks other than 0 help to
-        generate and return {}.
+        early stopping, `each` has the per-image values its rules read. Of all samples also style
+        control (`obeys...`). Ranks other than 0 help to generate and return {}.
         """
         start = time.perf_counter()
         images, control_images = self.images(num_samples), None
         several = self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None
+        is_whole = num_samples == self.run.evaluate.num_samples and len(self._obeyed) > 0
+        asked = self._generate(self._obeyed) if is_whole else None
         if self.control is not None:
             control_images = self._generate(self.control.pairs)
         for each in (self.fixed, self.control):
@@ -189,10 +231,77 @@ class Measurer:
         if self.control is not None and control_images is not None:
             controls = self.control.per_image(control_images, self.functions)
             record |= self.control.summary(control_images, controls)
-        if several is not None:
-            record[metrics.DIVERSITY] = image_metrics.diversity(several)
-        record |= self._comparable(images, each)
+        record |= self._diversity(several) | self._comparable(images, each)
+        record |= self._obeys(asked) if asked is not None else {}
         return {**record, "seconds": time.perf_counter() - start}
+
+    def references(self) -> dict[str, Any]:
+        """{"best": the phrase whose asked images are best by `judge_of`, "rows", "seconds"}.
+
+        A row has "kind", "label", "phrase" and the metrics of the images as in `measure`, of the
+        same pairs. The base model is the one that has the present weights, so this is called before
+        training. Ranks other than 0 return {}.
+        """
+        start, rows = time.perf_counter(), list[dict[str, Any]]()
+        for each in references_of(self.run):
+            images, diverse = self._of(each, self.pairs), self._diversity_pairs
+            several = self._of(each, diverse) if len(diverse) else None
+            if self.group.rank == 0:
+                about = {"kind": each.kind, "label": each.label, "phrase": each.phrase}
+                found = self.per_image(images)
+                numbers = self.fixed.summary(images, found) | self._diversity(several)
+                rows.append(about | numbers | self._comparable(images, found))
+                rows[-1].pop("each", None)
+        if self.group.rank > 0:
+            return {}
+        judge = judge_of(self.run)
+        asked = {row["phrase"]: row[judge] for row in rows if row["phrase"] and judge in row}
+        values = {p: v["value"] if isinstance(v, dict) else v for p, v in asked.items()}
+        best = max(values, key=lambda phrase: values[phrase], default=None)
+        return {"best": best, "rows": rows, "seconds": time.perf_counter() - start}
+
+    def _of(self, reference: Reference, pairs: Pairs) -> Images:
+        """A reference's images of pairs."""
+        if reference.kind == "asked":
+            return self._generate(pairs.asked(reference.phrase))
+        images = photographs(pairs)
+        if reference.kind == "photographs":
+            return images
+        return through_autoencoder(self.model, images, self.run.evaluate.batch_size)
+
+    def _diversity(self, images: Images | None) -> dict[str, float]:
+        """Diversity of images of the diversity pairs, of all and of photos only."""
+        if images is None:
+            return {}
+        found = {metrics.DIVERSITY: image_metrics.diversity(images)}
+        if self.judge is not None and self.run.evaluate.judge != "none":
+            prompts = self._diversity_pairs.prompts
+            is_photo = self.judge(images, prompts)["photo_rate"] > 0
+            own = [prompt for prompt, photo in zip(prompts, is_photo, strict=True) if photo]
+            distances = image_metrics.to_siblings(images[is_photo], own, image_metrics.rmse)
+            if not distances.isnan().all():
+                found[metrics.OF_PHOTOS + metrics.DIVERSITY] = float(distances.nanmean())
+        return found
+
+    def _obeys(self, images: Images) -> dict[str, Any]:
+        """Whether images of the pairs with unwanted phrases are as those say: by the toy world's
+        judge, else by the gap of the trained reward."""
+        each, asked = self.per_image(images), self._obeyed.prompts
+        prompts = self.pairs.prompts[: len(asked)]
+        if self.run.evaluate.judge == "none":
+            if not {"score_pos", "score_neg"} <= each.keys():
+                return {}
+            gap = each["score_neg"] - each["score_pos"]
+            return {metrics.OBEYS_GAP: grouped_mean(gap.double(), prompts).as_dict()}
+        if "photo_rate" not in each:
+            return {}
+        seen, styles = scores.delivered(each, asked), named_styles(asked)
+        found = {metrics.OBEYS: rate_interval(seen, prompts).as_dict()}
+        for style in dict.fromkeys(styles):
+            places = [place for place, own in enumerate(styles) if own == style]
+            own = rate_interval(seen[places], [prompts[place] for place in places])
+            found[f"{metrics.OBEYS}_{style}"] = own.as_dict()
+        return found
 
     def images(self, num_samples: int) -> Images:
         """Images (n, 3, H, W) of the first pairs, with the present weights."""
@@ -212,14 +321,17 @@ class Measurer:
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Metrics of the pairs evaluated during the run; per-image values for early stopping."""
-        settings = self.run.evaluate
+        settings, judge = self.run.evaluate, judge_of(self.run)
         count = min(settings.num_samples_during, len(images))
         first = {name: values[:count] for name, values in each.items()}
         found: dict[str, Any] = {}
+        if settings.references and judge in each and not metrics.metric(judge).is_rate:
+            prompts = self.pairs.prompts[: len(images)]
+            found["judged"] = {"name": judge, **grouped_mean(each[judge], prompts).as_dict()}
         if settings.every > 0 and count < len(images):
             found["during"] = self.fixed.summary(images[:count], first)
         if self.run.early_stopping is not None:
-            watched = dict.fromkeys((judge_of(self.run), score_of(self.run)))
+            watched = dict.fromkeys((judge, score_of(self.run)))
             found["each"] = {
                 name: [round(value, DECIMALS) for value in first[name].tolist()]
                 for name in watched
@@ -231,13 +343,3 @@ class Measurer:
         batch_size, rollout = self.run.evaluate.batch_size, self.run.rollout
         model = model or self.model
         return generate(model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group)
-
-
-def photographs(pairs: Pairs, world: World = WORLDS["world"]) -> Images:
-    """The photographs of the pairs' captions as a toy world draws them, one fixed draw each."""
-    scenes = world.scenes
-    drawn = [
-        scenes.render(scenes.scenes_of([prompt]), generator_for(seed))
-        for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)
-    ]
-    return torch.cat(drawn)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import Metric, metric
+from ..metrics import METRICS, Metric, metric
 from ..stats import bootstrap_interval, grouped_mean, holm, rate_interval, resample_groups, win_rate
 from ..types import PerSample
 
@@ -50,7 +50,8 @@ def summarise(
     for key, name in product(keys, present):
         if column := columns.get((name, key)):
             groups = [prompts[index] for index in column]
-            models[key][name] = grouped_mean([*column.values()], groups).as_dict()
+            answers = name not in METRICS or METRICS[name].is_rate
+            models[key][name] = grouped_mean([*column.values()], groups, answers).as_dict()
     differences, won = list[dict[str, Any]](), list[dict[str, Any]]()
     for (a, b), (name, each) in product(combinations(keys, 2), present.items()):
         first, second = (columns.get((name, key), {}) for key in (a, b))

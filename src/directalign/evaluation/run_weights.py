@@ -54,13 +54,12 @@ class RunWeights:
     @property
     def words(self) -> list[str]:
         """["step 10", "strength 0.5"]; empty for the exported weights as they are."""
-        step = [] if self.step is None else [f"step {self.step}"]
-        return step + ([] if self.strength == 1 else [f"strength {self.strength:g}"])
+        return _words(self.step, self.strength)
 
     @property
     def suffix(self) -> str:
-        """-step-10-strength-0.5, for names of files and folders."""
-        return "".join(f"-{each.replace(' ', '-')}" for each in self.words)
+        """See `suffix_of`."""
+        return suffix_of(self.step, self.strength)
 
     @property
     def options(self) -> str:
@@ -89,10 +88,10 @@ class RunWeights:
 
     def load(self, model: Model) -> None:
         """Load the weights into a model made by `load_model(run.model)`."""
-        if self.run.model.tune == "lora":
-            lora.load_adapters(model.denoiser, self.adapters(), self.path)
-        elif self.step is None and self.strength == 1:
+        if self.step is None and self.strength == 1:
             lora.load(model.denoiser, self.folder, model.part)
+        elif self.run.model.tune == "lora":
+            lora.load_adapters(model.denoiser, self.adapters(), self.path)
         else:
             blend(model.denoiser, [self])
 
@@ -102,6 +101,16 @@ class RunWeights:
             return read_group(self.path, self.group, names)
         found = lora.read_full(self.path)
         return {name: found[name] for name in names}
+
+
+def suffix_of(step: int | None, strength: float) -> str:
+    """-step-10-strength-0.5, for names of files and folders; empty for the exported weights."""
+    return "".join(f"-{each.replace(' ', '-')}" for each in _words(step, strength))
+
+
+def _words(step: int | None, strength: float) -> list[str]:
+    shown = [] if step is None else [f"step {step}"]
+    return shown + ([] if strength == 1 else [f"strength {strength:g}"])
 
 
 def find_weights(

@@ -103,9 +103,13 @@ def judge_metrics(judge: Judge, is_world: bool, inputs: MetricInput) -> Mapping[
     answers = judge(inputs.images, inputs.prompts)
     if not inputs.is_control:
         return answers
-    styles = enumerate(named_styles(inputs.prompts))
-    kept = [answers[f"style_{style}"][place] for place, style in styles]
-    return {"style_kept": torch.stack(kept), "content": answers["content"]}
+    return {"style_kept": delivered(answers, inputs.prompts), "content": answers["content"]}
+
+
+def delivered(answers: Mapping[str, PerSample], prompts: Sequence[str]) -> PerSample:
+    """Whether the toy world's judge sees the style that each prompt begins with, (b,)."""
+    styles = enumerate(named_styles(prompts))
+    return torch.stack([answers[f"style_{style}"][place] for place, style in styles])
 
 
 BARE = ("",)

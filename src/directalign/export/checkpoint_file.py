@@ -37,6 +37,7 @@ FLUX_WIDTH, SD2_TEXT_WIDTH = 3072, 1024
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 """Names of diffusers and of the model specification."""
 INSTEAD = "give --format folder (for a LoRA with --merge)"
+"""Every model can be written so."""
 
 
 def check_checkpoint(finished: FinishedRun) -> None:
@@ -50,11 +51,11 @@ def check_checkpoint(finished: FinishedRun) -> None:
     source = open_source(finished.run.model, weights=False)
     file = source.folder / finished.part / "config.json"
     given = read_json(file)
-    width = given.get("num_attention_heads", 24), given.get("attention_head_dim", 128)
-    if architecture == "flux" and width[0] * width[1] != FLUX_WIDTH:
+    heads, size = given.get("num_attention_heads", 24), given.get("attention_head_dim", 128)
+    if architecture == "flux" and (width := heads * size) != FLUX_WIDTH:
         raise DirectAlignError(
-            f"--format checkpoint: readers accept FLUX.1 only at its full width {FLUX_WIDTH}, and "
-            f"{file} has {width[0]} heads of {width[1]}; {INSTEAD}"
+            f"--format checkpoint: diffusers and ComfyUI read FLUX.1 from one file only at its "
+            f"width of {FLUX_WIDTH}, and that of {file} is {width}; {INSTEAD}"
         )
     if architecture == "sd" and given.get("cross_attention_dim") == SD2_TEXT_WIDTH:
         raise DirectAlignError(

@@ -144,10 +144,11 @@ def convert(
                 f"{layer} has no name in the {form} format of {architecture}; use --format "
                 "diffusers, or train without this layer (model.lora.targets)"
             )
-        if target.height not in (None, len(update.up) // target.shares[target.part]):
+        width = len(update.up) // target.shares[target.part]
+        if target.height not in (None, width):
             raise DirectAlignError(
-                f"{layer}: readers of the {form} format accept {target.name} only at "
-                f"{architecture}'s full width; use --format diffusers"
+                f"--format {form}: readers accept {target.name} of {architecture} only at its full "
+                f"width of {target.height}, and {layer} is of {width}; use --format diffusers"
             )
         groups.setdefault((target.name, target.shares), {})[target.part] = update
     tensors: dict[str, Tensor] = {}

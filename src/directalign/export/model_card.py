@@ -4,6 +4,7 @@ The text is in templates/model_card.md.j2.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -182,5 +183,7 @@ def _without_paths(value: Any) -> Any:
         return value
     scheme = "hf:" if value.startswith("hf:") else ""
     path = value.removeprefix(scheme)
-    is_local = path.startswith(("/", "~", "..")) and "/" in path
-    return f"{scheme}{LOCAL}/{path.rstrip('/').rsplit('/', 1)[-1]}" if is_local else value
+    if re.match(r"/|~.*/|\.\..*/|\\\\|[A-Za-z]:[\\/]", path) is None:  # the last two of Windows
+        return value
+    name = re.split(r"[\\/]", path.rstrip("/"))[-1]
+    return f"{scheme}{LOCAL}/{name}"

@@ -4,6 +4,7 @@
 of the denoiser's parameters, the other groups the optimizer's.
 """
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,9 @@ def step_of(path: Path) -> int:
 
 
 def all_of(folder: Path) -> list[Path]:
-    """The published checkpoints, oldest first."""
-    return sorted(folder.glob("step-" + "[0-9]" * 6 + "*"))
+    """The published checkpoints, oldest first; copies under other names are none."""
+    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name))
+    return sorted(found, key=step_of)
 
 
 class _Data(BaseModel):

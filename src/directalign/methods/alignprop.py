@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import AlignPropConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
-from ..diffusion.sampling import keep_gradient, sample, sampling_step, start_rollout
+from ..diffusion.sampling import keep_gradient, sample, sampling_step
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from .objective import ObjectiveMethod
@@ -36,7 +36,7 @@ class AlignProp(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Sample; run the last steps with gradient; reward; yield."""
-        start, depth = start_rollout(self.model, self.rollout, batch), self.depth(batch)
+        start, depth = self.start(batch), self.depth(batch)
         deepest = int(depth.max())
         x0 = sample(self.model, start.cond, start.noise, start.sigmas[:-deepest])
         for index, sigmas in enumerate(
@@ -49,6 +49,7 @@ class AlignProp(ObjectiveMethod):
         loss = self.image_loss(x0, batch, "chain")
         grad_steps = float(depth.double().mean())
         yield replace(loss, metrics={**loss.metrics, "grad_steps": grad_steps})
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def depth(self, batch: Batch) -> Int64[Tensor, " b"]:
         """Each sample's number of last steps with gradient, uniform over 1, ...,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from ..device import to_device
 from ..diffusion.recovery import inject
 from ..diffusion.rng import FRESH_NOISE, batch_noise
-from ..diffusion.sampling import RolloutStart, predict_x0, sample, start_rollout
+from ..diffusion.sampling import RolloutStart, predict_x0, sample
 from ..types import Batch, Latents, LossTerm
 from .objective import ObjectiveMethod
 
@@ -28,13 +28,14 @@ class DRaFT(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with the gradient of its last steps; yield; then yield renoised copies."""
-        start = start_rollout(self.model, self.rollout, batch)
+        start = self.start(batch)
         x0 = sample(self.model, start.cond, start.noise, start.sigmas, self.settings.grad_steps)
         yield self._loss(x0, batch, "sampled")
 
         x0 = x0.detach()
         for index in range(1, self.settings.lv_samples):
             yield self._loss(self._redenoised(x0, start, batch, index), batch, "noised_anew")
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def _redenoised(self, x0: Latents, start: RolloutStart, batch: Batch, index: int) -> Latents:
         """Renoise the sample to the last level with draw `index`; denoise it with gradient."""

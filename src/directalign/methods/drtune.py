@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import DRTuneConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
-from ..diffusion.sampling import RolloutStart, keep_gradient, linear_step, predict, start_rollout
+from ..diffusion.sampling import RolloutStart, keep_gradient, linear_step, predict
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm
 from .objective import ObjectiveMethod
@@ -48,9 +48,10 @@ class DRTune(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Sample to the stop, some steps with gradient; predict x0_hat there; reward; yield."""
-        start, (stop, trained) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        start, (stop, trained) = self.start(batch), self.steps(batch)
         x0_hat = self._chain(start, stop, trained)
         yield self.image_loss(x0_hat, batch, "chain", start.sigmas[stop])
+        yield from self.kl_losses(batch, x0_hat, start.cond)
 
     def steps(self, batch: Batch) -> tuple[Int64[Tensor, " b"], Int64[Tensor, "b k"]]:
         """(stop, trained) of each sample: the step whose estimate is scored, K trained ones in 0,

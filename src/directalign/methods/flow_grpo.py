@@ -27,7 +27,7 @@ from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
-from .objective import BaseTarget, ObjectiveMethod
+from .objective import ObjectiveMethod
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Rollouts:
     reward: Tensor
     advantage: Tensor
     metrics: dict[str, float]
+    kept: tuple[bool, ...] = ()
 
 
 class FlowGRPO(ObjectiveMethod):
@@ -66,9 +67,6 @@ class FlowGRPO(ObjectiveMethod):
     ) -> None:
         self.check(settings, rollout, model.path)
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.centre = None
-        if settings.kl_beta > 0:
-            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
         self.stored, self.warned = dict[int, Rollouts](), False
 
     @staticmethod
@@ -106,7 +104,7 @@ class FlowGRPO(ObjectiveMethod):
         levels, centre = (made.sigmas[index], made.sigmas[index + 1]), None
         if self.centre is not None:
             rollout = made.step // settings.updates_per_rollout
-            centre = self.centre(rollout, cond, x_t, levels[0].expand(len(x_t)))
+            centre = self.centre(rollout, cond, x_t, levels[0].expand(len(x_t)), made.kept)
             centre = self._transition_from(centre, x_t, *levels)
         step = self._transition(x_t, cond, *levels)
 
@@ -134,6 +132,7 @@ class FlowGRPO(ObjectiveMethod):
         batch = replace(
             batch,
             prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)),
+            kept=tuple(kept for kept in batch.kept for _ in range(size)),
             offset=batch.offset * size,
             global_size=None if batch.global_size is None else batch.global_size * size,
         )
@@ -152,6 +151,9 @@ class FlowGRPO(ObjectiveMethod):
         output = self.objective(self.model.decode(states[-1]), rollout)
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
+        if batch.kept:
+            kept = torch.tensor(batch.own_kept, device=advantage.device)
+            advantage = torch.where(kept, 0.0, advantage)
         spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
         # asked as "any differs": on the fake tensors of a memory estimate every answer is true
         differs = (reward.view(-1, size) != reward.view(-1, size)[:, :1]).any()
@@ -160,7 +162,7 @@ class FlowGRPO(ObjectiveMethod):
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
         metrics = {**output.metrics, "group_spread": spread}
         samples = sigmas, states, log_probs, reward, advantage
-        return Rollouts(batch.step, batch.prompts, *samples, metrics)
+        return Rollouts(batch.step, batch.prompts, *samples, metrics, batch.own_kept)
 
     def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
         """The steps that this update trains: the next ones in the rollout's random order."""

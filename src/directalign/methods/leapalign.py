@@ -19,11 +19,11 @@ from torch import Tensor
 from ..config import LeapAlignConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
-from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
+from ..diffusion.sampling import RolloutStart, linear_step, predict
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import ObjectiveMethod
-from .objective_math import hinge
+from .objective_math import hinge, similarity_weight
 
 Steps = Int64[Tensor, " b"]
 """One step of the rollout per sample."""
@@ -52,7 +52,7 @@ class LeapAlign(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with leaps from two states of its path; reward; weigh; yield."""
-        start, steps = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        start, steps = self.start(batch), self.steps(batch)
         settings = self.settings
         x0, leap_to_0, distances = self._leaps(
             start, *(to_device(each, start.noise.device) for each in steps)
@@ -65,6 +65,7 @@ class LeapAlign(ObjectiveMethod):
         named = {"distance_j": distances[0], "distance_0": distances[1], "leap_weight": weight}
         means = {name: float(value.mean()) for name, value in named.items()}
         yield LossTerm(loss.mean(), "leaps", {**output.metrics, **means})
+        yield from self.kl_losses(batch, x0, start.cond)
 
     def steps(self, batch: Batch) -> tuple[Steps, Steps]:
         """(k, j) of each sample: two different steps drawn uniformly, the earlier first; 0 is the
@@ -104,10 +105,3 @@ class LeapAlign(ObjectiveMethod):
 def distance(leap: Latents, sampled: Latents) -> PerSample:
     """Mean absolute distance per latent value between the end of a leap and the sampler's path."""
     return (leap.detach() - sampled).abs().mean((1, 2, 3))
-
-
-def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> Tensor:
-    """Larger for leaps close to the path, at most 1 / (2·floor); 1 for all without a `floor`."""
-    if floor is None:
-        return torch.ones_like(to_j)
-    return 1 / (to_j.clamp(min=floor) + to_0.clamp(min=floor))

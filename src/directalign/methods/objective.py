@@ -12,29 +12,29 @@ units, `share_<label>` its part of the mixed reward, `gradient_<label>` its grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import config
-from ..diffusion import noise_levels
-from ..diffusion.path import expand_like
-from ..diffusion.sampling import predict
+from ..device import to_device
+from ..diffusion import noise_levels, rng
+from ..diffusion.recovery import inject
+from ..diffusion.sampling import RolloutStart, predict, start_rollout
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
-from ..models.lora import ReferenceModel
 from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
 from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
+from .base_target import BaseTarget, select_phrases
 from .objective_math import Ramp
+from .running_statistics import Reference, RunningStats
 
-DECAY = 0.95
-"""Weight of older updates in running statistics, per update: a window of about twenty updates."""
-MIN_RELATIVE_STD = 1e-6
-"""Part of the mean below which a standard deviation is rounding error: the values are constant."""
+KL_LEVELS = config.UniformNoiseLevels(sigma_low=0.02)
+"""Noise levels of the KL term of methods without an injected call."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ def build_objective(
             require_gradient(member.reward, method, f"reward.members.{index}.reward")
     if not differentiable:
         require_no_normalization(reward.settings, method)
+    every = getattr(settings, "keep_every", None)
+    if every is not None:
+        raise DirectAlignError(
+            f"method.keep_every: {every} is not supported with reward.name: mix: "
+            "remove it, or use a single reward"
+        )
     return MixedObjective(reward, settings)
 
 
@@ -82,6 +88,18 @@ class ObjectiveMethod:
     ) -> None:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings, differentiable)
+        self.centre = None
+        if isinstance(settings, config.KLConfig) and settings.kl_beta > 0:
+            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
+
+    def start(self, batch: Batch) -> RolloutStart:
+        """The start of a rollout whose calls may train."""
+        start = start_rollout(self.model, self.rollout, batch)
+        return replace(start, cond=self.trained(start.cond))
+
+    def trained(self, cond: Conditioning) -> Conditioning:
+        """`cond`, with the gradient of guidance that the settings ask for."""
+        return replace(cond, detach_negative=self.settings.cfg_detach_negative)
 
     def image_loss(
         self, x0: Latents, batch: Batch, branch: str, sigma: PerSample | None = None
@@ -92,6 +110,26 @@ class ObjectiveMethod:
         levels = {} if sigma is None else {"sigma": sigma, "reward": output.reward}
         lists = {name: value.detach().cpu().double().tolist() for name, value in levels.items()}
         return LossTerm(loss.mean(), branch, output.metrics, lists)
+
+    def kl_losses(self, batch: Batch, x0: Latents, cond: Conditioning) -> Iterator[LossTerm]:
+        """The KL term, if there is one, of a method without an injected call of its own: the
+        detached `x0` with fresh noise at a level of `KL_LEVELS`, called under `cond`."""
+        if self.centre is None:
+            return
+        model, x0 = self.model, x0.detach()
+        sampler = build_sigma_sampler(KL_LEVELS, model)
+        generator = rng.update_generator(batch, rng.KL_LEVEL)
+        drawn = rng.draw_rows(batch, lambda n: sampler.draw(n, generator))
+        noise = rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)).to(x0)
+        sigma = sampler.denoise(drawn).sigma_from
+        x_t = inject(model.path, x0, noise, sigma).x_t
+        sigma = to_device(sigma, x0.device)
+        centre = self.centre(batch.step, cond, x_t, sigma, batch.own_kept)
+        kl = objective_math.velocity_kl(predict(model, cond, x_t, sigma), centre)
+        levels = {"sigma": sigma, "kl": kl}
+        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
+        metrics = {"kl": float(kl.detach().mean())}
+        yield LossTerm(self.settings.kl_beta * kl.mean(), "kl", metrics, lists)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()
@@ -109,6 +147,7 @@ class RewardObjective:
         require_prompt_reader(reward, settings.form)
         self.reward_model, self.settings, self.group = reward, settings, group
         self.reference = Reference(settings.anchor.reference_updates)
+        self.asked_means: tuple[float, float] | None = None
 
     def __call__(
         self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
@@ -117,13 +156,31 @@ class RewardObjective:
 
         With n times as many images as prompts, each prompt belongs to n consecutive images.
         """
-        settings, model = self.settings, self.reward_model
-        phrases, form = settings.control_phrases, settings.form
-        features = model.encode(map_images(images, settings.image_mapping))
-        repeats = len(images) // len(batch.prompts)
+        repeats, phrases = len(images) // len(batch.prompts), self.settings.control_phrases
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
+        scores = self.scores(images, prompts, phrases.order, batch.step + phrases.cycle_start)
+        flags = [kept for kept in batch.own_kept for _ in range(repeats)]
+        kept = torch.tensor(flags or [False] * len(images), device=images.device)
+        reward = self._reward(scores, batch.step, k_pos, k_neg, kept)
+        named = {"reward": reward, **scores}
+        # kept rows are left out; of equal batches the mean of these is that of rewarded images
+        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
+        means = {
+            name: float(torch.where(kept.to(value.device), 0.0, value.detach()).mean()) / share
+            for name, value in named.items()
+        }
+        if batch.kept:
+            reward = torch.where(kept.to(reward.device), reward.detach(), reward)
+        if self.ceiling is not None:
+            means["ceiling"] = self.ceiling
+        return ObjectiveOutput(reward, means)
 
-        step = batch.step + phrases.cycle_start
+    def scores(
+        self, images: Images, prompts: list[str], order: str, step: int
+    ) -> dict[str, PerSample]:
+        """The scores of each image under its prompt that the form needs."""
+        model, phrases, form = self.reward_model, self.settings.control_phrases, self.settings.form
+        features = model.encode(map_images(images, self.settings.image_mapping))
         sides: dict[str, list[str]] = {}
         if form != "absolute" or (phrases.positive and model.reads_prompt):
             sides["score_pos"] = phrases.positive
@@ -131,36 +188,52 @@ class RewardObjective:
             sides["score_neg"] = phrases.negative
         texts: dict[str, list[list[str]]] = {}
         for name, side in sides.items():
-            selected = select_phrases(side, phrases.order, step)
+            selected = select_phrases(side, order, step)
             texts[name] = [[f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected]
         if form == "anchored" or not sides:
             texts["score_plain"] = [prompts]
         found = score_all(model, features, [each for side in texts.values() for each in side])
         parts = found.split([len(side) for side in texts.values()])
-        scores = {name: part.mean(0) for name, part in zip(texts, parts, strict=True)}
-        reward = self._reward(scores, batch.step, k_pos, k_neg)
-        named = {"reward": reward, **scores}
-        means = {name: float(value.detach().mean()) for name, value in named.items()}
-        return ObjectiveOutput(reward, means)
+        return {name: part.mean(0) for name, part in zip(texts, parts, strict=True)}
+
+    @property
+    def ceiling(self) -> float | None:
+        """Highest pos − neg that pays; None: all does."""
+        given = self.settings.ceiling
+        if given is None or self.settings.form == "absolute":
+            return None
+        gap = self.asked_means[0] if self.asked_means is not None else given.gap
+        if gap is None:
+            raise RuntimeError("the ceiling is not measured: call measure_ceiling first")
+        return gap + given.margin
 
     def _reward(
-        self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp
+        self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp, kept: Tensor
     ) -> PerSample:
         if self.settings.form == "absolute":
             return next(iter(scores.values()))
         pos, neg = scores["score_pos"], scores["score_neg"]
         if self.settings.form == "relative":
-            return objective_math.relative_reward(pos, neg, k_pos, k_neg)
-        plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
-        self.reference.update(plain, step, self.group)
-        return objective_math.anchored_reward(pos, neg, plain, self.reference.value, tolerance)
+            reward = objective_math.relative_reward(pos, neg, k_pos, k_neg)
+        else:
+            k_pos = k_neg = 0.0  # without ramps
+            plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
+            self.reference.update(plain[~kept.to(plain.device)], step, self.group)
+            asked = self.asked_means
+            reference = self.reference.value if asked is None else asked[1]
+            reward = objective_math.anchored_reward(pos, neg, plain, reference, tolerance)
+        if self.ceiling is None:
+            return reward
+        return reward - objective_math.above_ceiling(pos, neg, k_pos, k_neg, self.ceiling)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference_sum": self.reference.total, "reference_count": self.reference.count}
+        state = {"reference_sum": self.reference.total, "reference_count": self.reference.count}
+        return state if self.asked_means is None else {**state, "asked_means": self.asked_means}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reference.total = state["reference_sum"]
         self.reference.count = state["reference_count"]
+        self.asked_means = state.get("asked_means")
 
 
 class MixedObjective:
@@ -253,134 +326,12 @@ class MixedObjective:
         self.norms.load_state_dict(state["norms"])
 
 
-class BaseTarget:
-    """Predictions of the model before training; call it before a graph is built.
-
-    `asked` None: under the conditioning of the training call. Otherwise under the positive phrases,
-    several of a step averaged, with `asked`'s guidance: extrapolated from the prediction under the
-    empty prompt or the negative phrases, as in classifier-free guidance (arXiv 2207.12598).
-    """
-
-    def __init__(
-        self, model: Model, phrases: config.ControlPhrases, asked: config.AskedConfig | None = None
-    ) -> None:
-        self.model, self.phrases, self.asked = model, phrases, asked
-        self.base = ReferenceModel(model.denoiser)
-
-    @torch.no_grad()
-    def __call__(self, step: int, cond: Conditioning, x_t: Latents, sigma: PerSample) -> Latents:
-        """Of update `step`: (b, c, h, w) at x_t and noise levels `sigma` (b,), guided as `cond`."""
-        with self.base.active():
-            if self.asked is None:
-                return predict(self.model, cond, x_t, sigma)
-            step += self.phrases.cycle_start
-            positive = self._mean(self._texts(self.phrases.positive, step, cond), cond, x_t, sigma)
-            if self.asked.guidance == 1:
-                return positive
-            texts = [[""] * len(cond.prompts)]
-            if self.asked.against == "negative":
-                texts = self._texts(self.phrases.negative, step, cond)
-            other = self._mean(texts, cond, x_t, sigma)
-            extra = torch.where(sigma <= self.asked.guidance_below, self.asked.guidance - 1, 0.0)
-            return positive + expand_like(extra, positive) * (positive - other)
-
-    def _texts(self, side: list[str], step: int, cond: Conditioning) -> list[list[str]]:
-        """The prompts under each phrase of a step."""
-        phrases = select_phrases(side, self.phrases.order, step)
-        return [[f"{phrase}. {prompt}" for prompt in cond.prompts] for phrase in phrases]
-
-    def _mean(
-        self, texts: list[list[str]], cond: Conditioning, x_t: Latents, sigma: PerSample
-    ) -> Latents:
-        """Mean prediction over several sets of prompts."""
-        guidance = cond.embedded_guidance, cond.cfg_scale, cond.truncate_timestep
-        asked = (self.model.encode_prompt(each).guided(*guidance) for each in texts)
-        return torch.stack([predict(self.model, each, x_t, sigma) for each in asked]).mean(0)
-
-
-class Reference:
-    """Mean plain score over the first `updates` and all processes: that of the base model."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates, self.total, self.count = updates, 0.0, 0
-
-    def update(self, plain: PerSample, step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
-        if step < self.updates:
-            plain = plain.detach().cpu().double()
-            count = torch.tensor(float(len(plain)), dtype=torch.float64)
-            total, seen = group.sum(torch.stack([plain.sum(), count]))
-            self.total += float(total)
-            self.count += int(seen)
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-
-class RunningStats:
-    """Exponentially weighted mean and std of `size` kinds of values, over images and processes.
-
-    Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates
-    before it, so the result does not depend on how it is split into branches, accumulated batches
-    and processes. Only the first update uses its own values so far.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.before = torch.zeros(3, size, dtype=torch.float64)
-        self.current, self.step = torch.zeros_like(self.before), -1
-
-    def update(
-        self, values: objective_math.Members, step: int, group: ProcessGroup = SINGLE_PROCESS
-    ) -> None:
-        """Add values (m, b) of update `step`; every process must call this equally often."""
-        if step != self.step:
-            self.before = DECAY * (self.before + self.current)
-            self.current, self.step = torch.zeros_like(self.current), step
-        new = values.detach().double().cpu()
-        sums = torch.stack([torch.ones_like(new).sum(1), new.sum(1), new.square().sum(1)])
-        self.current = self.current + group.sum(sums)
-
-    @property
-    def means(self) -> objective_math.PerMember:
-        count, total, _ = self._used
-        return total / count
-
-    @property
-    def stds(self) -> objective_math.PerMember:
-        """Standard deviation over images; 1 where all values are alike, as a divisor."""
-        means = self.means
-        std = (self._used[2] / self._used[0] - means.square()).clamp(min=0).sqrt()
-        return torch.where(std > MIN_RELATIVE_STD * means.abs(), std, torch.ones_like(std))
-
-    @property
-    def rms(self) -> objective_math.PerMember:
-        """Root mean square."""
-        return (self._used[2] / self._used[0]).sqrt()
-
-    @property
-    def _used(self) -> Tensor:
-        return self.before if bool((self.before[0] > 0).all()) else self.current
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "current": self.current, "step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.before, self.current, self.step = state["before"], state["current"], state["step"]
-
-
 def map_images(images: Images, mapping: str) -> Images:
     """To [0, 1]: "clamp" (no gradient outside), or "min_max" per image (ignores brightness)."""
     if mapping == "clamp":
         return images.clamp(0, 1)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return (images - low) / (high - low)
-
-
-def select_phrases(phrases: list[str], order: str, step: int) -> list[str]:
-    """Phrases of a step: "cycle" the next one, "fixed" the first, "average" all of them."""
-    if order == "average":
-        return phrases
-    return [phrases[step % len(phrases) if order == "cycle" else 0]]
 
 
 def require_prompt_reader(reward: Reward, form: str) -> None:

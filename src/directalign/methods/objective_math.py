@@ -42,10 +42,29 @@ def anchored_reward(
     return (pos - neg) - (plain - _like(reference, plain)) ** 2 / (2 * tolerance)
 
 
+def above_ceiling(
+    pos: PerSample, neg: PerSample, k_pos: Ramp, k_neg: Ramp, ceiling: float
+) -> PerSample:
+    """nu·relu(pos − neg − ceiling), nu the weight of the relative term.
+
+    Subtracted from a reward it replaces pos − neg by min(pos − neg, ceiling), whose loss is
+    relu(ceiling − (pos − neg)) up to a constant.
+    """
+    _, nu = absolute_relative(_like(k_pos, pos), _like(k_neg, neg))
+    return nu * torch.relu(pos - neg - ceiling)
+
+
 def hinge(reward: PerSample, direction: PerSample | float, margin: float | None) -> PerSample:
     """Loss per sample: relu(margin − direction·reward), or −direction·reward without a margin."""
     signed = _like(direction, reward) * reward
     return -signed if margin is None else torch.relu(margin - signed)
+
+
+def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> Tensor:
+    """Larger for leaps close to the path, at most 1 / (2·floor); 1 for all without a `floor`."""
+    if floor is None:
+        return torch.ones_like(to_j)
+    return 1 / (to_j.clamp(min=floor) + to_0.clamp(min=floor))
 
 
 def discount(position: PerSample, shift: float) -> PerSample:

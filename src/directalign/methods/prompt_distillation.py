@@ -18,7 +18,8 @@ from ..diffusion import recovery, rng, sampling
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from . import objective_math
-from .objective import BaseTarget, ObjectiveMethod, build_sigma_sampler
+from .base_target import BaseTarget
+from .objective import ObjectiveMethod, build_sigma_sampler
 
 
 class PromptDistillation(ObjectiveMethod):
@@ -47,7 +48,7 @@ class PromptDistillation(ObjectiveMethod):
         sigma = self.sampler.denoise(drawn).sigma_from
         x_t = recovery.inject(model.path, x0, noise.to(x0), sigma).x_t
         sigma = to_device(sigma, x0.device)
-        target = self.target(batch.step, cond, x_t, sigma)
+        target = self.target(batch.step, cond, x_t, sigma, batch.own_kept)
         distance = objective_math.velocity_kl(sampling.predict(model, cond, x_t, sigma), target)
         with torch.no_grad():
             output = self.objective(model.decode(x0), batch)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..device import to_device
 from ..diffusion.rng import STEPS, draw_rows, update_generator
-from ..diffusion.sampling import predict_x0, sample_trajectory, start_rollout, states_at
+from ..diffusion.sampling import predict_x0, sample_trajectory, states_at
 from ..types import Batch, LossTerm
 from .objective import ObjectiveMethod
 
@@ -26,13 +26,14 @@ class ReFL(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x_t; predict x0_hat; reward; yield."""
-        start, index = start_rollout(self.model, self.rollout, batch), self.trained_step(batch)
+        start, index = self.start(batch), self.trained_step(batch)
         reached = replace(start, sigmas=start.sigmas[: int(index.max()) + 1])
         x_t = states_at(sample_trajectory(self.model, reached), index)
 
         sigma = to_device(start.sigmas[index], x_t.device)
         x0_hat = predict_x0(self.model, start.cond, x_t, sigma)
         yield self.image_loss(x0_hat, batch, "late_step", sigma)
+        yield from self.kl_losses(batch, x0_hat, start.cond)
 
     def trained_step(self, batch: Batch) -> Int64[Tensor, " b"]:
         """Each sample's step with gradient, uniform over the last `last_steps`."""

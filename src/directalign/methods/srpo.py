@@ -19,7 +19,7 @@ from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm
 from . import objective_math
-from .objective import BaseTarget, ObjectiveMethod, build_sigma_sampler
+from .objective import ObjectiveMethod, build_sigma_sampler
 
 
 class SRPO(ObjectiveMethod):
@@ -32,9 +32,6 @@ class SRPO(ObjectiveMethod):
         self.sampler = build_sigma_sampler(settings.noise_levels, model)
         both = settings.branches == "both"
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
-        self.centre = None
-        if settings.kl_beta > 0:
-            self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
 
     @staticmethod
     def check(settings: SRPOConfig, rollout: RolloutConfig, path: str) -> None:
@@ -66,7 +63,7 @@ class SRPO(ObjectiveMethod):
             target = rng.draw_rows(batch, lambda n, g=generator: self.sampler.draw(n, g))
             for branch in self.branches:
                 step = getattr(self.sampler, branch)(target)
-                yield self._branch(batch, cond, x0, noise.to(x0), step, branch)
+                yield self._branch(batch, self.trained(cond), x0, noise.to(x0), step, branch)
 
     def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
         return sampling.clean_latents(self.model, self.settings, self.rollout, batch)
@@ -83,7 +80,7 @@ class SRPO(ObjectiveMethod):
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
         sigma = to_device(step.sigma_from, x0.device)
-        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma)
+        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
         pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 

@@ -7,7 +7,6 @@ attributes of its class (see `common.DiffusersModel`). A class of the user's own
 
 import importlib
 from difflib import get_close_matches
-from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -89,8 +88,3 @@ def load_model(
 def trainable(model: Model) -> dict[str, nn.Parameter]:
     """The trained parameters by name, float32: adapters, or all weights of the denoiser."""
     return lora.trained(model.denoiser)
-
-
-def load_trained(model: Model, folder: FilePath) -> None:
-    """Load what `model.save(folder)` wrote into a model of the same architecture and `tune`."""
-    lora.load(model.denoiser, folder, model.part)

@@ -185,7 +185,8 @@ class DiffusersModel:
                 f"cfg_scale {cond.cfg_scale} needs the embedding of the empty prompt: "
                 "encode the prompts with the model, or set cfg_scale 1"
             )
-        uncond = self._predict(x_t, sigma, replace(cond, tensors=cond.unconditional)).float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not cond.detach_negative):
+            uncond = self._predict(x_t, sigma, replace(cond, tensors=cond.unconditional)).float()
         return self._guide(pred, uncond, cond.cfg_scale)
 
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:

@@ -27,11 +27,7 @@ def architecture_of(pipe: Any) -> str:
 
     Raises DirectAlignError for another object, and for a class that is not supported.
     """
-    if not isinstance(pipe, DiffusionPipeline):
-        raise DirectAlignError(
-            f"pipe: got {pipe!r:.60}, a loaded pipeline is needed: "
-            "pipe = diffusers.DiffusionPipeline.from_pretrained(...)"
-        )
+    _require_pipeline(pipe)
     known = architectures()
     found = (known[each.__name__] for each in type(pipe).__mro__ if each.__name__ in known)
     if (name := next(found, None)) is None:
@@ -45,8 +41,10 @@ def architecture_of(pipe: Any) -> str:
 def source_of(pipe: Any) -> Source:
     """The pipeline as a checkpoint; `name` is where it was loaded from, else empty.
 
-    Raises DirectAlignError for a pipeline that is offloaded or split over devices.
+    Raises DirectAlignError for another object, and a pipeline that is offloaded or split over
+    devices.
     """
+    _require_pipeline(pipe)
     for name, module in _modules(pipe).items():
         if getattr(pipe, "hf_device_map", None) or any(map(_is_offloaded, module.modules())):
             raise DirectAlignError(
@@ -61,6 +59,14 @@ def source_of(pipe: Any) -> Source:
     return Source(name, FilePath(name or type(pipe).__name__), pipeline=pipe)
 
 
+def _require_pipeline(pipe: Any) -> None:
+    if not isinstance(pipe, DiffusionPipeline):
+        raise DirectAlignError(
+            f"pipe: got {pipe!r:.60}, a loaded pipeline is needed: "
+            "pipe = diffusers.DiffusionPipeline.from_pretrained(...)"
+        )
+
+
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first weight."""
     return next(module.parameters()).device
@@ -73,6 +79,8 @@ def dtype_of(pipe: Any, part: str) -> str:
     float32.
     """
     dtypes = {name: _dtype(module) for name, module in _modules(pipe).items()}
+    if part not in dtypes:
+        raise DirectAlignError(f"pipe.{part}: is None; load the pipeline with its {part}")
     own = dtypes[part]
     if own not in DTYPES:
         raise DirectAlignError(
@@ -90,8 +98,8 @@ def dtype_of(pipe: Any, part: str) -> str:
     return DTYPES[own]
 
 
-def adapter_of(denoiser: Any) -> Mapping[str, int] | None:
-    """Rank and alpha of the LoRA that an earlier alignment left on a denoiser, None without one.
+def adapter_of(denoiser: Any) -> Mapping[str, Any] | None:
+    """`model.lora` of the adapters that an earlier alignment left on a denoiser, None without any.
 
     Raises DirectAlignError for adapters of other names, which would change the base model.
     """
@@ -102,10 +110,7 @@ def adapter_of(denoiser: Any) -> Mapping[str, int] | None:
             f"pipe.unload_lora_weights()) or drop them, or load one with "
             f"adapter_name={lora.ADAPTER!r} to continue it"
         )
-    if lora.ADAPTER not in adapters:
-        return None
-    settings = adapters[lora.ADAPTER]
-    return {"rank": int(settings.r), "alpha": int(settings.lora_alpha)}
+    return lora.settings_of(denoiser) if lora.ADAPTER in adapters else None
 
 
 @contextmanager
@@ -130,7 +135,7 @@ def borrowed(pipe: Any, part: str) -> Iterator[None]:
             if module.is_gradient_checkpointing and module not in recomputes:
                 module.disable_gradient_checkpointing()
         pipe.vae.to(memory_format=layout)
-        if lora.has_adapters(denoiser) and not had_adapter and not _is_trained(denoiser):
+        if lora.has_adapters(denoiser) and not had_adapter and lora.is_without_effect(denoiser):
             denoiser.unload_lora()
         adapted = set(denoiser.parameters()) if lora.has_adapters(denoiser) else set()
         denoiser.zero_grad()
@@ -156,15 +161,9 @@ def _dtype(module: nn.Module) -> torch.dtype:
     """Of most of the weights, without adapters, which are float32."""
     sizes: Counter[torch.dtype] = Counter()
     for name, parameter in module.named_parameters():
-        if parameter.is_floating_point() and ".lora_" not in name:
+        if parameter.is_floating_point() and not lora.is_adapter(name):
             sizes[parameter.dtype] += parameter.numel()
     return sizes.most_common(1)[0][0]
-
-
-def _is_trained(denoiser: nn.Module) -> bool:
-    """Whether any second factor of the adapters, 0 at first, has changed."""
-    named = denoiser.named_parameters()
-    return any(bool(p.any()) for name, p in named if ".lora_B." in name)
 
 
 def _memory_format(module: nn.Module) -> torch.memory_format:

@@ -105,16 +105,16 @@ def make_trainable(
 
 def _continue_adapter(denoiser: Any, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
     """Train the adapters further, at full strength. Raises DirectAlignError if they do not fit."""
-    layers = {name: each for name, each in denoiser.named_modules() if is_adapted(each)}
-    given = denoiser.peft_config[ADAPTER]
-    fits = (given.r, given.lora_alpha) == (lora.rank, lora.alpha) and all(
+    layers = {name: each for name, each in denoiser.named_modules() if _is_adapted(each)}
+    given = settings_of(denoiser)
+    wanted = {name: getattr(lora, name) for name in given}
+    fits = given == wanted and all(
         any(f".{name}".endswith(f".{target}") for target in targets) for name in layers
     )
     if not fits or any(layer.merged for layer in layers.values()):
         raise DirectAlignError(
-            f"pipe: has a LoRA of rank {given.r} and alpha {given.lora_alpha}, fused or of other "
-            f"layers or sizes than model.lora (rank {lora.rank}, alpha {lora.alpha}): "
-            "pipe.unload_lora_weights() begins anew"
+            f"pipe: has adapters of {_listed(given)}, fused or of other layers or sizes than "
+            f"model.lora ({_listed(wanted)}): pipe.unload_lora_weights() begins anew"
         )
     denoiser.set_adapters([ADAPTER])
     denoiser.enable_adapters()
@@ -123,15 +123,39 @@ def _continue_adapter(denoiser: Any, lora: config.LoRAConfig, targets: Sequence[
         parameter.requires_grad_(True)
 
 
+def settings_of(denoiser: Any) -> dict[str, Any]:
+    """Type, rank, alpha and use_dora of the adapters that a denoiser has, as in `model.lora`."""
+    given = denoiser.peft_config[ADAPTER]
+    if isinstance(given, LoKrConfig):
+        return {"type": "lokr", "rank": int(given.r), "alpha": int(given.alpha), "use_dora": False}
+    sizes = {"rank": int(given.r), "alpha": int(given.lora_alpha)}
+    return {"type": "lora", **sizes, "use_dora": bool(given.use_dora)}
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def is_adapter(parameter: str) -> bool:
+    """Whether this is the name of a weight of adapters."""
+    return re.search(r"\.(lora|lokr)_\w+\.", parameter) is not None
+
+
 def adapter_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     """The weights of the adapters, frozen or not."""
+    return [each for name, each in denoiser.named_parameters() if is_adapter(name)]
+
+
+def is_without_effect(denoiser: nn.Module) -> bool:
+    """Whether the adapters are as they were made: the factors that start at 0 are 0."""
     named = denoiser.named_parameters()
-    return [each for name, each in named if ".lora_" in name and f".{ADAPTER}." in name]
+    ours = (each for name, each in named if is_adapter(name) and _file_name(name).endswith(SCALED))
+    return not any(bool(each.any()) for each in ours)
 
 
-def is_adapted(layer: nn.Module) -> bool:
-    """Whether the layer has adapters of `ADAPTER`."""
-    return isinstance(layer, BaseTunerLayer) and ADAPTER in layer.lora_A  # pyright: ignore
+def _is_adapted(layer: nn.Module) -> bool:
+    names = getattr(layer, "adapter_layer_names", ())
+    return isinstance(layer, BaseTunerLayer) and any(ADAPTER in getattr(layer, n) for n in names)
 
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
@@ -325,10 +349,9 @@ def _file_name(parameter: str) -> str:
     return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
 
 
-def _scale(denoiser: Any) -> float:
-    settings = denoiser.peft_config[ADAPTER]
-    alpha = settings.alpha if isinstance(settings, LoKrConfig) else settings.lora_alpha
-    return alpha / settings.r
+def _scale(denoiser: nn.Module) -> float:
+    settings = settings_of(denoiser)
+    return settings["alpha"] / settings["rank"]
 
 
 def _check_fit(

@@ -3,17 +3,8 @@
 from .checks import Plan, plan, survey
 from .cost import Cost
 from .files import ModelFiles
-from .memory import (
-    PHASES,
-    Estimate,
-    Place,
-    Suggestion,
-    a_gpu,
-    binary,
-    estimate,
-    suggestions,
-    this_machine,
-)
+from .lower_memory import Suggestion, suggestions
+from .memory import PHASES, Estimate, Place, a_gpu, binary, estimate, this_machine
 
 __all__ = [
     "PHASES",

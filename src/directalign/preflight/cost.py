@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import config
+from ..evaluation.in_training import OBEYED_SAMPLES, obeyed_phrases, references_of
 from ..training.data import accumulation
 from .meta_models import on_meta, without_init
 
@@ -62,6 +63,9 @@ def cost_of(run: config.RunConfig, denoiser: nn.Module, calls: CallCounter, rank
     settings, steps = run.evaluate, run.train.num_steps
     between = (steps - 1) // settings.every if settings.every else 0
     images = 2 * settings.num_samples + between * settings.num_samples_during
+    images += settings.num_samples * sum(bool(each.phrase) for each in references_of(run))
+    if obeyed_phrases(run):
+        images += 2 * min(OBEYED_SAMPLES, settings.num_samples)
     passes = run.rollout.num_inference_steps * (1 if run.rollout.cfg_scale == 1 else 2)
     return Cost(update, update * steps, one * images * passes / ranks)
 

@@ -10,31 +10,25 @@ Weights, gradients and optimizer states are counted. Activations are traced: the
 and method classes, built on fake tensors (`meta_models`), run one whole update and one evaluation
 under a memory tracker (`activation_memory`). What a GPU and its allocator add is an allowance. A
 part that cannot be traced is "not estimated" and named in `warnings`; the run may start.
-
-`suggestions` are changes of the recipe that lower the peak, each estimated. Those that save nothing
-or that the recipe's own rules refuse are left out. If no single change is enough, the last one
-combines as many as needed.
 """
 
-import json
 import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Any, Literal, get_args
 
 import psutil
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from .. import config
 from ..diffusion.sampling import sample, start_rollout
 from ..interfaces import Reward
 from ..methods import load_method
+from ..methods.ceiling import unmeasured
 from ..models import model_class
 from ..rewards import reward_class
 from ..rewards.mixture import Member, MixReward, key_of
@@ -43,7 +37,7 @@ from ..training.distributed import TorchProcessGroup, is_sharded_run
 from ..types import Batch, DirectAlignError, Images, PerSample
 from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
 from .cost import CallCounter
-from .meta_models import MetaModel, RewardConfigs, meta_model, nearest_size, on_meta
+from .meta_models import MetaModel, RewardConfigs, meta_model, on_meta
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -303,6 +297,8 @@ def _traced(
         warnings.simplefilter("ignore")  # torch's, about types that only this trace has
         tracker.phase = "method"
         method = load_method(run, model.model, reward)
+        for each in unmeasured(method):
+            each.asked_means = (0.0, 0.0)  # any number needs the same memory
         held = tracker.now
         for batch in _batches(run, model):
             own = CallCounter()
@@ -488,101 +484,3 @@ def gathered_bytes(shapes: Mapping[str, Sequence[int]], width: int, with_gradien
 
 def _count(numbers: int) -> str:
     return f"{numbers / 1e9:,.2f} B" if numbers >= 1e9 else f"{numbers / 1e6:,.2f} M"
-
-
-# Suggestions
-
-WORTHWHILE = 0.01
-"""Share of the peak that a change must save."""
-Changes = dict[str, Any]
-"""Recipe keys with their new values; `ranks` is the number of processes."""
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A change of the recipe or of the number of ranks as typed, and the estimate after it."""
-
-    change: str
-    estimate: Estimate
-
-
-def suggestions(run: config.RunConfig, place: Place) -> list[Suggestion]:
-    """Changes that lower the peak at `place`, best first; then a combination if none suffices."""
-    now = estimate(run, place)
-    found = []
-    for text, changes in candidates(run, place):
-        after = _changed(run, changes, place)
-        if after is not None and after.peak < (1 - WORTHWHILE) * now.peak:
-            found.append((text, changes, after))
-    found.sort(key=lambda each: each[2].peak)
-    singles = [Suggestion(text, after) for text, _, after in found]
-    if not found or singles[0].estimate.fits:
-        return singles
-    texts, joined, best = list[str](), Changes(), now
-    for text, changes, _ in found:
-        if joined.keys() & changes.keys():
-            continue
-        after = _changed(run, joined | changes, place)
-        if after is not None and after.peak < (1 - WORTHWHILE) * best.peak:
-            texts, joined, best = [*texts, text], joined | changes, after
-        if best.fits:
-            break
-    return [*singles, Suggestion("combined: " + ", ".join(texts), best)] if texts[1:] else singles
-
-
-def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Changes]]:
-    """Every change to try, as typed on the command line, and as keys of the recipe."""
-    every: list[Changes] = [
-        {"model.dtype": "bfloat16"},
-        {"model.text_encoders": "free"},
-        {"model.gradient_checkpointing": True},
-        {"evaluate.batch_size": 1},
-        {"evaluate.rewards": {}},
-        {"train.ema_decay": None},
-        {"data.batch_size": max(1, run.data.batch_size // 2)},
-        _smaller(run),
-    ]
-    if hasattr(run.reward, "gradient_checkpointing"):
-        every.append({"reward.gradient_checkpointing": True})
-    if run.model.tune == "lora":
-        every += [{"model.quantization": "8bit"}, {"model.quantization": "4bit"}]
-    else:
-        narrow = {"model.dtype": "bfloat16", "model.trained_dtype": "bfloat16"}
-        every += [
-            {"model.tune": "lora", "model.trained_dtype": "float32"},
-            {"train.optimizer": "adamw8bit"},
-            narrow | {"train.optimizer": "adamw8bit"},
-        ]
-        if getattr(run.method, "kl_beta", 0.0):
-            every.append({"method.kl_beta": 0.0})
-        yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
-    for changes in every:
-        new = {key: each for key, each in changes.items() if each != attrgetter(key)(run)}
-        typed = {
-            key: each if isinstance(each, str) else json.dumps(each) for key, each in new.items()
-        }
-        if new:
-            yield ", ".join(f"{key}: {each}" for key, each in typed.items()), new
-
-
-def _smaller(run: config.RunConfig) -> Changes:
-    """Three quarters of the image's sides, if the recipe has one size and the model accepts it."""
-    if run.rollout.sizes is not None or run.data.buckets is not None:
-        return {}
-    model = meta_model(run.model)
-    near = nearest_size(model.model, *(side * 3 // 4 for side in image_size(run, model)))
-    return {} if near is None else {"rollout.height": near[0], "rollout.width": near[1]}
-
-
-def _changed(run: config.RunConfig, changes: Changes, place: Place) -> Estimate | None:
-    """The estimate of the changed recipe; None if its own rules refuse it."""
-    given: dict[str, Any] = run.model_dump()
-    for key, value in changes.items():
-        if key != "ranks":
-            section, name = key.split(".")
-            given[section][name] = value
-    place = replace(place, ranks=changes.get("ranks", place.ranks))
-    try:
-        return estimate(config.RunConfig.model_validate(given), place)
-    except (ValidationError, DirectAlignError):
-        return None

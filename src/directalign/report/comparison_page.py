@@ -11,10 +11,11 @@ from ..io.text import isolated
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from ..stats import grouped_mean
 from . import charts
-from .format import counted, cut, interval, mapping, number, of_one_image, with_ends
+from .format import counted, cut, interval, listing, mapping, number, of_one_image, with_ends
 from .images import BUDGET, Images, embed, spread
 from .page import credits_of, differing_settings, environment_of, render
 from .read import Comparison, ImageRecord, Model, Record, read_comparison
+from .reference_rows import AS_WELL, BETTER, WORSE, sentence
 
 OFF_TOPIC = "control_prompts"
 """The group of control prompts."""
@@ -54,6 +55,7 @@ def html(folder: Path) -> str:
         control=sum(group == OFF_TOPIC for group in groups.values()),
         pairs=len(groups),
         models=found.models,
+        says=asking(found),
         styles=styles,
         judges=[one for one in better if one is better[0] or one[0].role == "judge"][:MAX_JUDGES],
         axis=charts.IntervalAxis(),
@@ -72,6 +74,34 @@ def html(folder: Path) -> str:
         environment=environment_of(found.record),
         notes=[*credits_of(settings), *found.notes],
     )
+
+
+def asking(comparison: Comparison) -> list[str]:
+    """For each run, whether its base model does as well when it is asked: by the first judge, with
+    the phrase that is best, where the interval of the paired difference includes 0."""
+    asked = [model for model in comparison.models if model.phrase]
+    judge = next(iter(judging(comparison.metrics.values())), None)
+    if not asked or judge is None:
+        return []
+    values = {model.key: comparison.interval(model.key, judge.name) for model in comparison.models}
+    found = []
+    for run in (model for model in comparison.models if model.kind == "run"):
+        own = [one for one in asked if _base_of(one) == _base_of(run)]
+        best = max(own, key=lambda one: number(values[one.key]) or 0.0, default=None)
+        for each in map(mapping, listing(comparison.summary.get("differences"))):
+            pair = each.get("a"), each.get("b")
+            if best is None or each.get("name") != judge.name or {*pair} != {run.key, best.key}:
+                continue
+            _, low, high = with_ends(each)
+            low, high = (low, high) if pair[1] == best.key else (-high, -low)
+            says = BETTER if low > 0 else WORSE if high < 0 else AS_WELL
+            text = sentence(says, judge, values[best.key], values[run.key], best.phrase)
+            found.append(f"{run.label}: {text}")
+    return found
+
+
+def _base_of(model: Model) -> Any:
+    return mapping(model.settings).get("model.path")
 
 
 def styles_of(comparison: Comparison) -> dict[str, str]:

@@ -125,9 +125,6 @@ def sample_cells(run: RunFiles, most: int = MAX_STEPS, kept: float | None = None
     """Cells of at most `most` sample grids, with the first, the last and that of step `kept`."""
     chosen = spread(run.samples, most)
     chosen = sorted({*chosen, *(sample for sample in run.samples if sample[0] == kept)})
-    if len(chosen) < len(run.samples):
-        left_out = len(run.samples) - len(chosen)
-        run.notes.append(f"{left_out} of {len(run.samples)} sample grids are left out.")
     found = []
     for step, file in chosen:
         try:

@@ -21,7 +21,7 @@ from .format import cut, ends, listing, mapping, number
 
 Record = dict[str, Any]
 LEVEL_NUMBERS = ("recovery_error", "gain", "reward")
-NOT_METRICS = ("step", "seconds", "event")
+NOT_METRICS = ("step", "seconds", "event", "judged")
 SIGMA_BINS = 20
 COMPARISON, RESULTS, SUMMARY = "comparison.json", "results.jsonl", "summary.json"
 FORMAT = 1
@@ -91,7 +91,8 @@ class RunFiles:
     """One run folder.
 
     `steps`, `measured`, `stops` and `keeps` are the records of metrics.jsonl with the events step,
-    evaluate, stop and kept, by step. `samples` are (step, file) of the sample grids.
+    evaluate, stop and kept, by step; `references` are the rows of the event of this name. `samples`
+    are (step, file) of the sample grids.
     `metrics` are described in metric_names.json, which runs with metrics of users' files have.
     `alias` is the displayed name if several runs have the same.
     """
@@ -108,6 +109,7 @@ class RunFiles:
     sample_info: Record
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
+    references: list[Record] = field(default_factory=list)
     alias: str = ""
 
     @property
@@ -250,11 +252,16 @@ def read_run(folder: Path) -> RunFiles:
         measured=by_step.get("evaluate", []),
         stops=by_step.get("stop", []),
         keeps=by_step.get("kept", []),
-        summary=read_json(folder / SUMMARY, notes),
+        summary=read_json(folder / SUMMARY, notes, optional=True),  # written at the end
         samples=_samples(folder, notes),
         sample_info=read_json(folder / "samples" / "samples.json", notes, optional=True),
         notes=notes,
         metrics={name: recorded_metric(name, mapping(each)) for name, each in names.items()},
+        references=[
+            mapping(row)
+            for record in by_step.get("references", [])[-1:]
+            for row in listing(record.get("rows"))
+        ],
     )
     if left_out := len(run.measured) - len(run.comparable):
         of = f"{left_out} of {len(run.measured)} evaluations are on other samples"
@@ -310,7 +317,8 @@ def _mean_row(entries: Sequence[Record]) -> Record:
 
 @dataclass(frozen=True)
 class Model:
-    """A compared model. `trained_on` names metrics; `settings` is None without a recipe."""
+    """A compared model. `trained_on` names metrics; `settings` is None without a recipe; `phrase`
+    is that of a base model that is asked."""
 
     key: str
     label: str
@@ -318,6 +326,7 @@ class Model:
     source: str
     trained_on: frozenset[str]
     settings: Record | None
+    phrase: str = ""
 
 
 @dataclass(frozen=True)
@@ -456,6 +465,7 @@ def _models(record: Record, images: Mapping[str, Any], notes: list[str]) -> list
             source=cut(each.get("source") or ""),
             trained_on=frozenset(map(str, listing(each.get("trained_on")))),
             settings=mapping(each.get("settings")) or None,
+            phrase=cut(each.get("phrase") or "", 80),
         )
         for each in found[:MAX_MODELS]
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..metrics import HELD_OUT, NEG, POS, ROLES, STYLE, Metric, by_role, metric
+from ..metrics import HELD_OUT, NEG, OBEYS, POS, ROLES, STYLE, Metric, by_role, metric
 from .charts import (
     BASE,
     STYLES,
@@ -30,6 +30,7 @@ from .format import cut, mapping, number
 from .images import BUDGET, Images, embed_cells, prompts_of, sample_cells
 from .page import credits_of, environment_of, render, repeat_command
 from .read import RunFiles, is_comparison, metric_of, read_comparison
+from .reference_rows import run_table
 from .status import RUNNING, Status, status_of
 
 EVALUATION = "evaluation"
@@ -57,6 +58,8 @@ def html(run: RunFiles) -> str:
     """The whole page."""
     end, status = ending(run), status_of(run)
     cells = sample_cells(run, kept=end.kept if end else None)
+    if (left_out := len(run.samples) - len(cells)) > 0:
+        run.notes.append(f"{left_out} of {len(run.samples)} sample grids are not displayed.")
     pairs, pair_images = [], Images({}, False)
     if is_comparison(run.folder / EVALUATION):
         comparison = read_comparison(run.folder / EVALUATION)
@@ -74,6 +77,8 @@ def html(run: RunFiles) -> str:
         steps=next_steps(run, status),
         ending=end,
         changes=changes(run),
+        beside=run_table(run, reference_columns(run), judge_of([run])),
+        obeys=obedience(run),
         axis=IntervalAxis(),
         grids=grids,
         first_grid=kept[0] if kept else len(grids) - 1,
@@ -119,6 +124,19 @@ def changes(run: RunFiles) -> list[dict[str, Any]]:
     return found
 
 
+def reference_columns(run: RunFiles) -> list[tuple[str, str]]:
+    """(title, name) of the metrics that stand beside those of the references."""
+    held_out = [metric_of([run], key) for key in run.measured_names if key.startswith(HELD_OUT)]
+    return main_metrics(run.measured_names, held_out)
+
+
+def obedience(run: RunFiles) -> list[tuple[Metric, Any, Any]]:
+    """Each metric of style control with its values of the base model and of the trained one."""
+    _, (before, after) = next(iter(run.ends.items()), (None, ({}, {})))
+    names = [name for name in after if name.startswith(OBEYS) and name in before]
+    return [(metric_of([run], name), before[name], after[name]) for name in names]
+
+
 def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
     """(what for, command) of what a user does next, by the state of the run."""
 
@@ -132,6 +150,9 @@ def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
     if status.is_resumable:
         return [("Continue this run", status.command), repeat]
     voting = command("arena", compared, "--out", f"{folder}-votes.sqlite")
+    form, others = "folder", " (or --format checkpoint)"
+    if run.setting("model", "tune", default="lora") == "lora":
+        form, others = "diffusers", " (or --format comfyui, kohya, checkpoint)"
     found = [
         ("Compare it with the base model on equal prompts and seeds", command("evaluate", folder)),
         ("Then ask people which images they prefer", voting),
@@ -139,7 +160,7 @@ def next_steps(run: RunFiles, status: Status) -> list[tuple[str, str]]:
             "Make images of your own",
             command("sample", folder, "--prompt", "a prompt", "--out", f"{folder}-samples"),
         ),
-        ("Use it in ComfyUI, diffusers or kohya", command("export", folder, "--format", "comfyui")),
+        (f"Use it elsewhere{others}", command("export", folder, "--format", form)),
     ]
     return [*(found[1:] if is_comparison(compared) else found), repeat]
 

@@ -20,6 +20,7 @@ from .format import cut, number
 from .images import EmbeddedCells, embed_cells, prompts_of, sample_cells
 from .page import NAME, credits_of, differing_settings, environment_of, flat, render, repeat_command
 from .read import SUMMARY, Record, RunFiles, metric_of, read_json
+from .reference_rows import of_base, shared_rows, verdict
 from .status import status_of
 
 MAX_ROWS = 24
@@ -53,7 +54,8 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         pixelated=pixelated,
         differing=differing_settings([run.settings or None for run in runs]),
         long=list(zip(long, grids[len(short) :], strict=True)),
-        commands=[(run, repeat_command(run), (run.folder / NAME).is_file()) for run in runs],
+        pages={run.key for run in runs if (run.folder / NAME).is_file()},
+        commands=[(run, repeat_command(run)) for run in runs],
         environment=environment_of(next((run.summary for run in runs if run.summary), {})),
         notes=[
             *credits_of([run.settings for run in runs]),
@@ -89,10 +91,21 @@ def _group(runs: Sequence[RunFiles], styles: dict[str, str]) -> dict[str, Any]:
     columns, left_out = columns_of(runs)
     main, more = curves_of_runs(runs, styles)
     short = [run for run in runs if not run.key.endswith("_long")]
+    count, judge = common_count(runs), run_page.judge_of(runs)
+    rows = shared_rows(runs, count)
+    ended = [(run, end[1]) for run, end in table(runs) if end]
+    says = [(run, verdict(after, of_base(run, rows, judge), judge)) for run, after in ended]
+    bases = {str(run.setting("model", "path")) for run, _ in rows}
+    of = {path: f", {path}" if len(bases) > 1 else "" for path in bases}
+    labels = [f"{row.get('label')}{of[str(run.setting('model', 'path'))]}" for run, row in rows]
     return {
+        "references": [
+            (cut(label, 120), row) for label, (_, row) in zip(labels, rows, strict=True)
+        ],
+        "says": [(run, text) for run, text in says if text],
         "prompts": prompts_measured(runs[0]),
         "rows": [(run, styles[run.key], status_of(run), end) for run, end in table(runs)],
-        "count": common_count(runs),
+        "count": count,
         "columns": columns,
         "left_out": left_out,
         "scatters": runs_scatters(runs, styles),

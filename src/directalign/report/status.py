@@ -3,12 +3,14 @@
 Training writes `status.json` when it starts and when it ends, and holds the folder's lock between
 them. A process that is killed writes nothing more: it leaves "running" without the lock.
 
-    {"state": "running", "pid": 4711, "processes": 1, "reason": ""}
+    {"state": "running", "pid": 4711, "host": "node-1", "processes": 1, "reason": ""}
 """
 
 import json
 import os
 import shlex
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +32,8 @@ class Status:
     """`step` of `num_steps` (0 if unknown) is the last one recorded, `saved` the newest checkpoint.
 
     `seconds_left` is known of a running run with steps. `reason` is the error line of a failed
-    run, and why a stopped one ended if it was not asked to. `pid` is that of the main process, 0 if
-    unknown.
+    run, and why a stopped one ended if it was not asked to. `pid` is that of the main process, on
+    the machine `host`; 0 and "" if unknown.
     """
 
     state: str
@@ -42,6 +44,7 @@ class Status:
     late_after: float
     reason: str
     pid: int
+    host: str
     command: str
 
     @property
@@ -55,7 +58,8 @@ class Status:
 
 def write_status(folder: Path, state: str, processes: int, reason: str = "") -> None:
     """Record the state of a run whose main process this is."""
-    record = {"state": state, "pid": os.getpid(), "processes": processes, "reason": reason}
+    record = {"state": state, "pid": os.getpid(), "host": socket.gethostname()}
+    record |= {"processes": processes, "reason": reason}
     write_text(folder / FILE, json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -79,6 +83,7 @@ def status_of(run: RunFiles) -> Status:
         late_after=LATE_SECONDS + LATE_FACTOR * max(seconds, default=LATE_SECONDS),
         reason=reason,
         pid=int(number(record.get("pid")) or 0),
+        host=cut(record.get("host") or "", 100),
         command=resume_command(run.folder, int(number(record.get("processes")) or 1)),
     )
 
@@ -100,13 +105,23 @@ def _newest_checkpoint(folder: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def _seconds_left(run: RunFiles, step: int, num_steps: int) -> float | None:
-    """Steps and measurements that are left, at the pace of the last ones; None without steps."""
-    seconds = [value for _, value in run.curve("seconds")[-RECENT:]]
-    if not seconds:
-        return None
-    every = int(number(run.setting("evaluate", "every")) or 0)
+def seconds_left(
+    step: int, num_steps: int, every: int, steps: Sequence[float], measured: Sequence[float]
+) -> float:
+    """How long the rest of a run takes after `step`, measurements `every` so many steps included.
+
+    `steps` and `measured` are the seconds of the steps, at least one, and of the measurements
+    between them so far.
+    """
+    recent = steps[-RECENT:]
     left = num_steps // every - step // every if every else 0
-    measured = [value for _, value in run.measured_curve("seconds")[1:]]
     pause = sum(measured) / len(measured) if measured else 0.0
-    return (num_steps - step) * sum(seconds) / len(seconds) + left * pause
+    return (num_steps - step) * sum(recent) / len(recent) + left * pause
+
+
+def _seconds_left(run: RunFiles, step: int, num_steps: int) -> float | None:
+    """None without steps."""
+    steps = [value for _, value in run.curve("seconds")]
+    measured = [value for _, value in run.measured_curve("seconds")[1:]]
+    every = int(number(run.setting("evaluate", "every")) or 0)
+    return seconds_left(step, num_steps, every, steps, measured) if steps else None

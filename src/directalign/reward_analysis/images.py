@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config.base import MAX_SEED
 from ..data import captions
-from ..data.image_dataset import ImageSet, in_folder, scan_images
+from ..data.image_dataset import ENDINGS, ImageSet, in_folder, scan_images
 from ..data.shuffle import permutation
 from ..device import default_device
 from ..toyworld.worlds import WORLDS, World
@@ -72,7 +72,8 @@ def load_examples(
             other styles in turn), "world" (same as the latter; world2 alike), a folder with
             `wanted/` and `unwanted/`, or two folders. Images are captioned as
             `image_dataset.in_folder` reads them.
-        key: option or config key for error messages.
+        key: option or config key for error messages about one source; two folders are --wanted and
+            --unwanted.
         count: None: 96 toy-world scenes, or all images of a folder.
         caption: makes the captions of images that have none, in files beside them: see
             `captions.write_captions`; "none" refuses such images.
@@ -83,14 +84,15 @@ def load_examples(
     """
     if count is not None and count < 1:
         raise DirectAlignError(f"{key}: {count} images per side; give 1 or more, or omit it")
+    keys = "--wanted", "--unwanted"
     if isinstance(source, str):
         name, _, styles = source.partition(":")
         if name in WORLDS:
             world = WORLDS[name]
             scenes = count or TOY_WORLD_COUNT
             return _render_pairs(world, *_styles(world, styles, key), scenes, seed)
-        source = (str(Path(source, "wanted")), str(Path(source, "unwanted")))
-    return _read_folders(source, key, count, seed, caption)
+        source, keys = (str(Path(source, "wanted")), str(Path(source, "unwanted"))), (key, key)
+    return _read_folders(source, keys, count, seed, caption)
 
 
 def source_text(source: str | Sides) -> str:
@@ -128,17 +130,26 @@ def _render_pairs(
     return Examples(first, second, captions, captions, paired=True)
 
 
-def _read_folders(folders: Sides, key: str, count: int | None, seed: int, caption: str) -> Examples:
-    for folder in folders:
-        if not Path(folder).is_dir():
+def _read_folders(
+    folders: Sides, keys: Sides, count: int | None, seed: int, caption: str
+) -> Examples:
+    named = list(zip(map(Path, folders), keys, strict=True))
+    for folder, key in named:
+        if not folder.is_dir():
             raise DirectAlignError(
                 f"{key}: no folder {folder}; give a folder with wanted/ and unwanted/, two folders "
                 "with --wanted and --unwanted, or world"
             )
-    sides = [_scan_side(Path(folder), key, caption) for folder in folders]
+    if named[0][0].resolve() == named[1][0].resolve():
+        raise DirectAlignError(f"{keys[1]} {folders[1]}: holds the wanted images; give another one")
+    for folder, key in named:
+        if not in_folder(folder).entries:
+            endings = ", ".join(sorted(ENDINGS))
+            raise DirectAlignError(f"{key}: {folder}: no images: none ends in {endings}")
+    sides = [_scan_side(folder, key, caption) for folder, key in named]
     size = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
     chosen = [sorted(permutation(len(side), seed, 0, "examples")[:count]) for side in sides]
-    matches = _matches(key, *sides)
+    matches = _matches(", ".join(dict.fromkeys(keys)), *sides)
     if matches is not None:
         chosen[1] = [matches[i] for i in chosen[0]]
     each = list(zip(sides, chosen, strict=True))

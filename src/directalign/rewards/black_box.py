@@ -56,6 +56,7 @@ from dataclasses import replace
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.parse import quote, urlsplit
@@ -520,3 +521,15 @@ def synchronized(reward: Reward, group: ProcessGroup) -> Reward:
         ]
         return MixReward(members, reward.settings)
     return SynchronizedReward(reward, group)
+
+
+def path_of(function: Any) -> str:
+    """file.py:name of a function or object; of one that no file defines, as far as known."""
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    try:
+        file = inspect.getsourcefile(named) or ""
+    except TypeError:
+        file = ""
+    return f"{file if Path(file).is_file() else 'memory.py'}:{named.__qualname__}"

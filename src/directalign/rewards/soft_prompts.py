@@ -20,6 +20,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from transformers import PreTrainedTokenizerBase
 
 from ..io.atomic import new_file, require_new
@@ -206,9 +207,11 @@ class SoftPrompts:
         if name not in self.held:
             key = "control_phrases"
             found = read_tokens(Path(name).expanduser(), key)
-            check_fits(found, name, self.kind, self.table.weight, key)
+            weight = self.table.weight
+            table = None if is_fake(weight) else weight  # without data: `check_phrases` has read it
+            check_fits(found, name, self.kind, table, key)
             check_length(len(found.tokens), self.longest, f"{key}: {name}")
-            self.held[name] = found.tokens.to(self.table.weight)
+            self.held[name] = found.tokens.to(weight)
         return self.held[name]
 
     def _ids(self, words: str) -> list[int]:

@@ -6,6 +6,7 @@ All batches of a step have one image size: that of a bucket, or one of `rollout.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .. import config
 from ..data.buckets import Bucket, check_buckets, fill_buckets
@@ -69,21 +70,44 @@ class TrainData:
         size, seed = self.run.data.batch_size, self.run.seed
         total = global_batch_size(self.run, self.group)
         offset = (micro * self.group.size + self.group.rank) * size
-        offline = self._offline(step)
+        offline, kept = self._offline(step), kept_phrases(self.run.method, step, total)
+        rows = tuple(each is not None for each in kept)
         if offline is not None:
             captions, images = offline.batch(step, size, offset, total)
-            return Batch(step, captions, images, seed, offset, total, offline.size(step))
+            captions = _with_phrases(captions, kept[offset:])
+            return Batch(step, captions, images, seed, offset, total, offline.size(step), rows)
         assert self.prompts is not None
         prompts, sizes = self.prompts.batch(step, size, offset, total), self.run.rollout.sizes
         image_size = None
         if sizes is not None:  # each size equally often
             image_size = sizes[turn((1,) * len(sizes), seed, step, "sizes")[0]]
-        return Batch(step, prompts, None, seed, offset, total, image_size)
+        prompts = _with_phrases(prompts, kept[offset:])
+        return Batch(step, prompts, None, seed, offset, total, image_size, rows)
 
     def _offline(self, step: int) -> ImageStream | None:
         """The images if step `step` trains on them."""
         last = self.run.data.offline_steps
         return self.images if last is None or step < last else None
+
+
+def kept_phrases(method: Any, step: int, total: int) -> list[str | None]:
+    """The negative phrase of each of the `total` prompts of a step, None for those with a reward;
+    empty without `method.keep_every`. The kept ones and their phrases take turns over the rollouts
+    of the run."""
+    every = getattr(method, "keep_every", None)
+    if every is None:
+        return []
+    step //= getattr(method, "updates_per_rollout", 1)
+    phrases = method.control_phrases.negative
+    places = range(step * total + 1, (step + 1) * total + 1)
+    return [None if n % every else phrases[n // every % len(phrases)] for n in places]
+
+
+def _with_phrases(prompts: Sequence[str], phrases: Sequence[str | None]) -> tuple[str, ...]:
+    """The prompts, each with its phrase; without phrases, or with None, as they are."""
+    given = [*phrases, *[None] * len(prompts)]
+    pairs = zip(prompts, given, strict=False)
+    return tuple(text if phrase is None else f"{phrase}. {text}" for text, phrase in pairs)
 
 
 def accumulation(run: config.RunConfig, ranks: int) -> int:
@@ -120,6 +144,12 @@ def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> 
             except DirectAlignError as error:
                 raise DirectAlignError(f"{key}: [{height}, {width}]: {error}") from error
     prompts = images = None
+    every = getattr(run.method, "keep_every", None)
+    if every is not None and global_batch_size(run, group) == 1:
+        raise DirectAlignError(
+            f"method.keep_every: {every} and one prompt per update, which then would have no "
+            "reward: raise data.batch_size or train.gradient_accumulation_steps, or remove it"
+        )
     if run.data.prompts is not None:
         prompts = PromptStream(read_prompts(run.data.prompts), run.seed)
     if run.data.images is not None:

@@ -7,6 +7,7 @@ that is killed there repeats both.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ import torch
 
 from .. import config
 from ..evaluation.generate import generate, save_png
+from ..evaluation.in_training import references_of
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
@@ -84,7 +86,7 @@ class TrainContext:
         """What a user does about a run that was stopped."""
         if not self.keeps_files:
             return "the pipeline has the weights of that step; align it again to continue"
-        return f"continue with --resume --out {self.out}"
+        return f"continue with --resume --out {shlex.quote(str(self.out))}"
 
     @property
     def checkpoints(self) -> Path:
@@ -205,6 +207,8 @@ def evaluate_if_due(context: TrainContext, done: int, num_steps: int) -> bool:
                 log.grid(done, grid)
         if evaluates:
             _evaluate(context, done, is_whole=done in (0, num_steps))
+        if done == 0 and evaluates:
+            _measure_references(context)
     return evaluation_due
 
 
@@ -220,6 +224,16 @@ def _evaluate(context: TrainContext, done: int, is_whole: bool) -> None:
         context.log.write(record)
         verdict = context.stopping.verdict() if context.stopping is not None else None
         context.display.evaluation(record, verdict.last.used if verdict is not None else {})
+
+
+def _measure_references(context: TrainContext) -> None:
+    """Record what the run is compared with beside its base model, whose weights it still has."""
+    if not references_of(context.run):
+        return
+    checkpoint.seed_step(context.run.seed, 0)
+    found = synchronized_call(context.evaluator.references, context.group)
+    if context.log is not None:
+        context.log.write({"event": "references", "step": 0, **found})
 
 
 def measure(context: TrainContext, step: int, num_samples: int) -> dict[str, Any]:

@@ -7,11 +7,13 @@ lora.safetensors | transformer/ | unet/  summary.json  status.json  report.html
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import config
 from ..config.load import changes_at_resume, dump_run, load_run
-from ..evaluation.in_training import Measurer, measured_metrics, sampled_pairs
+from ..evaluation.in_training import Measurer, generated_prompts, measured_metrics
 from ..evaluation.scores import load_held_out
 from ..interfaces import Method, Model, Reward
 from ..io import atomic
 from ..io.checkpoint_files import step_of
 from ..methods import load_method
+from ..methods.ceiling import measure_ceiling, unmeasured
 from ..models import load_model, lora
 from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
@@ -100,9 +103,11 @@ def run(
     place = None if given.source is None else given.source.device
     with process_group(place) as group, numerics(run, group.device), ExitStack() as stack:
         stack.enter_context(
-            atomic.disk_errors(out, f"free some and continue with --resume --out {out}")
+            atomic.disk_errors(
+                out, f"free some and continue with --resume --out {shlex.quote(str(out))}"
+            )
         )
-        configure_logging(group.is_main and given.is_shown)
+        configure_logging(group.is_main, given.is_shown)
         restarted = group.restarts > 0 and group.is_main and (out / "run.yaml").exists()
         resume = resume or group.any(restarted)
         if group.is_main:
@@ -199,11 +204,10 @@ def precompute_embeddings(
     They are the empty one and those of sample grids, evaluations, and training on all ranks. Each
     rank encodes its share, then what other ranks stored on a disk that it cannot read.
     """
-    evaluated = (prompt for pairs in sampled_pairs(run) if pairs for prompt in pairs.prompts)
     samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
-    trained = dict.fromkeys(t for step in range(run.train.num_steps) for t in data.texts(step))
+    trained = dict.fromkeys(_trained_texts(run, data))
     asked = (f"{phrase}. {text}" for phrase in run.method.asked_phrases() for text in trained)
-    prompts = list(dict.fromkeys(["", *samples, *evaluated, *trained, *asked]))
+    prompts = list(dict.fromkeys(["", *samples, *generated_prompts(run), *trained, *asked]))
     encoder, folder = cast(PromptEncoder, model.prompts), default_folder()
     show = partial(track, description="encoding prompts") if group.is_main else iter
     for share in (prompts[group.rank :: group.size], *([prompts] if group.size > 1 else [])):
@@ -212,6 +216,11 @@ def precompute_embeddings(
         group.barrier()
     encoder.free()
     logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")
+
+
+def _trained_texts(run: config.RunConfig, data: TrainData) -> Iterator[str]:
+    """The prompts of all steps, with repetitions."""
+    return (text for step in range(run.train.num_steps) for text in data.texts(step))
 
 
 def train_loaded(
@@ -229,7 +238,7 @@ def train_loaded(
     Raises: see `run`.
     """
     is_shown = group.is_main and given.is_shown
-    configure_logging(is_shown)
+    configure_logging(group.is_main, given.is_shown)
     model, data, settings = loaded.model, loaded.data, run.train
     parameters = trained_parameters(model.denoiser)
     group.broadcast(parameters.values())
@@ -242,6 +251,9 @@ def train_loaded(
         *(data.fingerprint, loaded.base),
     )
     done = _restore_newest(out, state, group) if resume else 0
+    if not done and unmeasured(loaded.method):
+        prompts = [*islice(cycle(_trained_texts(run, data)), run.method.ceiling.images)]
+        measure_ceiling(loaded.method, model, run, prompts, group)
     nfe = NFECounter(model.denoiser)
     step = TrainStep(
         loaded.method, list(parameters.values()), optimizer, settings.max_grad_norm, group, nfe
@@ -258,7 +270,8 @@ def train_loaded(
             page.start()
     log = _open_log(run, out, done, prompts, dropped, page) if group.is_main else None
     stopping = EarlyStopping(rules, out, group, state, log, lost) if rules else None
-    with Display(settings.num_steps, done, CONSOLE, silent=not is_shown) as display:
+    every = run.evaluate.every
+    with Display(settings.num_steps, done, CONSOLE, not is_shown, every) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
             *(loaded.evaluator, log, display, stopping, given.callbacks, given.keeps_files),

@@ -119,7 +119,8 @@ def summarize(
     """The content of summary.json from the records in metrics.jsonl.
 
     `before` and `after` are evaluations of the base model and of the exported weights, None if
-    there are none; `stopped` is the record of a stop rule that ended the run; `kept`: see
+    there are none; `references` is the record of what they stand beside, None if it was not
+    measured; `stopped` is the record of a stop rule that ended the run; `kept`: see
     `early_stopping.kept_summary`. `align_seconds` sums the steps, without evaluation, sample grids,
     loading and checkpoints.
     """
@@ -138,6 +139,7 @@ def summarize(
         "kept": kept,
         "before": measured[0] if measured and measured[0]["step"] == 0 else None,
         "after": run_log.last(history, "kept") or final,
+        "references": run_log.last(history, "references"),
         "final": {name: steps[-1].get(name) for name in names} if steps else None,
         "commit": commit(),
         "versions": versions(),

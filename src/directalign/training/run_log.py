@@ -3,6 +3,7 @@
     {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "nfe",
      "learning_rate", "levels", "seconds", "phases", "resources"}
     {"event": "evaluate", "step": 10, ...metrics..., "seconds"}
+    {"event": "references", "step": 0, "best", "rows": [{"kind", "label", "phrase", ...metrics...}]}
     {"event": "stop", "step": 30, "reason": "drift", "says", "kept": 20}  a rule ended the run
     {"event": "kept", "step": 20, ...metrics of all samples...}           the exported weights
 
@@ -30,6 +31,7 @@ from torch import Tensor
 from ..data.image_io import Unreadable, read_pixels
 from ..io.atomic import write_text
 from ..io.tensors import to_pixels
+from ..report.status import seconds_left
 from ..types import DirectAlignError, Images
 from .trackers import Tracker, values_of
 
@@ -50,12 +52,14 @@ class ConsoleHandler(logging.Handler):
         CONSOLE.print(prefix + record.getMessage(), highlight=False, markup=False, soft_wrap=True)
 
 
-def configure_logging(is_main: bool) -> None:
-    """Let the package log to the console on rank 0; other ranks log nothing."""
+def configure_logging(is_main: bool, is_shown: bool = True) -> None:
+    """Let the package log to the console on rank 0, warnings alone unless `is_shown`; other ranks
+    log nothing."""
     package = logging.getLogger("directalign")
     if not any(isinstance(handler, ConsoleHandler) for handler in package.handlers):
         package.addHandler(ConsoleHandler())
-    package.setLevel(logging.INFO if is_main else logging.CRITICAL)
+    shown = logging.INFO if is_shown else logging.WARNING
+    package.setLevel(shown if is_main else logging.CRITICAL)
 
 
 class Record(BaseModel):
@@ -199,15 +203,18 @@ class Display:
     """The live progress line, or one line per step without a terminal; nothing with `silent`.
 
     Step, bar and time left come first; what does not fit a narrow terminal is cut at the end.
+    `every`: steps between two measurements, 0 without.
     """
 
-    def __init__(self, num_steps: int, step: int, console: Console, silent: bool = False) -> None:
-        self.num_steps, self.console, self.silent = num_steps, console, silent
+    def __init__(
+        self, num_steps: int, step: int, console: Console, silent: bool = False, every: int = 0
+    ) -> None:
+        self.num_steps, self.console, self.silent, self.every = num_steps, console, silent, every
         self.live = console.is_terminal and not silent
         self._values: dict[str, float] = {}
         self._measured: dict[str, float] = {}
         self._budget = ""
-        self._seconds: list[float] = []
+        self._seconds: tuple[list[float], list[float]] = [], []  # of steps, of measurements
         whole, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1)
         self._bar = Progress(
             TextColumn("step", table_column=whole),
@@ -235,14 +242,16 @@ class Display:
         found = {"reward": record["reward"], "grad_norm": record["grad_norm"]}
         found |= {"images/s": used.get("images_per_second"), "GiB": used.get("peak_memory_gib")}
         self._values = {name: value for name, value in found.items() if value is not None}
-        self._seconds = [*self._seconds[-19:], record["seconds"]]
+        self._seconds[0].append(record["seconds"])
         step = record["step"]
-        left = (self.num_steps - step) * sum(self._seconds) / len(self._seconds)
+        left = seconds_left(step, self.num_steps, self.every, *self._seconds)
         self._update(completed=step, left=f"{duration(left)} left")
         self._print(f"step {step}/{self.num_steps}  {duration(left)} left  {_text(self._values)}")
 
     def evaluation(self, record: Mapping[str, Any], used: Mapping[str, float]) -> None:
         """Display an evaluation's main metrics, and the most `used` share of a budget."""
+        if record["step"]:  # the base model is measured on more samples
+            self._seconds[1].append(record.get("seconds", 0.0))
         if used:
             worst = max(used, key=lambda name: used[name])
             self._budget = f"  budget {used[worst]:.0%} used ({worst.replace('_', ' ')})"

@@ -22,23 +22,14 @@ from ..io.yaml_text import dump_yaml
 
 NAME = "recipe"
 """What errors call the text."""
-MAIN = (
-    *(
-        "name",
-        "seed",
-        "preset",
-        "model.path",
-        "model.tune",
-        "model.lora.rank",
-        "reward.name",
-        "reward.path",
-    ),
-    *("method.name", "method.form", "method.control_phrases.positive"),
-    *("method.control_phrases.negative", "rollout.num_inference_steps"),
-    *("rollout.height", "rollout.width", "data.prompts", "data.images", "data.batch_size"),
-    *("train.num_steps", "train.learning_rate", "train.save_every", "train.sample_every"),
-    *("evaluate.every", "evaluate.num_samples"),
-)
+MAIN = """
+    name seed preset model.path model.tune model.lora.rank reward.name reward.path
+    method.name method.form method.control_phrases.positive method.control_phrases.negative
+    rollout.num_inference_steps rollout.height rollout.width
+    data.prompts data.images data.batch_size
+    train.num_steps train.learning_rate train.save_every train.sample_every
+    evaluate.every evaluate.num_samples
+"""
 """Keys that are always visible; the others are folded."""
 TITLES = {"": "Run", "early_stopping": "Early stopping", "rollout": "Sampling"}
 INTEGER, NUMBER, TEXT, CHOICE, LINES = "integer", "number", "text", "choice", "lines"
@@ -60,7 +51,7 @@ class Field:
 
     @property
     def is_main(self) -> bool:
-        return self.key in MAIN
+        return self.key in MAIN.split()
 
 
 @dataclass(frozen=True)
@@ -188,7 +179,7 @@ def _field(
     key: str, kind: str, schema: Schema, settings: Any, default: str, options: list[str]
 ) -> Field:
     label = (key.partition(".")[2] or key).replace("_", " ").replace(".", " ")
-    label = re.sub(r"\bnum\b", "number of", label).replace("lora ", "LoRA ")
+    label = re.sub(r"\bnum ", "", label).replace("lora ", "LoRA ")
     value = _text(_at(settings, key))
     text = " ".join(schema.get("description", "").split())
     return Field(key, label[:1].upper() + label[1:], kind, value, default, options, text)

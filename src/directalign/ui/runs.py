@@ -5,20 +5,25 @@ process has a session of its own: it goes on when the page, the browser or this 
 sends the signal after which training saves a checkpoint.
 """
 
+import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ..config.load import RECIPES, dump_run, load_run, recipe_names
-from ..io.atomic import make_folder, write_text
+from ..errors import DirectAlignError
+from ..io.atomic import write_text
 from ..report.read import RunFiles, is_run, read_run
 from ..report.status import FAILED, FILE, STOPPED, Status, resume_arguments, status_of
 from ..web.security import Refused
@@ -31,6 +36,8 @@ NAME = re.compile(r"[^\W_][\w .+-]{0,79}")
 READ = ("metrics.jsonl", "run.yaml", "summary.json", FILE, "samples", LOG)
 """Files whose change makes a run be read again."""
 LOG_LINES, LOG_BYTES = 40, 20_000
+CLOCK_SECONDS = 2.0
+"""How exact the times of processes and files are to each other."""
 WINDOWS = os.name == "nt"
 
 
@@ -58,7 +65,12 @@ class Runs:
     """All runs directly inside a folder. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder)
+        """Raises: DirectAlignError if the folder cannot be made."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be a folder of runs ({error.strerror}); name another one"
+            raise DirectAlignError(f"{folder}: {reason}") from error
         self.folder = folder
         self._lock = threading.RLock()
         self._processes: dict[str, subprocess.Popen[Any]] = {}
@@ -70,7 +82,7 @@ class Runs:
         """Every run; those that run first, then the newest."""
         names = [path.name for path in self.folder.iterdir() if _is_ours(path)]
         found = [self._run(name) for name in names]
-        found.sort(key=lambda run: (not run.is_active, -_modified(run.folder)))
+        found.sort(key=lambda run: (not run.is_active, -max(_versions(run.folder))[0]))
         return found
 
     def get(self, name: str) -> Run:
@@ -85,11 +97,11 @@ class Runs:
             if not NAME.fullmatch(name) or name.endswith((".", " ")):
                 raise Refused(422, "a name has letters, digits, spaces, and . + - _ inside")
             folder = self.folder / name
-            if is_run(folder):
-                raise Refused(409, f"there is a run {name} already; choose another name")
+            if is_run(folder) or (folder.exists() and not _is_ours(folder)):
+                raise Refused(409, f"there is a folder {name} already; choose another name")
             if self._is_alive(name):
                 raise Refused(409, f"{name} is starting already")
-            make_folder(folder)
+            folder.mkdir(exist_ok=True)
             write_text(folder / RECIPE, text)
             self._spawn(name, ["train", str(folder / RECIPE), "--out", str(folder)])
             return self._run(name)
@@ -100,6 +112,8 @@ class Runs:
             run = self.get(name)
             if run.is_active:
                 raise Refused(409, f"{name} is running already")
+            if not run.status.is_resumable:
+                raise Refused(409, f"{name} is finished")
             again = ["train", str(run.folder / RECIPE), "--out", str(run.folder)]
             self._spawn(name, resume_arguments(run.folder) if is_run(run.folder) else again)
             return self._run(name)
@@ -110,14 +124,8 @@ class Runs:
             run = self.get(name)
             if not run.is_active:
                 raise Refused(409, f"{name} is not running")
-            pid = self._processes[name].pid if self._is_alive(name) else run.status.pid
             if run.status.state != STOPPING:  # a second signal would end it without saving
-                break_signal = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
-                try:
-                    os.kill(pid, break_signal if WINDOWS else signal.SIGTERM)
-                except OSError as error:
-                    reason = f"process {pid} cannot be reached ({error.strerror}); stop it there"
-                    raise Refused(409, reason) from error
+                self._send_signal(run)
                 self._stopped.add(name)
             return self._run(name)
 
@@ -135,9 +143,28 @@ class Runs:
 
     def free_name(self, wanted: str) -> str:
         """A name that no run has: the wanted one, or with a number."""
-        numbered = (f"{wanted}-{number}" for number in range(2, 10_000))
-        names = [wanted, *numbered]
+        numbered = (f"{wanted}-{number}" for number in itertools.count(2))
+        names = itertools.chain([wanted], numbered)
         return next(name for name in names if not (self.folder / name).exists())
+
+    def _send_signal(self, run: Run) -> None:
+        """Ask the process of a run to stop: one of this server's, or the one that status.json names
+        if it is on this machine and started before that file was written. Raises: Refused."""
+        status, file = run.status, run.folder / FILE
+        try:
+            if self._is_alive(run.name):
+                process = psutil.Process(self._processes[run.name].pid)
+            elif status.host not in ("", socket.gethostname()):
+                raise Refused(409, f"it trains on {status.host}; stop it there")
+            else:
+                process = psutil.Process(status.pid)
+                if process.create_time() > file.stat().st_mtime + CLOCK_SECONDS:
+                    raise psutil.NoSuchProcess(status.pid)
+            sent = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
+            process.send_signal(sent if WINDOWS else signal.SIGTERM)
+        except (psutil.Error, OSError, ValueError) as error:
+            reason = f"its process {status.pid} cannot be reached; stop it where it was started"
+            raise Refused(409, reason) from error
 
     def _spawn(self, name: str, arguments: list[str]) -> None:
         """Start `directalign` in a process that outlives this one."""
@@ -166,7 +193,7 @@ class Runs:
         with self._lock:
             folder = self.folder / name
             alive = self._is_alive(name)  # before the files are read: it may end in between
-            version = " ".join(_versions(folder))
+            version = str(_versions(folder))
             known = self._read.get(name)
             if known is None or known[0] != version:
                 known = version, read_run(folder), _log_lines(folder / LOG)
@@ -186,10 +213,13 @@ class Runs:
             return replace(found, state=STARTING, reason="")
         file, was_stopped = files.folder / FILE, name in self._stopped
         said = file.exists() and file.stat().st_mtime >= self._spawned.get(name, 0.0)
-        self._stopped.discard(name)
+        if said:
+            self._stopped.discard(name)
         if not is_run(files.folder) or (process and process.returncode and not said):
-            state = STOPPED if was_stopped else FAILED
-            return replace(found, state=state, reason=_last_line(log, was_stopped))
+            if was_stopped:
+                return replace(found, state=STOPPED, reason="")
+            last = log[-1].removeprefix("directalign: ") if log else BEFORE_START
+            return replace(found, state=FAILED, reason=last)
         return found
 
 
@@ -202,19 +232,16 @@ def _is_ours(folder: Path) -> bool:
     return folder.is_dir() and (is_run(folder) or (folder / LOG).is_file())
 
 
-def _versions(folder: Path) -> Iterator[str]:
+def _versions(folder: Path) -> list[tuple[int, int]]:
+    """When each of `READ` was last written, in nanoseconds, and its size; (0, 0) without it."""
+    found = []
     for name in READ:
         try:
-            found = (folder / name).stat()
-            yield f"{found.st_mtime_ns}:{found.st_size}"
+            stat = (folder / name).stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
         except OSError:
-            yield "-"
-
-
-def _modified(folder: Path) -> float:
-    """When the run was last written, in seconds."""
-    files = [folder / name for name in READ if (folder / name).exists()]
-    return max((file.stat().st_mtime for file in files), default=0.0)
+            found.append((0, 0))
+    return found
 
 
 def _log_lines(file: Path) -> list[str]:
@@ -224,9 +251,3 @@ def _log_lines(file: Path) -> list[str]:
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - LOG_BYTES))
         return stream.read().decode("utf-8", errors="replace").splitlines()[-LOG_LINES:]
-
-
-def _last_line(log: list[str], was_stopped: bool) -> str:
-    if was_stopped or not log:
-        return BEFORE_START
-    return log[-1].removeprefix("directalign: ")

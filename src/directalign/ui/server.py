@@ -23,15 +23,16 @@ from starlette.types import ASGIApp
 from ..errors import DirectAlignError
 from ..io.yaml_text import MAX_BYTES
 from ..report import page as report_page
-from ..report.basis import prompts_measured
+from ..report.basis import common_count, measured_with, on_equal_pairs, prompts_measured
 from ..report.charts import Axes, Figure, IntervalAxis, Series, line_chart
+from ..report.format import counted, cut
 from ..report.images import UNREADABLE, cut_grid, prompts_of
 from ..report.page import environment
 from ..report.read import metric_of
 from ..report.run_page import TEXTS, changes, method_of, metric_axes
+from ..report.runs_page import table
 from ..web.security import Refused
 from ..web.server import (
-    COOKIE_SECONDS,
     LOCALHOST,
     ONLY_HERE,
     Posted,
@@ -44,6 +45,7 @@ from ..web.server import (
     is_public,
     listen,
     new_app,
+    with_cookie,
 )
 from .form import Form, changed, form_of
 from .runs import Run, Runs, settings_text
@@ -119,16 +121,17 @@ def create_app(runs: Runs, host: str | None, access: Access) -> ASGIApp:
     def open_link(token: str) -> Response:
         if not access.verifies(token):
             raise Refused(403, "this is not the link that directalign ui printed in its terminal")
-        response = RedirectResponse("/", 303)
-        response.set_cookie(
-            access.cookie, token, max_age=COOKIE_SECONDS, httponly=True, samesite="lax"
-        )
-        return response
+        return with_cookie(RedirectResponse("/", 303), access.cookie, token, samesite="lax")
 
     def message(title: str, text: str, status: int) -> Response:
         return _html("message.html.j2", status, title=title, text=text)
 
+    def handle(request: Request, error: Exception) -> Response:
+        return refuse(request, Refused(500, " ".join(str(error).split())))
+
     refuse = add_error_handlers(app, message)
+    for kind in (OSError, DirectAlignError):  # such as a folder that is gone, or a full disk
+        app.add_exception_handler(kind, handle)
     return guarded(app, host)
 
 
@@ -149,13 +152,13 @@ def _fragment(request: Request, version: str, template: str, **context: Any) -> 
 def _add_pages(app: FastAPI, runs: Runs) -> None:
     @app.get("/")
     def home() -> Response:
-        return _html("runs.html.j2", folder=runs.folder.absolute(), **_rows(runs.all()))
+        return _html("runs.html.j2", folder=runs.folder.absolute(), groups=_groups(runs.all()))
 
     @app.get("/part/runs")
     def runs_part(request: Request) -> Response:
         found = runs.all()
         version = "\n".join(run.version for run in found)
-        return _fragment(request, version, "runs_part.html.j2", **_rows(found))
+        return _fragment(request, version, "runs_part.html.j2", groups=_groups(found))
 
     @app.get("/run/{name}")
     def one(name: str) -> Response:
@@ -191,11 +194,28 @@ def _add_pages(app: FastAPI, runs: Runs) -> None:
         return _html("new.html.j2", form=form, recipe=recipe, groups=groups, name=name)
 
 
-def _rows(found: Sequence[Run]) -> dict[str, Any]:
-    """Each run with its first main metric, and where the prompts come from if that differs."""
-    rows = [(run, next(iter(changes(run.files)), None)) for run in found]
-    sources = {run.name: prompts_measured(run.files) for run, change in rows if change}
-    return {"runs": rows, "sources": sources if len({*sources.values()}) > 1 else {}}
+def _groups(found: Sequence[Run]) -> list[dict[str, Any]]:
+    """The runs in their order; those whose first main metric compares are together.
+
+    A group has a `title`, the metric (`what`, `key`), the number `n` of pairs that all have, and
+    the `rows` of (run, metrics before and after or None).
+    """
+    order = {run.name: place for place, run in enumerate(found)}
+    groups: dict[Any, dict[str, Any]] = {}
+    for alike in on_equal_pairs([run.files for run in found if run.files.ends]):
+        n = common_count(alike)
+        pairs = f"{counted(n, 'pair') if n else 'pairs'} from {cut(prompts_measured(alike[0]), 80)}"
+        for files, ends in table(alike):
+            what, key = next(((one["title"], one["key"]) for one in changes(files)), ("", ""))
+            group = {"title": f"{what} on {pairs}".strip(), "what": what, "key": key, "n": n}
+            basis = pairs, key, measured_with(files, key)
+            rows = groups.setdefault(basis, {**group, "rows": []})["rows"]
+            rows.append((found[order[files.key]], ends))
+    if rest := [(run, None) for run in found if not run.files.ends]:
+        groups[None] = {"title": "Not measured yet", "rows": rest}
+    for group in groups.values():
+        group["rows"].sort(key=lambda row: order[row[0].name])
+    return sorted(groups.values(), key=lambda group: order[group["rows"][0][0].name])
 
 
 def _live(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -50,9 +51,11 @@ def guarded(app: FastAPI, host: str | None) -> ASGIApp:
     return RequestFilter(TrustedHostMiddleware(app, allowed_hosts(host), www_redirect=False))
 
 
-def with_cookie(response: Response, cookie: str, value: str) -> Response:
-    """The response with a session cookie."""
-    response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
+def with_cookie(
+    response: Response, cookie: str, value: str, samesite: Literal["strict", "lax"] = "strict"
+) -> Response:
+    """The response with a session cookie; with "lax", links of other sites open pages with it."""
+    response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite=samesite)
     return response
 
 

@@ -31,7 +31,8 @@ function replace(part) {
 async function poll() {
   try {
     const response = await fetch(path, { headers: tag ? { "if-none-match": tag } : {}, cache: "no-store" });
-    $("lost").hidden = true;
+    $("lost").hidden = response.status < 400;
+    if (response.status >= 400) $("lost").textContent = sentence((await response.json()).error);
     if (response.status === 200) {
       tag = response.headers.get("etag");
       const found = new DOMParser().parseFromString(await response.text(), "text/html");
@@ -39,6 +40,7 @@ async function poll() {
       offerSamples();
     }
   } catch {
+    $("lost").textContent = "The server does not respond. Runs go on without it.";
     $("lost").hidden = false;
   }
 }

@@ -1,0 +1,89 @@
+"""Measure where the relative term should stop to pay, on the base model at its best. Ours.
+
+Once, before training, the base model samples prompts of the run with a positive phrase before each.
+The mean of pos − neg over these images is the gap g*, that of the score under the bare prompt the
+anchor's reference p*.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from ..config import RunConfig
+from ..diffusion.rng import NOISE, draw_noise, generator_for
+from ..diffusion.sampling import rollout_conditioning, rollout_sigmas, sample
+from ..interfaces import Method, Model, ProcessGroup
+from ..models.lora import ReferenceModel, has_adapters
+from ..types import Images
+from .base_target import select_phrases
+from .objective import MixedObjective, RewardObjective
+
+logger = logging.getLogger(__name__)
+BEFORE_TRAINING = -1
+"""The step of the noise: updates count from 0."""
+
+
+def unmeasured(method: Method) -> list[RewardObjective]:
+    """The objectives of a method whose ceiling must be measured before its first update."""
+    found = getattr(method, "objective", None)  # a method of the user's own may have none
+    every = found.objectives if isinstance(found, MixedObjective) else [found]
+    return [
+        each
+        for each in every
+        if isinstance(each, RewardObjective)
+        and each.settings.form != "absolute"
+        and each.settings.ceiling is not None
+        and each.settings.ceiling.gap is None
+        and each.asked_means is None
+    ]
+
+
+@torch.no_grad()
+def measure_ceiling(
+    method: Method, model: Model, run: RunConfig, prompts: Sequence[str], group: ProcessGroup
+) -> None:
+    """Set `asked_means` of each objective of `unmeasured`; every process must call this.
+
+    `model` is the base, apart from its adapters; `prompts` are those of all images. The images do
+    not depend on the number of processes.
+    """
+    count = len(prompts)
+    each = -(-count // group.size)
+    places = range(group.rank * each, (group.rank + 1) * each)
+    own = [min(place, count - 1) for place in places]  # the last one fills up
+    for objective in unmeasured(method):
+        phrases = objective.settings.control_phrases
+        order = ("fixed", "fixed") if phrases.order == "fixed" else ("cycle", "average")
+        words = [select_phrases(phrases.positive, order[0], row)[0] for row in range(count)]
+        asked = [f"{word}. {prompt}" for word, prompt in zip(words, prompts, strict=True)]
+        found = []
+        for first in range(0, each, run.data.batch_size):
+            rows = own[first : first + run.data.batch_size]
+            images = _base_images(model, run, asked, rows)
+            scores = objective.scores(images, [prompts[row] for row in rows], order[1], 0)
+            gap = scores["score_pos"] - scores["score_neg"]
+            plain = scores.get("score_plain", torch.full_like(gap, torch.nan))
+            found.append(torch.stack([gap, plain], 1).double().cpu())
+        gap, plain = group.gather(torch.cat(found))[:count].mean(0).tolist()
+        objective.asked_means = gap, plain
+        logger.info(
+            f"ceiling of {objective.reward_model.name}: {count} images of the base model, asked "
+            f"with the positive phrases, have pos − neg {gap:.4f} in the mean, plain {plain:.4f}"
+        )
+
+
+def _base_images(model: Model, run: RunConfig, prompts: Sequence[str], rows: list[int]) -> Images:
+    """Images of these rows of `prompts`, each with noise of its own, sampled as rollouts are."""
+    rollout = run.rollout
+    height = rollout.height or model.default_size[0]
+    width = rollout.width or model.default_size[1]
+    shape = (len(prompts), *model.latent_shape(height, width))
+    noise = draw_noise(shape, generator_for(run.seed, NOISE, BEFORE_TRAINING))[rows]
+    sigmas = rollout_sigmas(model, rollout, height, width)
+    cond = rollout_conditioning(model.encode_prompt([prompts[row] for row in rows]), rollout)
+    adapted = has_adapters(model.denoiser)  # without adapters the model itself is the base
+    with ReferenceModel(model.denoiser).active() if adapted else nullcontext():
+        x0 = sample(model, cond, noise.to(next(model.denoiser.parameters()).device), sigmas)
+    return model.decode(x0)
