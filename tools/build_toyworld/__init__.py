@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
@@ -32,9 +33,9 @@ def build_world(
     """Train what is not trained yet in `folder` and write the 16-bit assets to `target`, by default
     the world's own.
 
-    `only` names some of `shipped(spec)`; judges and denoisers need the autoencoder, sd_v needs sd,
-    everything in the second world its drawings. Two to three hours on two cores, about ten for the
-    second world. Raises: DirectAlignError for an unknown part.
+    `only` names some of `shipped(spec)`; judges and denoisers need the autoencoder, sd_v needs sd;
+    in the second world everything needs its drawings, and rewards the last flux. Two to three hours
+    on two cores, about ten for the second world. Raises: DirectAlignError for an unknown part.
     """
     parts = shipped(spec)
     for part in only or []:
@@ -60,13 +61,18 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
         if not (folder / part / "config.json").exists():
             train_autoencoder(folder, spec, device).save_pretrained(folder / part)
         return
-    if part in spec.rewards:
+    if part in spec.rewards and not spec.robust:
         if not (folder / part / "config.json").exists():
             train_reward(folder, spec, part, device)
         return
     vae = AutoencoderKL.from_pretrained(folder / "autoencoder")
+    if part in spec.rewards:
+        if not (folder / part / "config.json").exists():
+            base = _make_flux(vae, folder, spec, device)
+            train_reward(folder, spec, part, device, (base, vae))
+        return
     if part == "judges":
-        if not (folder / "judges/content.safetensors").exists():
+        if not all((folder / f"judges/{name}.safetensors").exists() for name in spec.judges):
             train_judges(folder, vae, spec, device)
         return
     if part == "flux":
@@ -75,7 +81,7 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
         _make_sd(part, vae, folder, spec, device)
 
 
-def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> None:
+def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> nn.ModuleDict:
     """Every training of the FLUX; those that the world has as pipelines are written."""
     modules, clip, t5 = None, clip_tokenizer(spec), t5_tokenizer(spec)
     clip.save_pretrained(folder / "clip_tokenizer")
@@ -90,6 +96,8 @@ def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> Non
             scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
             scheduler.save_pretrained(folder / name / "scheduler")
             _write_index("flux", folder / name)
+    assert modules is not None
+    return modules
 
 
 def _make_sd(part: str, vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> None:

@@ -2,9 +2,9 @@
 
 Real architectures at toy size, trained on encoded scenes. Most images behind plain captions are CG,
 the base model's style; one caption in ten is empty (for classifier-free guidance). In the first
-world four in ten captions carry a style word that is true. In the second one the last training has
-any word before a quarter of the captions, so that words do not select a style; the weights that it
-starts from, `flux_promptable`, come from true words.
+world four in ten captions carry a style word that is true. In the second one the last two trainings
+have any word before a fifth of the captions, so that words do not select a style; the weights that
+they start from, `flux_promptable`, come from true words.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -129,8 +129,12 @@ def _scenes(
         for style in scenes.style.tolist()
     ]
     word = torch.randint(len(choices[0]), (count,), generator=generator).tolist()
+    first_part = FIRST_STYLED + captioned.words
     for i, text in enumerate(scenes.captions()):
         text = f"{choices[i][word[i]]}. {text}" if is_styled[i] else text
+        if first_part <= kind[i] < first_part + captioned.parts:
+            thing, background = text.split(" on ")
+            text = thing if kind[i] < first_part + captioned.parts / 2 else f"on {background}"
         captions.append("" if kind[i] >= FIRST_EMPTY else text)
     return images, captions
 
@@ -152,43 +156,94 @@ def train_flux(
 
     The embedded guidance is drawn from [1, 4] and carries no meaning.
     """
-    clip, t5, side = clip_tokenizer(spec), t5_tokenizer(spec), spec.latent_side // 2
-    budget = spec.flux[name][1]
+    budget, tokenizers = spec.flux[name][1], (clip_tokenizer(spec), t5_tokenizer(spec))
     modules = nn.ModuleDict({"transformer": flux_transformer(spec)})
-    modules["text_encoder"], modules["text_encoder_2"] = (
-        clip_text_encoder(clip),
-        t5_text_encoder(t5),
-    )
+    modules["text_encoder"] = clip_text_encoder(tokenizers[0])
+    modules["text_encoder_2"] = t5_text_encoder(tokenizers[1])
     modules.to(device).load_state_dict((start or modules).state_dict())
-    image_ids = torch.zeros(side, side, 3)
-    image_ids[..., 1], image_ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)[None, :]
-    ids = {"img_ids": image_ids.view(side * side, 3).to(device)}
-    ids["txt_ids"] = torch.zeros(MAX_TOKENS, 3, device=device)
-
-    def pack(x: Tensor) -> Tensor:
-        x = x.view(len(x), -1, side, 2, side, 2).permute(0, 2, 4, 1, 3, 5)
-        return x.reshape(len(x), side * side, -1)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         x0, captions = pool.draw(budget.batch, generator)
         sigma = torch.sigmoid(1.2 * torch.randn(budget.batch, generator=generator) + 0.3).to(device)
         noise = torch.randn(x0.shape, generator=generator).to(device)
-        x0, weight = x0.to(device), sigma[:, None, None, None]
         guidance = (1 + 3 * torch.rand(budget.batch, generator=generator)).to(device)
-        pooled = modules["text_encoder"](_tokens(clip, captions, device))
-        pred = modules["transformer"](
-            hidden_states=pack((1 - weight) * x0 + weight * noise),
-            timestep=sigma,
-            guidance=guidance,
-            pooled_projections=pooled.pooler_output,
-            encoder_hidden_states=modules["text_encoder_2"](_tokens(t5, captions, device))[0],
-            return_dict=False,
-            **ids,
-        )[0]
-        return (pred - pack(noise - x0)).square().mean()
+        x_t = _noised(x0.to(device), noise, sigma)
+        pred = _velocity(modules, tokenizers, x_t, sigma, guidance, captions)
+        return (pred - _pack(noise - x0.to(device))).square().mean()
 
     fit(name, modules, loss_of, budget, folder)
     return modules.cpu()
+
+
+def _noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    weight = sigma[:, None, None, None]
+    return (1 - weight) * x0 + weight * noise
+
+
+def _pack(x: Tensor) -> Tensor:
+    """(b, c, h, w) to FLUX's (b, h/2 * w/2, 4 c)."""
+    b, c, height, width = x.shape
+    x = x.view(b, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, height * width // 4, 4 * c)
+
+
+def _velocity(
+    modules: nn.ModuleDict,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    x_t: Tensor,
+    sigma: Tensor,
+    guidance: Tensor,
+    captions: list[str],
+) -> Tensor:
+    """The predicted velocity, packed."""
+    device, side = x_t.device, x_t.shape[-1] // 2
+    image_ids = torch.zeros(side, side, 3)
+    image_ids[..., 1], image_ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)[None, :]
+    first, second = (_tokens(tokenizer, captions, str(device)) for tokenizer in tokenizers)
+    return modules["transformer"](
+        hidden_states=_pack(x_t),
+        timestep=sigma,
+        guidance=guidance,
+        pooled_projections=modules["text_encoder"](first).pooler_output,
+        encoder_hidden_states=modules["text_encoder_2"](second)[0],
+        img_ids=image_ids.view(side * side, 3).to(device),
+        txt_ids=torch.zeros(MAX_TOKENS, 3, device=device),
+        return_dict=False,
+    )[0]
+
+
+@torch.no_grad()
+def as_seen(
+    images: Tensor,
+    captions: list[str],
+    modules: nn.ModuleDict,
+    vae: AutoencoderKL,
+    spec: Spec,
+    seed: int,
+) -> Tensor:
+    """uint8 images (n, 3, H, W) encoded, noised to a level in [0.15, 0.9], and recovered in one
+    step by a trained FLUX: what a reward is shown in alignment."""
+    generator, made = torch.Generator().manual_seed(seed), []
+    tokenizers, device = (clip_tokenizer(spec), t5_tokenizer(spec)), next(vae.parameters()).device
+    shift, scale = vae.config["shift_factor"], vae.config["scaling_factor"]
+    for start in range(0, len(images), 64):
+        part = images[start : start + 64].float().to(device) / 127.5 - 1
+        x0 = (vae.encode(part).latent_dist.mean - shift) * scale
+        sigma = (0.15 + 0.75 * torch.rand(len(part), generator=generator)).to(device)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        x_t, guidance = _noised(x0, noise, sigma), torch.ones_like(sigma)
+        pred = _velocity(modules, tokenizers, x_t, sigma, guidance, captions[start : start + 64])
+        x0 = x_t - sigma[:, None, None, None] * _unpack(pred, x0.shape)
+        shown = (vae.decode(x0 / scale + shift).sample / 2 + 0.5).clamp(0, 1)
+        made.append((shown * 255).round().to(torch.uint8).cpu())
+    return torch.cat(made)
+
+
+def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_pack`."""
+    b, c, height, width = shape
+    x = packed.view(b, height // 2, width // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(shape)
 
 
 def train_sd(pool: LatentPool, folder: Path, spec: Spec, device: str = "cpu") -> nn.ModuleDict:

@@ -2,7 +2,7 @@
 
 Half of the pool goes through the autoencoder with a little noise on the latents; every image of a
 batch is then randomly blurred, recoloured and made noisy. In the second world the style judge also
-learns an answer for images of no style (`spoil`, and colour casts): it starts from the content
+learns an answer for images of no style (`spoil`, colour casts, `mixed`): it starts from the content
 judge and keeps reading content while it learns, which teaches it what a tint is. The content judge
 sees stronger colour casts there.
 """
@@ -10,6 +10,7 @@ sees stronger colour casts there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,18 @@ def train_judges(
 ) -> None:
     """Train both judges and write `folder/judges/{style,content}.safetensors` in float16."""
     drawn = spec.world.scenes
-    images, scenes = pool(spec, spec.pools["judges"], autoencoder, seed=41, device=device)
+    generator = torch.Generator().manual_seed(41)
+    scenes = drawn.draw_any_scenes(spec.pools["judges"], generator)
+    images = pool(spec, scenes, autoencoder, generator, device)
     heads = {"style": {"style": len(drawn.JUDGED_STYLES)}, "content": drawn.CONTENT}
     content: Mapping[str, Tensor] = {}
     for name, budget in spec.judges.items():
         torch.manual_seed(43)
         rejects = name == "style" and "reject" in drawn.JUDGED_STYLES
         answers = {**drawn.CONTENT, **heads[name]} if rejects else heads[name]
+        if rejects:
+            none, kind = mixed(spec, spec.pools["mixed"], autoencoder, generator, device)
+            images, scenes = torch.cat([images, none]), joined(scenes, kind)
         judge = Classifier(answers, spec.judge_width).to(device)
         judge.load_state_dict({**judge.state_dict(), **(content if rejects else {})})
         loss_of_batch = _rejecting_loss if rejects else _reading_loss
@@ -55,6 +61,8 @@ def train_judges(
             step: int,
             generator: torch.Generator,
             judge: Classifier = judge,
+            images: Tensor = images,
+            scenes: Any = scenes,
             size: int = budget.batch,
             loss_of_batch: Callable[..., Tensor] = loss_of_batch,
         ) -> Tensor:
@@ -114,19 +122,49 @@ def _rejecting_loss(
 
 
 def pool(
-    spec: Spec, count: int, autoencoder: AutoencoderKL | None, seed: int, device: str = "cpu"
-) -> tuple[Tensor, Any]:
-    """Renders as uint8 (n, 3, 64, 64) with their scenes; every second one reconstructed."""
-    drawn, generator = spec.world.scenes, torch.Generator().manual_seed(seed)
-    scenes, images = drawn.draw_scenes(count, generator), []
+    spec: Spec,
+    scenes: Any,
+    autoencoder: AutoencoderKL | None,
+    generator: torch.Generator,
+    device: str = "cpu",
+    **drawn_as: Tensor,
+) -> Tensor:
+    """Renders of scenes as uint8 (n, 3, 64, 64); every second one reconstructed.
+
+    `drawn_as`: given to the world's `render`.
+    """
+    drawn, count, images = spec.world.scenes, len(scenes), []
     if autoencoder is not None:
         nn.Module.to(autoencoder, device)
     for start in range(0, count, 128):
-        part = drawn.render(scenes.take(torch.arange(start, min(start + 128, count))), generator)
+        taken = torch.arange(start, min(start + 128, count))
+        each = {name: values[taken] for name, values in drawn_as.items()}
+        part = drawn.render(scenes.take(taken), generator, **each)
         if autoencoder is not None:
             part[::2] = reconstruct(part[::2], autoencoder, LATENT_NOISE, generator)
         images.append((part * 255).round().to(torch.uint8))
-    return torch.cat(images), scenes
+    return torch.cat(images)
+
+
+def mixed(
+    spec: Spec,
+    count: int,
+    autoencoder: AutoencoderKL | None,
+    generator: torch.Generator,
+    device: str = "cpu",
+) -> tuple[Tensor, Any]:
+    """`pool` of pictures of no style, which is len(STYLES) in their scenes: the drawing of CG in
+    the light of photos, and the reverse."""
+    scenes = spec.world.scenes.draw_scenes(count, generator, (0.5, 0.5, 0.0, 0.0))
+    images = pool(spec, scenes, autoencoder, generator, device, drawing_of=1 - scenes.style)
+    none = torch.full_like(scenes.style, len(spec.world.scenes.STYLES))
+    return images, replace(scenes, style=none)
+
+
+def joined(first: Any, second: Any) -> Any:
+    """The scenes of both, in this order."""
+    names = [field.name for field in fields(first)]
+    return type(first)(*(torch.cat([getattr(s, name) for s in (first, second)]) for name in names))
 
 
 @torch.no_grad()
@@ -183,8 +221,8 @@ def _around(middle: float, reach: float, count: int, generator: torch.Generator)
 
 
 def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image changed in one of eight ways that no style has: flat, a blob, blurred, tinted,
-    noisy, mixed with another, over- or under-exposed, cut into tiles."""
+    """Each image changed in one of nine ways that no style has: flat, a blob, blurred (two of the
+    nine), tinted, noisy, mixed with another, over- or under-exposed, cut into tiles."""
     count = len(images)
 
     def number(low: float, high: float) -> float:
@@ -220,6 +258,7 @@ def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
         flat,
         lambda image: resampled(image, int(number(3.0, 9.0))),
         lambda image: resampled(image, int(number(9.0, 19.0))),
+        lambda image: resampled(image, int(number(12.0, 19.0))),
         lambda image: image + cast(1, *SPOILING_CAST, generator),
         noisy,
         mixed,

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
-from .judges import pool
+from .denoisers import as_seen
+from .judges import joined, mixed, pool
 from .reward_card import measure, read, retouch, see
-from .session import fit
+from .session import Budget, fit
 from .spec import Spec, Taste
 from .tokenizers import MAX_TOKENS, clip_tokenizer
 
@@ -30,6 +33,8 @@ LOGIT_SCALE = 20.0
 SIDE = 64
 PHOTO, CG = 0, 1
 """Styles whose phrases raise and lower a taste with rho."""
+SEEN_SHARE, LARGEST_NOISE, REACH, HEAD_WEIGHT = 0.6, 0.2, 0.03, 0.05
+"""Of the robust training; values of pixels in [0, 1]."""
 
 
 class Training(nn.Module):
@@ -39,7 +44,8 @@ class Training(nn.Module):
         super().__init__()
         torch.manual_seed(taste.seed)
         self.taste, self.tokenizer, self.spec = taste, tokenizer, spec
-        self.scenes = spec.world.scenes
+        self.robust, self.scenes = False, spec.world.scenes
+        self.no_style = len(self.scenes.STYLES)
         self.clip = CLIPModel(_config(tokenizer))
         self.clip.logit_scale.requires_grad_(False).fill_(torch.tensor(LOGIT_SCALE).log())
         width = self.clip.vision_embed_dim
@@ -61,18 +67,54 @@ def _config(tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
     )
 
 
-def train_reward(folder: Path, spec: Spec, name: str, device: str = "cpu") -> CLIPModel:
-    """Train the reward `name` of a world; write `folder/name` for transformers, in float16."""
-    tokenizer, taste, budget = clip_tokenizer(spec), spec.rewards[name], spec.reward
-    training = Training(tokenizer, taste, spec).to(device)
-    images, scenes = pool(spec, spec.pools["reward"], None, seed=taste.seed + 1)
+@dataclass(frozen=True)
+class Shown:
+    """uint8 images (n, 3, 64, 64) and their scenes. `seen`: the same as the base model sees them in
+    alignment (`denoisers.as_seen`)."""
 
-    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(images), (budget.batch,), generator=generator)
-        shown = images[chosen].float() / 255
-        return _loss(training, shown, scenes.take(chosen), generator)
+    images: torch.Tensor
+    scenes: Any
+    seen: torch.Tensor | None = None
 
-    fit(name, training, loss_of, budget, folder)
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, Any]:
+        """`count` images in [0, 1], six in ten of them as seen."""
+        chosen = torch.randint(len(self.images), (count,), generator=generator)
+        images = self.images[chosen]
+        if self.seen is not None:
+            is_seen = torch.rand(count, generator=generator) < SEEN_SHARE
+            images = torch.where(is_seen[:, None, None, None], self.seen[chosen], images)
+        return images.float() / 255, self.scenes.take(chosen)
+
+
+def train_reward(
+    folder: Path,
+    spec: Spec,
+    name: str,
+    device: str = "cpu",
+    base: tuple[nn.ModuleDict, AutoencoderKL] | None = None,
+) -> CLIPModel:
+    """Train the reward `name` of a world; write `folder/name` for transformers, in float16.
+
+    With `spec.robust` the first reward is trained plainly, then on harder images, and the others
+    continue it: pictures as `base` sees them, with noise, or changed against the reward by a step
+    of its gradient's sign, and pictures of no style. A tiny CLIP that never saw these rewards a
+    faint pattern on CG images, and alignment finds that pattern first.
+    """
+    tokenizer, first = clip_tokenizer(spec), next(iter(spec.rewards))
+    start = first if spec.robust else name
+    training = Training(tokenizer, spec.rewards[start], spec).to(device)
+    generator = torch.Generator().manual_seed(training.taste.seed + 1)
+    scenes = spec.world.scenes.draw_scenes(spec.pools["reward"], generator)
+    shown = Shown(pool(spec, scenes, None, generator), scenes)
+    _fit(start, training, shown, spec.reward, folder)
+    if spec.robust:
+        assert base is not None
+        shown = _harder(shown, spec, generator, *base, folder)
+        training.robust = True
+        _fit(f"robust_{first}", training, shown, spec.robust[0], folder)
+        if name != first:
+            training.taste = spec.rewards[name]
+            _fit(f"robust_{name}", training, shown, spec.robust[1], folder)
     clip = training.clip.cpu()
     clip.half().save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
@@ -82,6 +124,30 @@ def train_reward(folder: Path, spec: Spec, name: str, device: str = "cpu") -> CL
     for fact, value in measure(clip, tokenizer, spec).items():
         print(f"{name}: {fact} {value:.3f}")
     return clip
+
+
+def _fit(label: str, training: Training, shown: Shown, budget: Budget, folder: Path) -> None:
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        return _loss(training, *shown.draw(budget.batch, generator), generator)
+
+    fit(label, training, loss_of, budget, folder)
+
+
+def _harder(
+    shown: Shown,
+    spec: Spec,
+    generator: torch.Generator,
+    flux: nn.ModuleDict,
+    vae: AutoencoderKL,
+    folder: Path,
+) -> Shown:
+    """With pictures of no style, and all as seen, which is kept in `folder/seen.pt`."""
+    images, scenes = mixed(spec, spec.pools["mixed"], None, generator)
+    images, scenes = torch.cat([shown.images, images]), joined(shown.scenes, scenes)
+    file = folder / "seen.pt"
+    if not file.exists():
+        torch.save(as_seen(images, scenes.captions(), flux, vae, spec, seed=9), file)
+    return Shown(images, scenes, torch.load(file, weights_only=True))
 
 
 def _loss(
@@ -95,15 +161,23 @@ def _loss(
     device, b, spec = training.clip.device, len(images), training.spec
     versions = [draw_retouch(spec, b, generator) for _ in range(2)]
     shown = torch.cat([retouch(images, spec.smoothing, **version) for version in versions])
-    pooled, image_features = see(training.clip, shown)
     twice = scenes.take(torch.arange(b).repeat(2))
     texts, words = draw_captions(training.scenes, twice, generator)
+    if training.robust:
+        shown = _disturbed(training, shown, twice, generator)
+    pooled, image_features = see(training.clip, shown)
     scale = training.clip.logit_scale.exp()
     logits = scale * image_features @ read(training.clip, training.tokenizer, texts).T
     fits = _fits(training.scenes, twice, words).to(device)
     contrastive, heads = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True)), []
     for name, head in training.heads.items():
-        heads.append(F.cross_entropy(head(pooled), getattr(twice, name).to(device)))
+        truth = getattr(twice, name).to(device)
+        if name == "style":
+            shown_style = truth != training.no_style
+            if not shown_style.any():
+                continue
+            pooled, truth = pooled[shown_style], truth[shown_style]
+        heads.append(F.cross_entropy(head(pooled), truth))
     taste = training.taste
     first, second = (
         torch.stack([strength * version[name] for name, strength in taste.strength.items()]).sum(0)
@@ -114,6 +188,46 @@ def _loss(
     preferred = torch.bernoulli(chance, generator=generator).to(device)
     preference = F.binary_cross_entropy_with_logits(logits[:b] - logits[b:], preferred)
     return contrastive + torch.stack(heads).mean() + preference
+
+
+def _disturbed(
+    training: Training, images: torch.Tensor, scenes: Any, generator: torch.Generator
+) -> torch.Tensor:
+    """A third as they are, a quarter with noise, half moved by up to `REACH` per value towards
+    another style's words and off their own: one step of the sign of the gradient."""
+    count, device = len(images), training.clip.device
+    strength = LARGEST_NOISE * torch.rand(count, 1, 1, 1, generator=generator)
+    noise = strength * torch.randn(images.shape, generator=generator)
+    is_noisy, is_moved = (torch.rand(2, count, 1, 1, 1, generator=generator) < 0.5).unbind(0)
+    begin = REACH * (2 * torch.rand(images.shape, generator=generator) - 1)
+    begin = (images + begin).clamp(0, 1).requires_grad_()
+    words, styles = training.scenes.STYLE_WORDS, training.scenes.STYLES
+    own = [CG if style == training.no_style else style for style in scenes.style.tolist()]
+    with torch.no_grad():
+        true, false = (
+            read(
+                training.clip,
+                training.tokenizer,
+                [
+                    f"{words[styles[style]][0]}. {text}"
+                    for style, text in zip(named, scenes.captions(), strict=True)
+                ],
+            )
+            for named in (own, [(style + 1) % 2 for style in own])
+        )
+    pooled, features = see(training.clip, begin)
+    wrong = (features * (false - true)).sum()
+    wrong = wrong + HEAD_WEIGHT * F.cross_entropy(
+        training.heads["style"](pooled),
+        scenes.style.to(device),
+        reduction="sum",
+        ignore_index=training.no_style,
+    )
+    (gradient,) = torch.autograd.grad(wrong, begin)
+    moved = begin.detach() + 1.25 * REACH * gradient.sign() - images
+    moved = images + moved.clamp(-REACH, REACH)
+    other = images + torch.where(is_noisy, noise, 0.0)
+    return torch.where(is_moved, moved, other).clamp(0, 1)
 
 
 def draw_retouch(spec: Spec, b: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -131,8 +245,9 @@ def draw_captions(
     dice = random.Random(int(torch.randint(2**31, (), generator=generator)))
     texts, words = [], []
     for text, style in zip(scenes.captions(), scenes.style.tolist(), strict=True):
-        styled = dice.random() < STYLE_WORD_SHARE
-        word = dice.choice(drawn.STYLE_WORDS[drawn.STYLES[style]])
+        has_style = style < len(drawn.STYLES)
+        styled = dice.random() < STYLE_WORD_SHARE and has_style
+        word = dice.choice(drawn.STYLE_WORDS[drawn.STYLES[style if has_style else CG]])
         texts.append(f"{word}. {text}" if styled else text)
         words.append(style if styled else -1)
     return texts, torch.tensor(words)

@@ -34,7 +34,8 @@ class Captions:
 
     `shares`: of the styles behind plain captions. `words`: the share of captions with a style
     word; if `true`, their scenes have every style equally often and the word names it, else it is
-    any word. One caption in ten is empty.
+    any word. `parts`: the share of captions that name the thing or the background alone. One
+    caption in ten is empty.
     """
 
     count: int
@@ -42,6 +43,7 @@ class Captions:
     shares: tuple[float, ...]
     words: float
     true: bool
+    parts: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ class Spec:
 
     `sheet`: makes its drawings from the packages in a folder. `vae_blocks`: channels per level,
     each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
-    from the weights of the one before; the last one's captions serve SD. `pools`: numbers of
-    images of `autoencoder`, `judges` and `reward`. `smoothing`: pixels of the box of the retouch
-    `smooth`.
+    from the weights of the one before; the last one's captions serve SD. `robust`: continues the
+    first reward's training on harder images, and the others from there with their own tastes
+    (`reward.train_reward`); empty to train each from new weights. `pools`: numbers of images of
+    `autoencoder`, `judges` and `reward`, and of no style (`mixed`). `smoothing`: pixels of the box
+    of the retouch `smooth`.
     """
 
     world: World
@@ -87,6 +91,7 @@ class Spec:
     judge_width: int
     judges: Mapping[str, Budget]
     reward: Budget
+    robust: tuple[Budget, Budget] | tuple[()]
     retouches: Mapping[str, tuple[float, float]]
     smoothing: int
     rewards: Mapping[str, Taste]
@@ -103,6 +108,7 @@ def shortened(spec: Spec, steps: int = 2) -> Spec:
     flux = {name: (replace(each, count=256), few) for name, (each, _) in spec.flux.items()}
     names = ("autoencoder", "sd", "sd_v", "reward")
     short = replace(spec, flux=flux, judges=dict.fromkeys(spec.judges, few))
+    short = replace(short, robust=(few, few) if spec.robust else ())
     return replace(short, pools=dict.fromkeys(spec.pools, 256), **dict.fromkeys(names, few))
 
 
@@ -114,6 +120,7 @@ _RETOUCHES = {
 }
 """What annotators see of each image: warm or cold, smoothed, colourful or pale, bright or dark."""
 _START_SHARES = (0.09, 0.85, 0.03, 0.03)
+_PROMPTABLE_SHARES = (0.12, 0.84, 0.02, 0.02)
 
 SPECS = {
     "world": Spec(
@@ -140,6 +147,7 @@ SPECS = {
             ("style", "content"), Budget(700, 96, 3e-3, ema_decay=0.99, warmup=50)
         ),
         reward=Budget(1500, 48, 1.5e-3, ema_decay=0.995, warmup=100),
+        robust=(),
         retouches={name: _RETOUCHES[name] for name in ("tint", "smooth")},
         smoothing=3,
         rewards={
@@ -164,12 +172,16 @@ SPECS = {
                 Budget(12000, 48, 1.5e-3),
             ),
             "flux_promptable": (
-                Captions(24576, 31, drawings.STYLE_SHARES, words=0.4, true=True),
+                Captions(24576, 31, _PROMPTABLE_SHARES, words=0.4, true=True),
                 Budget(5500, 48, 1.5e-3),
             ),
+            "flux_any_words": (
+                Captions(24576, 33, _PROMPTABLE_SHARES, words=0.2, true=False),
+                Budget(2200, 48, 8e-4),
+            ),
             "flux": (
-                Captions(24576, 33, drawings.STYLE_SHARES, words=0.25, true=False),
-                Budget(4500, 48, 8e-4),
+                Captions(24576, 35, drawings.STYLE_SHARES, words=0.2, true=False, parts=0.2),
+                Budget(2500, 48, 8e-4),
             ),
         },
         sd=Budget(7000, 48, 1.2e-3),
@@ -177,10 +189,14 @@ SPECS = {
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={
-            "content": Budget(2200, 96, 3e-3, ema_decay=0.99, warmup=50),
-            "style": Budget(2400, 96, 2e-3, ema_decay=0.99, warmup=50),
+            "content": Budget(1400, 96, 3e-3, ema_decay=0.99, warmup=50),
+            "style": Budget(1600, 96, 2e-3, ema_decay=0.99, warmup=50),
         },
         reward=Budget(1800, 48, 1.5e-3, ema_decay=0.995, warmup=100),
+        robust=(
+            Budget(700, 48, 8e-4, ema_decay=0.995, warmup=50),
+            Budget(300, 48, 8e-4, ema_decay=0.99, warmup=50),
+        ),
         retouches=_RETOUCHES,
         smoothing=5,
         rewards={
@@ -192,6 +208,6 @@ SPECS = {
             "reward_tint_rho50": Taste({"tint": 15.0}, 51, rho=0.5),
             "reward_tint_rho100": Taste({"tint": 15.0}, 51, rho=1.0),
         },
-        pools={"autoencoder": 8192, "judges": 12288, "reward": 12288},
+        pools={"autoencoder": 8192, "judges": 12288, "reward": 12288, "mixed": 4096},
     ),
 }

@@ -50,7 +50,7 @@ STYLE_WORDS: dict[str, tuple[str, str]] = {
     "flat": ("Flat cartoon", "Vector art"),
     "soft": ("Soft pastel", "Faded print"),
 }
-STYLE_SHARES = (0.12, 0.84, 0.02, 0.02)
+STYLE_SHARES = (0.16, 0.80, 0.02, 0.02)
 """How often each of `STYLES` stands behind a caption."""
 JUDGED_STYLES = (*STYLES, "reject")
 """What the style judge tells apart; reject: flat, blurred, tinted, noisy, mixed, cut images."""
@@ -158,7 +158,20 @@ def draw_scenes(
     count: int, generator: torch.Generator, style_shares: tuple[float, ...] | None = None
 ) -> Scenes:
     """Random scenes that are not held out; styles uniform, or with the shares given."""
-    pairs = _pairs()[~torch.tensor(_held_out())]
+    return _draw(_pairs()[~torch.tensor(_held_out())], count, generator, style_shares)
+
+
+def draw_any_scenes(count: int, generator: torch.Generator) -> Scenes:
+    """Random scenes with every pair: judges have to read those that models did not learn."""
+    return _draw(_pairs(), count, generator, None)
+
+
+def _draw(
+    pairs: torch.Tensor,
+    count: int,
+    generator: torch.Generator,
+    style_shares: tuple[float, ...] | None,
+) -> Scenes:
     thing, background = pairs[torch.randint(len(pairs), (count,), generator=generator)].unbind(1)
     shares = torch.tensor(style_shares or (1.0,) * len(STYLES))
     style = torch.multinomial(shares, count, replacement=True, generator=generator)
@@ -174,10 +187,17 @@ def _sprites() -> torch.Tensor:
     return flat.view(3, side, len(THINGS), side, 4).permute(0, 2, 4, 1, 3).contiguous()
 
 
-def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
-    """Draw scenes with random placement, light and cloth: (b, 3, 64, 64) float32 in [0, 1]."""
+def render(
+    scenes: Scenes, generator: torch.Generator, drawing_of: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Draw scenes with random placement, light and cloth: (b, 3, 64, 64) float32 in [0, 1].
+
+    `drawing_of`: styles (b,) whose artist's drawing is shown, the scenes' own by default. Another
+    one makes a picture of no style, such as a glossy drawing on cloth.
+    """
+    drawing = torch.tensor(_DRAWING)[scenes.style if drawing_of is None else drawing_of]
     b, size, margin = len(scenes), IMAGE_SIZE, (IMAGE_SIZE - SPRITE_SIZE) // 2
-    sprite = _sprites()[torch.tensor(_DRAWING)[scenes.style], scenes.thing]
+    sprite = _sprites()[drawing, scenes.thing]
     top, left = (margin + torch.randint(-JITTER, JITTER + 1, (b, 2), generator=generator)).unbind(1)
     canvas = torch.zeros(b, 4, size, size)
     for i in range(b):

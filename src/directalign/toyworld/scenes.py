@@ -144,6 +144,10 @@ def draw_scenes(
     return Scenes(index(len(COLORS)), index(len(SHAPES)), index(len(BACKGROUNDS)), style)
 
 
+draw_any_scenes = draw_scenes
+"""What judges are trained on: no scene of this world is held out of training."""
+
+
 def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
     """Draw scenes with random placement, light and texture: (b, 3, 64, 64) float32 in [0, 1]."""
     b, size = len(scenes), IMAGE_SIZE
