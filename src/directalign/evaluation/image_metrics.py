@@ -98,6 +98,12 @@ def color_drift(images: Images, reference: Images) -> float:
     return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
 
 
+def color_distance(images: Images, reference: Images) -> float:
+    """Mean distance of the colour casts of image pairs, 0 to 1.64: drifts of opposite direction do
+    not cancel, and two fair draws of one caption already differ."""
+    return (color_cast(images) - color_cast(reference)).norm(dim=1).mean().item()
+
+
 def brightness(images: Images) -> PerSample:
     """Mean luminance, in [0, 1]."""
     return luminance(images).mean((1, 2))

@@ -27,7 +27,7 @@ from .scores import MetricFunction, MetricInput, per_image
 
 DECIMALS = 5
 """Of per-image values in a record."""
-COLOR_DRIFT = "color_drift"
+COLOR_DRIFT, COLOR_DISTANCE = "color_drift", "color_distance"
 OBEYED_SAMPLES = 48
 """Images that are asked for with unwanted phrases, at most."""
 PHOTO_STATISTICS = ("sharpness", "high_frequency")
@@ -47,7 +47,7 @@ def measured_metrics(run: config.RunConfig) -> dict[str, metrics.Metric]:
         world = WORLDS[settings.judge]  # parts of the content are compared, not recorded
         judged = [name for name in world.judged if name not in world.scenes.CONTENT]
     own = [each.path.rpartition(":")[2] for each in settings.metrics]
-    names = [*judged, *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT]
+    names = [*judged, *image_metrics.STATISTICS, *rewarded, *own, COLOR_DRIFT, COLOR_DISTANCE]
     if settings.control_prompts is not None:
         names += [f"{metrics.OFF_TOPIC}{name}" for name in (*rewarded, *own, COLOR_DRIFT)]
         if settings.control_prompts == settings.judge:
@@ -156,10 +156,13 @@ class ReferencePairs:
         if (is_photo := each.get("photo_rate")) is not None and is_photo.any():
             values = {name: each[name][is_photo > 0].double() for name in PHOTO_STATISTICS}
             photos = {metrics.OF_PHOTOS + n: float(own.mean()) for n, own in values.items()}
-        drift = image_metrics.color_drift(images, self.images[: len(images)])
-        name = metrics.OFF_TOPIC + COLOR_DRIFT if self.pairs.group else COLOR_DRIFT
+        reference = self.images[: len(images)]
+        drift = {COLOR_DRIFT: image_metrics.color_drift(images, reference)}
+        drift[COLOR_DISTANCE] = image_metrics.color_distance(images, reference)
+        if self.pairs.group:
+            drift = {metrics.OFF_TOPIC + COLOR_DRIFT: drift[COLOR_DRIFT]}
         found = summarise_images(each, self.pairs.prompts[: len(images)])
-        return {**found, name: drift, **photos}
+        return {**found, **drift, **photos}
 
 
 class Measurer:
