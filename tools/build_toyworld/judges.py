@@ -258,7 +258,7 @@ def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
         flat,
         lambda image: resampled(image, int(number(3.0, 9.0))),
         lambda image: resampled(image, int(number(9.0, 19.0))),
-        lambda image: resampled(image, int(number(12.0, 19.0))),
+        lambda image: resampled(image, int(number(13.0, 17.0))),
         lambda image: image + cast(1, *SPOILING_CAST, generator),
         noisy,
         mixed,

@@ -190,7 +190,7 @@ SPECS = {
         judge_width=32,
         judges={
             "content": Budget(1400, 96, 3e-3, ema_decay=0.99, warmup=50),
-            "style": Budget(1600, 96, 2e-3, ema_decay=0.99, warmup=50),
+            "style": Budget(2600, 96, 2e-3, ema_decay=0.99, warmup=50),
         },
         reward=Budget(1800, 48, 1.5e-3, ema_decay=0.995, warmup=100),
         robust=(
