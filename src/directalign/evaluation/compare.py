@@ -186,8 +186,8 @@ def _samples(
     if request.prompts is not None:
         rows, source = eval_prompts.read_prompt_set(request.prompts), request.prompts
     elif recipes:
-        data = recipes[0].data
-        rows = [eval_prompts.PromptRow(prompt) for prompt in eval_prompts.measured_prompts(data)]
+        data, prompts = recipes[0].data, eval_prompts.measured_prompts(recipes[0])
+        rows = [eval_prompts.PromptRow(prompt) for prompt in prompts]
         source = str(data.prompts or data.images)
         if num_samples is None:
             num_samples = recipes[0].evaluate.num_samples
