@@ -79,12 +79,30 @@ def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
 
 
 def measured_prompts(run: config.RunConfig) -> list[str]:
-    """The prompts of a run's evaluations: those that it trains on, as `prompts_to_measure`."""
+    """The prompts of a run's evaluations: `evaluate.prompts`, else those of its data.
+
+    Raises: DirectAlignError for an unreadable list, beginning with the key if it is the former.
+    """
     data = run.data
+    if run.evaluate.prompts is not None:
+        try:
+            return prompts_to_measure(run.evaluate.prompts)
+        except DirectAlignError as error:
+            raise DirectAlignError(f"evaluate.prompts: {error}") from error
     if data.prompts is not None:
         return prompts_to_measure(data.prompts)
     assert data.images is not None
     return list(scan_images(data.images, strict=data.strict).captions)
+
+
+def measured_source(run: config.RunConfig) -> tuple[str, str]:
+    """The key that says where `measured_prompts` are read, and its value."""
+    sources = {
+        "evaluate.prompts": run.evaluate.prompts,
+        "data.prompts": run.data.prompts,
+        "data.images": run.data.images,
+    }
+    return next((key, source) for key, source in sources.items() if source is not None)
 
 
 def prompts_to_measure(source: str) -> list[str]:
