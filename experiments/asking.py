@@ -80,7 +80,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
 
 def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
     """Photographs and the untrained model, plain and asked, on the `seed`-th stretch of pairs."""
-    every = fixed_pairs(measured_prompts(run.data), size * (seed + 1))
+    every = fixed_pairs(measured_prompts(run), size * (seed + 1))
     pairs = Pairs(every.prompts[-size:], every.seeds[-size:])
     several = image_metrics.diversity_pairs(pairs.prompts, min(DIVERSE, size))
     model, judge = load_model(run.model, torch.device("cpu")), load_judge()

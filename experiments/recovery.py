@@ -93,7 +93,7 @@ def errors(run: RunConfig, seed: int, size: Size) -> list[Row]:
     assert isinstance(run.method, SRPOConfig), run.method.name
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.denoiser.parameters()).device
-    pairs = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
+    pairs = fixed_pairs(measured_prompts(run), size.count * (seed + 1))
     cond = model.encode_prompt(pairs.prompts[-size.count :])
     height, width = image_size(model, run.rollout)
     own = seed_noise(pairs.seeds[-size.count :], model.latent_shape(height, width)).to(device)

@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from directalign import config
 from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
-from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
+from directalign.evaluation.eval_prompts import fixed_pairs, prompts_to_measure
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
 from directalign.evaluation.in_training import Measurer, photographs
@@ -319,8 +318,7 @@ def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
 
 @functools.cache
 def _photo_statistics(num_samples: int) -> dict[str, float]:
-    prompts = measured_prompts(config.DataConfig(prompts="world"))
-    images = photographs(fixed_pairs(prompts, num_samples))
+    images = photographs(fixed_pairs(prompts_to_measure("world"), num_samples))
     return {name: float(each.double().mean()) for name, each in statistics(images).items()}
 
 

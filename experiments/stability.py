@@ -109,7 +109,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
 
 def sampled(run: RunConfig, trained: Path | None, seed: int, size: Size) -> Iterator[Row]:
     """Rows of a finished run, or for None of its base, on the `seed`-th stretch of the pairs."""
-    every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
+    every = fixed_pairs(measured_prompts(run), size.count * (seed + 1))
     pairs = Pairs(every.prompts[-size.count :], every.seeds[-size.count :])
     weights = find_weights(run, trained) if trained is not None else None
     return Sampler(load_run_model(run, weights), load_judge(), run, pairs, seed, size).rows()

@@ -510,7 +510,6 @@ def _check(run: config.RunConfig, reward: Reward | None) -> None:
         checks.check_reward(run)
     checks.check_method(run)
     checks.check_steps(run)
-    _, warnings = checks.check_trackers(run, is_here=True)
     user_metrics(run.evaluate.metrics)
     early_stopping.check_early_stopping(run)
     checks.check_control_prompts(run, online=True)
@@ -518,7 +517,8 @@ def _check(run: config.RunConfig, reward: Reward | None) -> None:
         *checks.unused_settings(run),
         *checks.held_out_warnings(run),
         *early_stopping.early_stopping_warnings(run),
-        *warnings,
+        *checks.check_trackers(run, is_here=True)[1],
+        *checks.check_measured_prompts(run, online=True)[1],
     ):
         logger.warning(warning)
 

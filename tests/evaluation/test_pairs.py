@@ -14,8 +14,8 @@ from directalign.evaluation.eval_prompts import (
     control_pairs,
     control_samples,
     fixed_pairs,
-    measured_prompts,
     named_styles,
+    prompts_to_measure,
     read_control_prompts,
     samples_of_rows,
     seed_noise,
@@ -27,7 +27,7 @@ ROWS = [PromptRow(letter, group="g", facts={"tag": letter}) for letter in "abcde
 
 
 def test_the_toy_world_is_measured_on_all_captions():
-    found, held_out = measured_prompts(config.DataConfig(prompts="world")), held_out_captions()
+    found, held_out = prompts_to_measure("world"), held_out_captions()
     assert sorted(found) == sorted(held_out + train_captions()) and len(set(found)) == 240
     first = set(fixed_pairs(found, 64).prompts)
     assert first & set(held_out) and first & set(train_captions())

@@ -81,6 +81,15 @@ def test_only_runs_on_equal_pairs_and_rewards_share_a_table_and_a_chart(tmp_path
     assert "Reward is left out: these runs were measured with different rewards." in html
 
 
+def test_runs_share_a_table_by_the_prompts_that_they_are_measured_on(tmp_path):
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / name, name)
+    change(tmp_path / "a", data={"prompts": "mine.txt"})
+    change(tmp_path / "b", evaluate={"prompts": "mine.txt"})
+    runs = [read_run(tmp_path / name) for name in ("a", "b", "c")]
+    assert [[run.key for run in group] for group in on_equal_pairs(runs)] == [["a", "b"], ["c"]]
+
+
 def test_hostile_text_stays_text(run_folder, demo, tmp_path):
     expected = Tags(page_of(run_folder))
     folder = write_run(tmp_path / "run", name=HOSTILE)

@@ -168,7 +168,7 @@ def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(cache, mo
 def judged(name: str, phrase: str) -> dict[str, float]:
     """Rates over 32 fixed pairs, sampled as the recipe of that model samples."""
     run = load_run(RECIPE_OF[name])
-    pairs = fixed_pairs(measured_prompts(run.data), 32)
+    pairs = fixed_pairs(measured_prompts(run), 32)
     prompts = [phrase + prompt for prompt in pairs.prompts]
     images = generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout)
     return {key: float(answer.mean()) for key, answer in load_judge()(images, prompts).items()}

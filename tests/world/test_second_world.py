@@ -27,18 +27,18 @@ def command(*words: object) -> str:
     return result.output
 
 
-def test_its_prompts_are_in_three_lists_that_share_nothing():
-    lists = [read_prompts(f"world2{part}") for part in ("", ":validation", ":held_out")]
-    assert [len(each) for each in lists] == [298, 60, 90]
+def test_its_prompts_are_in_four_lists_that_share_nothing():
+    lists = [read_prompts(f"world2{part}") for part in ("", ":validation", ":test", ":held_out")]
+    assert [len(each) for each in lists] == [238, 60, 60, 90]
     assert sorted(text for each in lists for text in each) == sorted(drawings.all_captions())
     assert read_prompts("world2:train") == lists[0]
     assert read_prompts("world:held_out") == WORLDS["world"].scenes.held_out_captions()
     scenes = drawings.draw_scenes(2000, torch.Generator().manual_seed(1))
-    assert set(scenes.captions()).isdisjoint(lists[2])
-    words = [{word for text in each for word in text.split()} for each in lists]
-    assert words[0] >= words[1] | words[2]
-    with pytest.raises(DirectAlignError, match="no prompts 'world2:test': choose world2:train, "):
-        read_prompts("world2:test")
+    assert set(scenes.captions()).isdisjoint(lists[3])
+    for captions in map(drawings.scenes_of, lists):
+        assert len(captions.thing.unique()) == 56 and len(captions.background.unique()) == 8
+    with pytest.raises(DirectAlignError, match="no prompts 'world2:new': choose world2:train, "):
+        read_prompts("world2:new")
 
 
 def test_captions_round_trip_and_styles_are_drawings_of_their_own():

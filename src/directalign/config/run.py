@@ -361,6 +361,9 @@ class EvaluateConfig(Strict):
     only."""
     every: Annotated[NonNegative, Free] = 0
     """Updates between measurements; 0 measures only before and after the run."""
+    prompts: PathText | None = None
+    """Prompts of the measurements, as data.prompts; none: those of the training, in the toy worlds
+    the captions that runs are measured on."""
     num_samples: Positive = 256
     """Images (prompt-seed pairs) measured before and after the run."""
     num_samples_during: Positive = 64

@@ -25,8 +25,8 @@ def read_prompts(source: str | Path) -> list[str]:
 
     Args:
         source: a file, with its format as ending; a dataset, `hf:owner/name[@split][#column]` or
-            `hf:folder` (see `hf_datasets`); "photographs"; or captions of a toy
-            world: "world", "world:held_out", "world2", "world2:validation", "world2:held_out".
+            `hf:folder` (see `hf_datasets`); "photographs"; or captions of a toy world: "world",
+            "world:held_out", "world2", "world2:validation", "world2:test", "world2:held_out".
     Raises:
         DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, an error of
             `hf_datasets.open_rows`, a row without a prompt, a prompt over 2,000 characters or with

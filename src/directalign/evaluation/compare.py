@@ -23,7 +23,7 @@ from ..report import write_page
 from ..report.page import flat
 from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward, reward_cuts
-from ..toyworld.judges import plain_caption
+from ..toyworld.judges import foreign_prompt
 from ..toyworld.worlds import WORLDS
 from ..types import DirectAlignError
 from . import eval_prompts
@@ -186,9 +186,9 @@ def _samples(
     if request.prompts is not None:
         rows, source = eval_prompts.read_prompt_set(request.prompts), request.prompts
     elif recipes:
-        data = recipes[0].data
-        rows = [eval_prompts.PromptRow(prompt) for prompt in eval_prompts.measured_prompts(data)]
-        source = str(data.prompts or data.images)
+        prompts = eval_prompts.measured_prompts(recipes[0])
+        rows = [eval_prompts.PromptRow(prompt) for prompt in prompts]
+        _, source = eval_prompts.measured_source(recipes[0])
         if num_samples is None:
             num_samples = recipes[0].evaluate.num_samples
     else:
@@ -210,11 +210,10 @@ def _judge(
     judge = request.judge or next(of_recipes, "none")
     if judge == "none":
         return judge
-    known = set(WORLDS[judge].scenes.all_captions())
-    unknown = [each.prompt for each in samples if plain_caption(each.prompt) not in known]
-    if not unknown:
+    foreign = foreign_prompt(WORLDS[judge], (each.prompt for each in samples))
+    if foreign is None:
         return judge
-    problem = f"{unknown[0]!r:.80} is no caption of {WORLDS[judge].title}"
+    problem = f"{foreign!r:.80} is no caption of {WORLDS[judge].title}"
     if request.judge is not None:
         raise DirectAlignError(
             f"--judge {judge}: {problem}, which is all that its judge can read; leave it out"

@@ -78,15 +78,39 @@ def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
     return Pairs(chosen, tuple(range(FIRST_SEED, FIRST_SEED + num_samples)))
 
 
-def measured_prompts(data: config.DataConfig) -> list[str]:
-    """The evaluation prompts of a run: all captions of the toy world, the second one's validation
-    captions, or its own."""
-    if data.prompts in WORLDS:
-        return sorted(WORLDS[data.prompts].scenes.measured_captions())
+def measured_prompts(run: config.RunConfig) -> list[str]:
+    """The prompts of a run's evaluations: `evaluate.prompts`, else those of its data.
+
+    Raises: DirectAlignError for an unreadable list, beginning with the key if it is the former.
+    """
+    data = run.data
+    if run.evaluate.prompts is not None:
+        try:
+            return prompts_to_measure(run.evaluate.prompts)
+        except DirectAlignError as error:
+            raise DirectAlignError(f"evaluate.prompts: {error}") from error
     if data.prompts is not None:
-        return read_prompts(data.prompts)
+        return prompts_to_measure(data.prompts)
     assert data.images is not None
     return list(scan_images(data.images, strict=data.strict).captions)
+
+
+def measured_source(run: config.RunConfig) -> tuple[str, str]:
+    """The key that says where `measured_prompts` are read, and its value."""
+    sources = {
+        "evaluate.prompts": run.evaluate.prompts,
+        "data.prompts": run.data.prompts,
+        "data.images": run.data.images,
+    }
+    return next((key, source) for key, source in sources.items() if source is not None)
+
+
+def prompts_to_measure(source: str) -> list[str]:
+    """The prompts of a list, as `read_prompts`; of a toy world those that runs are measured on: all
+    captions of `world`, the validation captions of `world2`."""
+    if source in WORLDS:
+        return sorted(WORLDS[source].scenes.measured_captions())
+    return read_prompts(source)
 
 
 def seed_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:

@@ -91,7 +91,7 @@ def _score_names(run: config.RunConfig) -> list[str]:
 def sampled_pairs(run: config.RunConfig) -> tuple[Pairs, Pairs, Pairs | None]:
     """The pairs of a run's evaluations: its own, those for diversity, those of control prompts."""
     settings, control = run.evaluate, None
-    prompts = eval_prompts.measured_prompts(run.data)
+    prompts = eval_prompts.measured_prompts(run)
     if (source := settings.control_prompts) is not None:
         controls = eval_prompts.read_control_prompts(source, run.method.control_phrases)
         count = min(settings.num_samples_during, settings.num_samples)

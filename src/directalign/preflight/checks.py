@@ -20,7 +20,12 @@ from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
-from ..evaluation.eval_prompts import CONTROL_KEY, read_control_prompts
+from ..evaluation.eval_prompts import (
+    CONTROL_KEY,
+    measured_prompts,
+    measured_source,
+    read_control_prompts,
+)
 from ..evaluation.scores import check_labels, held_out_key, user_metrics
 from ..io import hub
 from ..methods import method_class, objective
@@ -34,6 +39,7 @@ from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
+from ..toyworld.judges import foreign_prompt
 from ..toyworld.worlds import WORLDS
 from ..training import trackers
 from ..training.data import accumulation
@@ -84,7 +90,8 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     fetch(run, online)
     about, machine_warnings = _check_model(run, place, online)
     data, data_warnings, prompts = check_data(run, place.ranks, online)
-    data += check_control_prompts(run, online) + check_adherence(run, online)
+    measured, measured_warnings = check_measured_prompts(run, online)
+    data += measured + check_control_prompts(run, online) + check_adherence(run, online)
     memory = estimate(run, place)
     disk, disk_warnings = check_disk(run, out, memory)
     warnings = (
@@ -94,6 +101,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
         *tracker_warnings,
         *machine_warnings,
         *data_warnings,
+        *measured_warnings,
         *cut_prompts(run, place, prompts, online),
         *memory.warnings,
         *disk_warnings,
@@ -269,6 +277,35 @@ def check_steps(run: config.RunConfig) -> None:
 # Evaluation
 
 
+def check_measured_prompts(
+    run: config.RunConfig, online: bool = False
+) -> tuple[Findings, list[str]]:
+    """`evaluate.prompts` as a finding, and a warning if some of them are trained on.
+
+    Raises DirectAlignError for an unreadable list, and for prompts, also of the data, that
+    `evaluate.judge` cannot read.
+    """
+    own, judge = run.evaluate.prompts, run.evaluate.judge
+    key, source = measured_source(run)
+    if own is None and judge == "none":
+        return [], []
+    if _is_remote(source, online):
+        found = f"{source}, read when the run starts"
+        return [("evaluation prompts", found)] if own is not None else [], []
+    prompts = measured_prompts(run)
+    foreign = foreign_prompt(WORLDS[judge], prompts) if judge != "none" else None
+    if foreign is not None:
+        raise DirectAlignError(
+            f"{key}: {source}: {foreign!r:.60} is no caption of {WORLDS[judge].title}, which is "
+            f"all that evaluate.judge: {judge} can read; give its captions, or set judge: none"
+        )
+    if own is None:
+        return [], []
+    both = _trained_on(run, prompts, online)
+    warning = f"{key}: {source}: {len(both)} of its {len(prompts)} prompts are trained on too"
+    return [("evaluation prompts", f"{len(prompts):,} from {source}")], [warning] if both else []
+
+
 def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findings:
     """The control prompts, as a finding.
 
@@ -280,15 +317,21 @@ def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findin
     if _is_remote(source, online):
         return [("control prompts", f"{source}, read when the run starts")]
     prompts = read_control_prompts(source, run.method.control_phrases)
-    if run.data.prompts is not None and not _is_remote(run.data.prompts, online):
-        trained = set(read_prompts(run.data.prompts))
-        both = [prompt for prompt in prompts if prompt in trained]
-        if both:
-            raise DirectAlignError(
-                f"{CONTROL_KEY}: {source}: {len(both)} of its prompts are trained on, first "
-                f"{both[0]!r:.60}; remove them from one of the two lists"
-            )
+    if both := _trained_on(run, prompts, online):
+        raise DirectAlignError(
+            f"{CONTROL_KEY}: {source}: {len(both)} of its prompts are trained on, first "
+            f"{both[0]!r:.60}; remove them from one of the two lists"
+        )
     return [("control prompts", f"{len(prompts):,} from {source}")]
+
+
+def _trained_on(run: config.RunConfig, prompts: Sequence[str], online: bool) -> list[str]:
+    """Those of `prompts` that are in `data.prompts` too, as far as these may be read."""
+    source = run.data.prompts
+    if source is None or _is_remote(source, online):
+        return []
+    trained = set(read_prompts(source))
+    return [prompt for prompt in prompts if prompt in trained]
 
 
 def check_adherence(run: config.RunConfig, online: bool = False) -> Findings:

@@ -18,7 +18,8 @@ PHRASES = ("method", "control_phrases")
 
 def prompts_measured(run: RunFiles) -> str:
     """Where the prompts of a run's evaluations come from; without a recipe no other run's."""
-    source = run.setting("data", "prompts") or run.setting("data", "images")
+    keys = (("evaluate", "prompts"), ("data", "prompts"), ("data", "images"))
+    source = next(filter(None, (run.setting(*key) for key in keys)), None)
     return str(source or f"the unknown prompts of {run.key}")
 
 

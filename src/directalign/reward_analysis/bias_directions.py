@@ -156,7 +156,7 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
     """
     if (source / "run.yaml").is_file():
         run, trained = run_of(source)
-        pairs = fixed_pairs(measured_prompts(run.data), num_samples)
+        pairs = fixed_pairs(measured_prompts(run), num_samples)
         weights = None if base or trained is None else find_weights(run, trained)
         model = load_run_model(run, weights)
         size = run.evaluate.batch_size

@@ -56,7 +56,8 @@ JUDGED_STYLES = (*STYLES, "reject")
 """What the style judge tells apart; reject: flat, blurred, tinted, noisy, mixed, cut images."""
 CONTENT = {"thing": len(THINGS), "background": len(BACKGROUNDS)}
 """What a caption says, and how many answers there are."""
-VALIDATION_EVERY = 6
+LEFT_OUT_EVERY, FIRST_VALIDATION, FIRST_TEST = 6, 0, 3
+"""Alignment leaves out every sixth caption from the first, and every sixth from the fourth."""
 _DRAWING = (1, 0, 2, 1)
 """The row of the sprite sheet of each style: Noto, Fluent 3D, Twemoji, Noto."""
 
@@ -105,14 +106,21 @@ def _drawn_captions() -> list[str]:
 
 
 def train_captions() -> list[str]:
-    """The 298 captions of alignment."""
-    return [text for i, text in enumerate(_drawn_captions()) if i % VALIDATION_EVERY]
+    """The 238 captions of alignment."""
+    left_out = {*validation_captions(), *test_captions()}
+    return [text for text in _drawn_captions() if text not in left_out]
 
 
 def validation_captions() -> list[str]:
     """The 60 captions that alignment leaves out and runs are measured on: settings are chosen by
     these, so that the held-out ones remain new."""
-    return _drawn_captions()[::VALIDATION_EVERY]
+    return _drawn_captions()[FIRST_VALIDATION::LEFT_OUT_EVERY]
+
+
+def test_captions() -> list[str]:
+    """The 60 other captions that alignment leaves out: final results are of these, on which no
+    setting is chosen. The base model has learned them, other than the held-out ones."""
+    return _drawn_captions()[FIRST_TEST::LEFT_OUT_EVERY]
 
 
 def held_out_captions() -> list[str]:
@@ -133,6 +141,7 @@ def _held_out() -> list[bool]:
 CAPTION_SETS = {
     "train": train_captions,
     "validation": validation_captions,
+    "test": test_captions,
     "held_out": held_out_captions,
 }
 """Lists of prompts by name."""

@@ -6,7 +6,7 @@ a colour cast does not change their answers on content. The second world's style
 answer for images of no style: flat, blurred, tinted, noisy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,12 @@ def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1
 def plain_caption(prompt: str) -> str:
     """Remove a control phrase: "Realistic photo. a red star ..." to "a red star ..."."""
     return prompt.rsplit(". ", 1)[-1]
+
+
+def foreign_prompt(world: World, prompts: Iterable[str]) -> str | None:
+    """The first prompt that the judge of a world cannot read: without its phrase no caption."""
+    known = set(world.scenes.all_captions())
+    return next((each for each in prompts if plain_caption(each) not in known), None)
 
 
 class WorldJudge:

@@ -81,7 +81,7 @@ WORLDS = {
 
 
 def captions_of(source: str) -> list[str] | None:
-    """The prompts of a toy world: its training captions for world2, others for world2:held_out.
+    """The prompts of a toy world: its training captions for world2, others for world2:test.
 
     None for other sources. Raises: DirectAlignError for an unknown list of a world.
     """
