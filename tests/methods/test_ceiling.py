@@ -98,7 +98,7 @@ def measured(method: Any, family: ToyFamily, group: Any = SINGLE_PROCESS, batch_
     }
     run = config.RunConfig.model_validate(given)
     measure_ceiling(method, family, run, TEXTS, group)
-    return method.objective.asked_means
+    return method.objective.base_means
 
 
 @pytest.mark.parametrize("path", CASES)
@@ -124,7 +124,7 @@ def test_it_is_measured_on_images_asked_with_the_positive_phrases(path):
 
     whole = make("refl", family, form="anchored", control_phrases=PHRASES, ceiling={"images": 5})
     whole.load_state_dict(method.state_dict())
-    assert whole.objective.asked_means == method.objective.asked_means and not unmeasured(whole)
+    assert whole.objective.base_means == method.objective.base_means and not unmeasured(whole)
     ranks, sent = [Rank(0, 2), Rank(1, 2)], []
     for rank in ranks:
         part = make("refl", family, form="anchored", control_phrases=PHRASES, ceiling={})
@@ -139,13 +139,13 @@ def test_every_method_takes_it_and_the_anchor_its_plain_score(name):
     family = ToyFamily()
     settings = {"form": "anchored", "control_phrases": PHRASES, "ceiling": {}}
     made = make(name, family, ToyReward(), **settings)
-    made.objective.asked_means = (-100.0, 0.25)
+    made.objective.base_means = (-100.0, 0.25)
     for loss in made.losses(Batch(0, PROMPTS, seed=1)):
         metrics = loss.metrics
         assert metrics["ceiling"] == pytest.approx(-100 + 0.03)
         assert metrics["reward"] < -99  # the relative term is at the ceiling
     state = made.state_dict()
-    assert tuple(state["asked_means"]) == (-100.0, 0.25)
+    assert tuple(state["base_means"]) == (-100.0, 0.25)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

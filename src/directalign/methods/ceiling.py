@@ -36,7 +36,7 @@ def unmeasured(method: Method) -> list[RewardObjective]:
         and each.settings.form != "absolute"
         and each.settings.ceiling is not None
         and each.settings.ceiling.gap is None
-        and each.asked_means is None
+        and each.base_means is None
     ]
 
 
@@ -44,7 +44,7 @@ def unmeasured(method: Method) -> list[RewardObjective]:
 def measure_ceiling(
     method: Method, model: Model, run: RunConfig, prompts: Sequence[str], group: ProcessGroup
 ) -> None:
-    """Set `asked_means` of each objective of `unmeasured`; every process must call this.
+    """Set `base_means` of each objective of `unmeasured`; every process must call this.
 
     `model` is the base, apart from its adapters; `prompts` are those of all images. The images do
     not depend on the number of processes.
@@ -67,7 +67,7 @@ def measure_ceiling(
             plain = scores.get("score_plain", torch.full_like(gap, torch.nan))
             found.append(torch.stack([gap, plain], 1).double().cpu())
         gap, plain = group.gather(torch.cat(found))[:count].mean(0).tolist()
-        objective.asked_means = gap, plain
+        objective.base_means = gap, plain
         logger.info(
             f"ceiling of {objective.reward_model.name}: {count} images of the base model, asked "
             f"with the positive phrases, have pos − neg {gap:.4f} in the mean, plain {plain:.4f}"
