@@ -133,6 +133,25 @@ def test_it_is_measured_on_images_asked_with_the_positive_phrases(path):
     assert torch.cat(sent)[:5].mean(0).tolist() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("best", "chosen"), [(0.1, 1), (0.5, 3), (0.6, 3)])
+def test_unasked_it_is_the_mean_of_the_best_by_hand(best, chosen):
+    """The bare prompts are sampled; the plain score is the mean of all images."""
+    family, noise = Obedient(), draw_noise((5, 4, 4, 4), generator_for(5, NOISE, -1)).double()
+    gaps, plain = [], []
+    for row, text in enumerate(TEXTS):
+        x_t = noise[row : row + 1]
+        for high, low in pairwise(by_hand.levels(family)):
+            pred = by_hand.predict(family, x_t, high).detach() + len(text) / 30
+            x_t = by_hand.take(family, x_t, pred, high, low)
+        image = by_hand.images_of(family, x_t)
+        pos = (scores(image, [text], "Photo. ") + scores(image, [text], "Real. ")) / 2
+        gaps.append(float(pos - scores(image, [text], "Render. ")))
+        plain.append(float(scores(image, [text], "")))
+    expected = sum(sorted(gaps)[-chosen:]) / chosen, sum(plain) / len(plain)
+    settings = {"form": "anchored", "control_phrases": PHRASES, "ceiling": {"best": best}}
+    assert measured(make("refl", family, **settings), family) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_it_and_the_anchor_its_plain_score(name):
     """Far above the ceiling and at the reference nothing but the anchor pulls."""
@@ -152,7 +171,14 @@ def test_every_method_takes_it_and_the_anchor_its_plain_score(name):
     ({"form": "absolute", "ceiling": {}}, "ceiling is for the relative and the anchored form"),
     ({"form": "relative", "ceiling": {}, "control_phrases": {
         "positive": ["a.safetensors"], "negative": ["b"]}}, "cannot read it: give text"),
+    ({"form": "relative", "ceiling": {"gap": 0.1, "best": 0.1}}, "remove one of them"),
 ])  # fmt: skip
 def test_what_has_no_ceiling_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make("refl", **{"control_phrases": PHRASES, **settings})
+
+
+def test_learned_phrases_do_where_nothing_is_asked():
+    learned = {"positive": ["a.safetensors"], "negative": ["b.safetensors"]}
+    settings = {"form": "relative", "control_phrases": learned, "ceiling": {"best": 0.1}}
+    assert not config.SRPOConfig.model_validate(settings).asked_phrases()

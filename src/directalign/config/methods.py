@@ -142,10 +142,28 @@ class CeilingConfig(Strict):
     """pos − neg of images that are good enough, in units of the score; none measures it once before
     training, on images that the base model makes with the positive phrases in their prompts. The
     anchored form then has their mean plain score as its reference, too."""
+    best: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the base's own images, unasked, the best by pos − neg, whose mean gap is the
+    ceiling; none asks with the positive phrases. The anchor's reference is then the mean plain
+    score of all the images."""
     images: Positive = 128
     """Number of images of that measurement."""
     margin: float = 0.03
     """Added to the gap."""
+
+    @model_validator(mode="after")
+    def _check_gap(self) -> CeilingConfig:
+        if self.gap is not None and self.best is not None:
+            raise ValueError(
+                f"ceiling.gap {self.gap} leaves nothing to measure, and best {self.best} is for "
+                "the measurement: remove one of them"
+            )
+        return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether the gap is measured on images that are asked with the positive phrases."""
+        return self.gap is None and self.best is None
 
 
 class ObjectiveConfig(Strict):
@@ -189,8 +207,8 @@ class ObjectiveConfig(Strict):
     def asked_phrases(self) -> list[str]:
         """Control phrases under which the generator itself is called. Raises: ValueError for
         missing or unusable ones."""
-        measures = self.ceiling is not None and self.ceiling.gap is None
-        return phrases_as_text("positive", self.control_phrases.positive) if measures else []
+        asks = self.ceiling is not None and self.ceiling.asks
+        return phrases_as_text("positive", self.control_phrases.positive) if asks else []
 
 
 class AskedConfig(Strict):

@@ -148,7 +148,7 @@ class RewardObjective:
         self.reward_model, self.settings, self.group = reward, settings, group
         self.reference = Reference(settings.anchor.reference_updates)
         self.base_means: tuple[float, float] | None = None
-        """Mean pos − neg and mean plain score of the base model's images, see methods/ceiling.py."""
+        """Means of pos − neg and of the plain score, of the base model; see methods/ceiling.py."""
 
     def __call__(
         self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
