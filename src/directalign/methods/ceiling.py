@@ -57,8 +57,8 @@ def measure_ceiling(
     places = range(group.rank * each, (group.rank + 1) * each)
     own = [min(place, count - 1) for place in places]  # the last one fills up
     for objective in unmeasured(method):
-        settings = objective.settings
-        phrases, best = settings.control_phrases, settings.ceiling.best
+        phrases, ceiling = objective.settings.control_phrases, objective.settings.ceiling
+        best = None if ceiling is None else ceiling.best
         order = ("fixed", "fixed") if phrases.order == "fixed" else ("cycle", "average")
         texts = list(prompts)
         if best is None:
