@@ -18,7 +18,17 @@ from methods.by_hand import CASES, PHRASES, PROMPTS, make
 from methods.toy import ToyFamily, ToyReward
 
 TOLERANCE, MARGIN = 0.05, 0.1
-METHODS = ["srpo", "refl", "draft", "alignprop", "drtune", "leapalign", "flowbp", "flow_grpo"]
+METHODS = [
+    "srpo",
+    "refl",
+    "draft",
+    "alignprop",
+    "drtune",
+    "leapalign",
+    "flowbp",
+    "flow_grpo",
+    "raft",
+]
 TEXTS = ("a red star", "a blue ring", "a green disc", "a gray star", "a pink ring")
 
 

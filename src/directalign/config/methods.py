@@ -525,6 +525,30 @@ class FlowGRPOConfig(KLConfig):
         return self
 
 
+class RAFTConfig(KLConfig):
+    """Fine-tuning with the pre-training loss on the best of several images of each prompt (arXiv
+    2304.06767)."""
+
+    DIFFERENTIATES_REWARD = False
+
+    name: Literal["raft"] = "raft"
+    candidates: Annotated[int, Field(ge=2)] = 8
+    """Images per prompt, of which the one with the highest reward is kept."""
+    noise_levels: NoiseLevels = UniformNoiseLevels(sigma_low=0.02)
+    """How noise levels are drawn; each step's higher one is used."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of mean((pred − centre)²) at the same x_t and sigma, added to the loss
+    (velocity-space KL, see kl_to)."""
+
+    @model_validator(mode="after")
+    def _check_margin(self) -> RAFTConfig:
+        if self.margin is not None:
+            raise ValueError(
+                "margin belongs to a hinge on the reward, which only ranks here: remove it"
+            )
+        return self
+
+
 class PythonMethodConfig(ObjectiveConfig):
     """A method of the user's own, with the settings that all methods share."""
 

@@ -155,11 +155,16 @@ class RewardObjective:
     ) -> ObjectiveOutput:
         """Evaluate decoded images (b, 3, h, w) with the ramps `k_pos`, `k_neg` (relative form).
 
-        With n times as many images as prompts, each prompt belongs to n consecutive images.
+        With n times as many images as prompts, each prompt belongs to n consecutive images. Without
+        gradient these are scored in slices of as many images as prompts.
         """
         repeats, phrases = len(images) // len(batch.prompts), self.settings.control_phrases
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
-        scores = self.scores(images, prompts, phrases.order, batch.step + phrases.cycle_start)
+        step = batch.step + phrases.cycle_start
+        size = len(images) if torch.is_grad_enabled() else len(batch.prompts)
+        slices = [slice(first, first + size) for first in range(0, len(images), size)]
+        parts = [self.scores(images[at], prompts[at], phrases.order, step) for at in slices]
+        scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         flags = [kept for kept in batch.own_kept for _ in range(repeats)]
         kept = torch.tensor(flags or [False] * len(images), device=images.device)
         reward = self._reward(scores, batch.step, k_pos, k_neg, kept)
