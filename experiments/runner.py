@@ -401,7 +401,7 @@ def measured_price(settings: RunConfig, probed: int) -> float:
         model = load_model(settings.model, ranks.device, settings.seed)
         method = load_method(settings, model, load_reward(settings.reward, ranks.device))
         for each in unmeasured(method):
-            each.asked_means = (0.0, 0.0)  # any number costs the same
+            each.base_means = (0.0, 0.0)  # any number costs the same
         feed, counter = open_data(settings, model, ranks), NFECounter(model.denoiser)
         for step in range(probed):
             checkpoint.seed_step(settings.seed, step)

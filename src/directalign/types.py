@@ -101,6 +101,17 @@ class Batch:
         """`kept` of the rows of this batch."""
         return self.kept[self.offset : self.offset + len(self.prompts)]
 
+    def repeated(self, times: int) -> Batch:
+        """Every prompt of the global batch `times` times, as neighbours; for online rollouts."""
+        size = len(self.prompts) if self.global_size is None else self.global_size
+        return replace(
+            self,
+            prompts=tuple(prompt for prompt in self.prompts for _ in range(times)),
+            kept=tuple(kept for kept in self.kept for _ in range(times)),
+            offset=self.offset * times,
+            global_size=size * times,
+        )
+
 
 @dataclass(frozen=True)
 class LossTerm:

@@ -18,7 +18,17 @@ from methods.by_hand import CASES, PHRASES, PROMPTS, make
 from methods.toy import ToyFamily, ToyReward
 
 TOLERANCE, MARGIN = 0.05, 0.1
-METHODS = ["srpo", "refl", "draft", "alignprop", "drtune", "leapalign", "flowbp", "flow_grpo"]
+METHODS = [
+    "srpo",
+    "refl",
+    "draft",
+    "alignprop",
+    "drtune",
+    "leapalign",
+    "flowbp",
+    "flow_grpo",
+    "raft",
+]
 TEXTS = ("a red star", "a blue ring", "a green disc", "a gray star", "a pink ring")
 
 
@@ -98,7 +108,7 @@ def measured(method: Any, family: ToyFamily, group: Any = SINGLE_PROCESS, batch_
     }
     run = config.RunConfig.model_validate(given)
     measure_ceiling(method, family, run, TEXTS, group)
-    return method.objective.asked_means
+    return method.objective.base_means
 
 
 @pytest.mark.parametrize("path", CASES)
@@ -124,7 +134,7 @@ def test_it_is_measured_on_images_asked_with_the_positive_phrases(path):
 
     whole = make("refl", family, form="anchored", control_phrases=PHRASES, ceiling={"images": 5})
     whole.load_state_dict(method.state_dict())
-    assert whole.objective.asked_means == method.objective.asked_means and not unmeasured(whole)
+    assert whole.objective.base_means == method.objective.base_means and not unmeasured(whole)
     ranks, sent = [Rank(0, 2), Rank(1, 2)], []
     for rank in ranks:
         part = make("refl", family, form="anchored", control_phrases=PHRASES, ceiling={})
@@ -133,26 +143,52 @@ def test_it_is_measured_on_images_asked_with_the_positive_phrases(path):
     assert torch.cat(sent)[:5].mean(0).tolist() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("best", "chosen"), [(0.1, 1), (0.5, 3), (0.6, 3)])
+def test_unasked_it_is_the_mean_of_the_best_by_hand(best, chosen):
+    """The bare prompts are sampled; the plain score is the mean of all images."""
+    family, noise = Obedient(), draw_noise((5, 4, 4, 4), generator_for(5, NOISE, -1)).double()
+    gaps, plain = [], []
+    for row, text in enumerate(TEXTS):
+        x_t = noise[row : row + 1]
+        for high, low in pairwise(by_hand.levels(family)):
+            pred = by_hand.predict(family, x_t, high).detach() + len(text) / 30
+            x_t = by_hand.take(family, x_t, pred, high, low)
+        image = by_hand.images_of(family, x_t)
+        pos = (scores(image, [text], "Photo. ") + scores(image, [text], "Real. ")) / 2
+        gaps.append(float(pos - scores(image, [text], "Render. ")))
+        plain.append(float(scores(image, [text], "")))
+    expected = sum(sorted(gaps)[-chosen:]) / chosen, sum(plain) / len(plain)
+    settings = {"form": "anchored", "control_phrases": PHRASES, "ceiling": {"best": best}}
+    assert measured(make("refl", family, **settings), family) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_it_and_the_anchor_its_plain_score(name):
     """Far above the ceiling and at the reference nothing but the anchor pulls."""
     family = ToyFamily()
     settings = {"form": "anchored", "control_phrases": PHRASES, "ceiling": {}}
     made = make(name, family, ToyReward(), **settings)
-    made.objective.asked_means = (-100.0, 0.25)
+    made.objective.base_means = (-100.0, 0.25)
     for loss in made.losses(Batch(0, PROMPTS, seed=1)):
         metrics = loss.metrics
         assert metrics["ceiling"] == pytest.approx(-100 + 0.03)
         assert metrics["reward"] < -99  # the relative term is at the ceiling
     state = made.state_dict()
-    assert tuple(state["asked_means"]) == (-100.0, 0.25)
+    assert tuple(state["base_means"]) == (-100.0, 0.25)
 
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"form": "absolute", "ceiling": {}}, "ceiling is for the relative and the anchored form"),
     ({"form": "relative", "ceiling": {}, "control_phrases": {
         "positive": ["a.safetensors"], "negative": ["b"]}}, "cannot read it: give text"),
+    ({"form": "relative", "ceiling": {"gap": 0.1, "best": 0.1}}, "remove one of them"),
 ])  # fmt: skip
 def test_what_has_no_ceiling_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         make("refl", **{"control_phrases": PHRASES, **settings})
+
+
+def test_learned_phrases_do_where_nothing_is_asked():
+    learned = {"positive": ["a.safetensors"], "negative": ["b.safetensors"]}
+    settings = {"form": "relative", "control_phrases": learned, "ceiling": {"best": 0.1}}
+    assert not config.SRPOConfig.model_validate(settings).asked_phrases()

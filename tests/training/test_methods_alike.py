@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt_distillation": {"control_phrases": {"positive": ["Photo"]}},
     "draft": {"grad_steps": 2},
     "flow_grpo": {"group_size": 2, "updates_per_rollout": 2},
+    "raft": {"candidates": 2},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}

@@ -123,13 +123,20 @@ def test_two_processes_stop_early_at_the_same_step(tmp_path):
     assert "stopped after step" in log.read_text()
 
 
-def test_a_measured_ceiling_does_not_depend_on_processes_and_is_resumed(tmp_path):
+@pytest.mark.parametrize(("best", "how"), [
+    ("", "asked with the positive phrases"), (", best: 0.5", "unasked, the best 3"),
+])  # fmt: skip
+def test_a_measured_ceiling_does_not_depend_on_processes_and_is_resumed(tmp_path, best, how):
     """Five images: the last process fills up. Killed and continued, it is not measured again."""
     recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
-    one, two, ceiling = tmp_path / "one", tmp_path / "two", "--set=method.ceiling={images: 5}"
+    one, two, ceiling = (
+        tmp_path / "one",
+        tmp_path / "two",
+        f"--set=method.ceiling={{images: 5{best}}}",
+    )
     assert one_process(train(recipe, one, ceiling), log) == 0, log.read_text()
     text = log.read_text()
-    assert "ceiling of clip: 5 images of the base model, asked with the positive phrases" in text
+    assert f"ceiling of clip: 5 images of the base model, {how}" in text
     killed = launching.kill_once(3, rank=1)
     assert torchrun(train(recipe, two, ceiling, HALF), log, killed) != 0
     assert one_process(train(recipe, two, "--resume"), log) == 0, log.read_text()

@@ -142,10 +142,28 @@ class CeilingConfig(Strict):
     """pos − neg of images that are good enough, in units of the score; none measures it once before
     training, on images that the base model makes with the positive phrases in their prompts. The
     anchored form then has their mean plain score as its reference, too."""
+    best: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the base's own images, unasked, the best by pos − neg, whose mean gap is the
+    ceiling; none asks with the positive phrases. The anchor's reference is then the mean plain
+    score of all the images."""
     images: Positive = 128
     """Number of images of that measurement."""
     margin: float = 0.03
     """Added to the gap."""
+
+    @model_validator(mode="after")
+    def _check_gap(self) -> CeilingConfig:
+        if self.gap is not None and self.best is not None:
+            raise ValueError(
+                f"ceiling.gap {self.gap} leaves nothing to measure, and best {self.best} is for "
+                "the measurement: remove one of them"
+            )
+        return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether the gap is measured on images that are asked with the positive phrases."""
+        return self.gap is None and self.best is None
 
 
 class ObjectiveConfig(Strict):
@@ -189,8 +207,8 @@ class ObjectiveConfig(Strict):
     def asked_phrases(self) -> list[str]:
         """Control phrases under which the generator itself is called. Raises: ValueError for
         missing or unusable ones."""
-        measures = self.ceiling is not None and self.ceiling.gap is None
-        return phrases_as_text("positive", self.control_phrases.positive) if measures else []
+        asks = self.ceiling is not None and self.ceiling.asks
+        return phrases_as_text("positive", self.control_phrases.positive) if asks else []
 
 
 class AskedConfig(Strict):
@@ -504,6 +522,30 @@ class FlowGRPOConfig(KLConfig):
             )
         if self.sde == "ddim" and self.noise_level > 1:
             raise ValueError(f"noise_level {self.noise_level}: with sde: ddim it is at most 1")
+        return self
+
+
+class RAFTConfig(KLConfig):
+    """Fine-tuning with the pre-training loss on the best of several images of each prompt (arXiv
+    2304.06767)."""
+
+    DIFFERENTIATES_REWARD = False
+
+    name: Literal["raft"] = "raft"
+    candidates: Annotated[int, Field(ge=2)] = 8
+    """Images per prompt, of which the one with the highest reward is kept."""
+    noise_levels: NoiseLevels = UniformNoiseLevels(sigma_low=0.02)
+    """How noise levels are drawn; each step's higher one is used."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of mean((pred − centre)²) at the same x_t and sigma, added to the loss
+    (velocity-space KL, see kl_to)."""
+
+    @model_validator(mode="after")
+    def _check_margin(self) -> RAFTConfig:
+        if self.margin is not None:
+            raise ValueError(
+                "margin belongs to a hinge on the reward, which only ranks here: remove it"
+            )
         return self
 
 

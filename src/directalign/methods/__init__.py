@@ -19,6 +19,7 @@ METHODS = {
     "leapalign": "leapalign:LeapAlign",
     "flowbp": "flowbp:FlowBP",
     "flow_grpo": "flow_grpo:FlowGRPO",
+    "raft": "raft:RAFT",
     "python": ":python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""

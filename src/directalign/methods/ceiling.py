@@ -2,12 +2,15 @@
 
 Once, before training, the base model samples prompts of the run with a positive phrase before each.
 The mean of pos − neg over these images is the gap g*, that of the score under the bare prompt the
-anchor's reference p*.
+anchor's reference p*. For a base that does not obey words: with `ceiling.best` it samples the bare
+prompts, g* is the mean of the best share of these images by pos − neg, and p* the mean of all.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from fractions import Fraction
 
 import torch
 
@@ -36,7 +39,7 @@ def unmeasured(method: Method) -> list[RewardObjective]:
         and each.settings.form != "absolute"
         and each.settings.ceiling is not None
         and each.settings.ceiling.gap is None
-        and each.asked_means is None
+        and each.base_means is None
     ]
 
 
@@ -44,7 +47,7 @@ def unmeasured(method: Method) -> list[RewardObjective]:
 def measure_ceiling(
     method: Method, model: Model, run: RunConfig, prompts: Sequence[str], group: ProcessGroup
 ) -> None:
-    """Set `asked_means` of each objective of `unmeasured`; every process must call this.
+    """Set `base_means` of each objective of `unmeasured`; every process must call this.
 
     `model` is the base, apart from its adapters; `prompts` are those of all images. The images do
     not depend on the number of processes.
@@ -54,23 +57,33 @@ def measure_ceiling(
     places = range(group.rank * each, (group.rank + 1) * each)
     own = [min(place, count - 1) for place in places]  # the last one fills up
     for objective in unmeasured(method):
-        phrases = objective.settings.control_phrases
+        phrases, ceiling = objective.settings.control_phrases, objective.settings.ceiling
+        best = None if ceiling is None else ceiling.best
         order = ("fixed", "fixed") if phrases.order == "fixed" else ("cycle", "average")
-        words = [select_phrases(phrases.positive, order[0], row)[0] for row in range(count)]
-        asked = [f"{word}. {prompt}" for word, prompt in zip(words, prompts, strict=True)]
+        texts = list(prompts)
+        if best is None:
+            words = [select_phrases(phrases.positive, order[0], row)[0] for row in range(count)]
+            texts = [f"{word}. {prompt}" for word, prompt in zip(words, prompts, strict=True)]
         found = []
         for first in range(0, each, run.data.batch_size):
             rows = own[first : first + run.data.batch_size]
-            images = _base_images(model, run, asked, rows)
+            images = _base_images(model, run, texts, rows)
             scores = objective.scores(images, [prompts[row] for row in rows], order[1], 0)
             gap = scores["score_pos"] - scores["score_neg"]
             plain = scores.get("score_plain", torch.full_like(gap, torch.nan))
             found.append(torch.stack([gap, plain], 1).double().cpu())
-        gap, plain = group.gather(torch.cat(found))[:count].mean(0).tolist()
-        objective.asked_means = gap, plain
+        measured, how = group.gather(torch.cat(found))[:count], "asked with the positive phrases,"
+        gap, plain = measured.mean(0).tolist()
+        if best is not None:
+            chosen = math.ceil(Fraction(str(best)) * count)  # 0.07 of 100 are 7, as a float 8
+            gap, how = (
+                float(measured[:, 0].topk(chosen).values.mean()),
+                f"unasked, the best {chosen}",
+            )
+        objective.base_means = gap, plain
         logger.info(
-            f"ceiling of {objective.reward_model.name}: {count} images of the base model, asked "
-            f"with the positive phrases, have pos − neg {gap:.4f} in the mean, plain {plain:.4f}"
+            f"ceiling of {objective.reward_model.name}: {count} images of the base model, {how} "
+            f"have pos − neg {gap:.4f} in the mean, plain {plain:.4f}"
         )
 
 

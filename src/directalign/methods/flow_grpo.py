@@ -129,13 +129,7 @@ class FlowGRPO(ObjectiveMethod):
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
         size = self.settings.group_size
-        batch = replace(
-            batch,
-            prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)),
-            kept=tuple(kept for kept in batch.kept for _ in range(size)),
-            offset=batch.offset * size,
-            global_size=None if batch.global_size is None else batch.global_size * size,
-        )
+        batch = batch.repeated(size)
         start = start_rollout(self.model, self.rollout, batch)
         noise = start.noise
         if self.settings.same_noise:

@@ -147,18 +147,24 @@ class RewardObjective:
         require_prompt_reader(reward, settings.form)
         self.reward_model, self.settings, self.group = reward, settings, group
         self.reference = Reference(settings.anchor.reference_updates)
-        self.asked_means: tuple[float, float] | None = None
+        self.base_means: tuple[float, float] | None = None
+        """Means of pos − neg and of the plain score, of the base model; see methods/ceiling.py."""
 
     def __call__(
         self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
     ) -> ObjectiveOutput:
         """Evaluate decoded images (b, 3, h, w) with the ramps `k_pos`, `k_neg` (relative form).
 
-        With n times as many images as prompts, each prompt belongs to n consecutive images.
+        With n times as many images as prompts, each prompt belongs to n consecutive images. Without
+        gradient these are scored in slices of as many images as prompts.
         """
         repeats, phrases = len(images) // len(batch.prompts), self.settings.control_phrases
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
-        scores = self.scores(images, prompts, phrases.order, batch.step + phrases.cycle_start)
+        step = batch.step + phrases.cycle_start
+        size = len(images) if torch.is_grad_enabled() else len(batch.prompts)
+        slices = [slice(first, first + size) for first in range(0, len(images), size)]
+        parts = [self.scores(images[at], prompts[at], phrases.order, step) for at in slices]
+        scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         flags = [kept for kept in batch.own_kept for _ in range(repeats)]
         kept = torch.tensor(flags or [False] * len(images), device=images.device)
         reward = self._reward(scores, batch.step, k_pos, k_neg, kept)
@@ -202,7 +208,7 @@ class RewardObjective:
         given = self.settings.ceiling
         if given is None or self.settings.form == "absolute":
             return None
-        gap = self.asked_means[0] if self.asked_means is not None else given.gap
+        gap = self.base_means[0] if self.base_means is not None else given.gap
         if gap is None:
             raise RuntimeError("the ceiling is not measured: call measure_ceiling first")
         return gap + given.margin
@@ -219,8 +225,8 @@ class RewardObjective:
             k_pos = k_neg = 0.0  # without ramps
             plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
             self.reference.update(plain[~kept.to(plain.device)], step, self.group)
-            asked = self.asked_means
-            reference = self.reference.value if asked is None else asked[1]
+            measured = self.base_means
+            reference = self.reference.value if measured is None else measured[1]
             reward = objective_math.anchored_reward(pos, neg, plain, reference, tolerance)
         if self.ceiling is None:
             return reward
@@ -228,12 +234,13 @@ class RewardObjective:
 
     def state_dict(self) -> dict[str, Any]:
         state = {"reference_sum": self.reference.total, "reference_count": self.reference.count}
-        return state if self.asked_means is None else {**state, "asked_means": self.asked_means}
+        return state if self.base_means is None else {**state, "base_means": self.base_means}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reference.total = state["reference_sum"]
         self.reference.count = state["reference_count"]
-        self.asked_means = state.get("asked_means")
+        # "asked_means" in checkpoints of older versions
+        self.base_means = state.get("base_means", state.get("asked_means"))
 
 
 class MixedObjective:

@@ -298,7 +298,7 @@ def _traced(
         tracker.phase = "method"
         method = load_method(run, model.model, reward)
         for each in unmeasured(method):
-            each.asked_means = (0.0, 0.0)  # any number needs the same memory
+            each.base_means = (0.0, 0.0)  # any number needs the same memory
         held = tracker.now
         for batch in _batches(run, model):
             own = CallCounter()

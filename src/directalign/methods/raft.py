@@ -1,0 +1,91 @@
+"""RAFT (arXiv 2304.06767): reward-ranked fine-tuning, which needs no gradient of the reward.
+
+The paper: sample several answers to each prompt from the current model, keep the best one by the
+reward, fine-tune on what was kept with the model's own pre-training loss, repeat. Here: the same
+for diffusion models, every update with new samples: each prompt keeps the best of its `candidates`
+images, and the loss is the squared distance of the prediction from its target (noise − x0 for a
+flow; epsilon or v for a DDPM) at the kept image, with fresh noise at drawn levels. The objective
+may have any form: with the relative one the images are ranked by pos − neg. The training call is
+that of the rollout without classifier-free guidance, as in pre-training. `kl_beta` adds the
+velocity-space KL at the same call. Left out: several passes over a set of kept images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ..config import RAFTConfig, RolloutConfig
+from ..device import to_device
+from ..diffusion import path, recovery, rng
+from ..diffusion.sampling import predict, sample, start_rollout
+from ..interfaces import Model, Reward
+from ..types import Batch, Latents, LossTerm, PerSample
+from . import objective_math
+from .objective import ObjectiveMethod, build_sigma_sampler
+
+
+class RAFT(ObjectiveMethod):
+    """`losses(batch)` yields one loss, on the best of each prompt's `candidates` images."""
+
+    def __init__(
+        self, model: Model, reward: Reward, settings: RAFTConfig, rollout: RolloutConfig
+    ) -> None:
+        super().__init__(model, reward, settings, rollout, differentiable=False)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
+        """Make candidates; keep the best; inject noise; predict; compare with the target; yield."""
+        model, rollout = self.model, self.rollout
+        x0, reward, metrics = self._best(batch)
+        noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape)).to(x0)
+        generator = rng.update_generator(batch, rng.NOISE_LEVEL)
+        drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
+        noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
+        target = path.target(model.path, model.prediction, x0, noise, noised.sigma)
+
+        cond = model.encode_prompt(batch.prompts)
+        cond = cond.guided(rollout.embedded_guidance, 1.0, rollout.truncate_timestep)
+        sigma = to_device(noised.sigma, x0.device)
+        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
+        pred = predict(model, cond, noised.x_t, sigma)
+        loss = ((pred - target) ** 2).mean((1, 2, 3))
+        # a reward that is not finite stops the run, as it does where it is a part of the loss
+        loss = torch.where(reward.isfinite(), loss, reward.to(loss))
+        if batch.kept:
+            loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)
+        levels = {"sigma": noised.sigma, "reward": reward}
+        if centre is not None:
+            kl = objective_math.velocity_kl(pred, centre)
+            loss = loss + self.settings.kl_beta * kl
+            metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
+        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
+        yield LossTerm(loss.mean(), "best", metrics, lists)
+
+    @torch.no_grad()
+    def _best(self, batch: Batch) -> tuple[Latents, PerSample, dict[str, float]]:
+        """Latents and rewards (b,) of the best image of each prompt, and means for the log.
+
+        Candidates are sampled, decoded and scored in slices of b images.
+        """
+        count, b = self.settings.candidates, len(batch.prompts)
+        every, latents, images = batch.repeated(count), [], []
+        for first in range(0, count * b, b):
+            prompts = every.prompts[first : first + b]
+            part = replace(every, prompts=prompts, offset=every.offset + first)
+            start = start_rollout(self.model, self.rollout, part)
+            latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
+            images.append(self.model.decode(latents[-1]))
+        output, x0 = self.objective(torch.cat(images), batch), torch.cat(latents)
+        groups = output.reward.to(x0.device).view(b, count)
+        reward, best = groups.max(1)
+        rows = torch.arange(b, device=x0.device) * count + best
+        # kept prompts are left out; of equal batches the means of these are those of the others
+        kept = torch.tensor(batch.own_kept or [False] * b, device=x0.device)
+        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
+        means = {"best_reward": reward, "group_spread": groups.std(1, correction=0)}
+        metrics = {
+            name: float(torch.where(kept, 0.0, each).cpu().double().mean()) / share
+            for name, each in means.items()
+        }
+        return x0[rows], reward, {**output.metrics, **metrics}
