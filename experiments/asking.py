@@ -28,6 +28,7 @@ from directalign.interfaces import Judge
 from directalign.models import load_model
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import STYLES
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import Images
 
 from .control_phrases import delivered, styles_in_prompts
@@ -83,7 +84,8 @@ def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
     every = fixed_pairs(measured_prompts(run), size * (seed + 1))
     pairs = Pairs(every.prompts[-size:], every.seeds[-size:])
     several = image_metrics.diversity_pairs(pairs.prompts, min(DIVERSE, size))
-    model, judge = load_model(run.model, torch.device("cpu")), load_judge()
+    model = load_model(run.model, torch.device("cpu"))
+    judge = load_judge(WORLDS[run.evaluate.judge])
 
     def made(arm: str, wanted: Pairs) -> Images:
         batch = run.evaluate.batch_size
@@ -101,10 +103,11 @@ def references(run: RunConfig, seed: int, size: int) -> Iterator[Row]:
 
 @torch.no_grad()
 def judged(judge: Judge, images: Images, pairs: Pairs) -> Row:
-    """Photo rate, content, colour drift and means of the statistics of images of pairs."""
+    """What the judge answers, colour drift, and means of the statistics of images of pairs."""
     answers, numbers = judge(images, pairs.prompts), image_metrics.statistics(images)
-    rates = {name: float(answers[name].mean()) for name in ("photo_rate", "content")}
-    drift = {"color_drift": image_metrics.color_drift(images, photographs(pairs))}
+    rates, truth = {name: float(each.mean()) for name, each in answers.items()}, photographs(pairs)
+    drift = {"color_drift": image_metrics.color_drift(images, truth)}
+    drift["color_distance"] = image_metrics.color_distance(images, truth)
     detail = {name: float(values.double().mean()) for name, values in numbers.items()}
     return rates | drift | detail
 

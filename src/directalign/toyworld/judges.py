@@ -72,13 +72,15 @@ class WorldJudge:
 
         Returns, each (b,): style_photo, style_cg, ... (one of them is 1), photo_rate (style_photo),
         each part of the caption (color, shape, background, or thing, background), content (all
-        right), and photo_and_content (both).
+        right), photo_and_content (both), and where images can be rejected photo_among_styles (what
+        the style judge would say if it had to name a style).
 
         Raises: ValueError quoting a prompt that is no caption of the world.
         """
         wanted = self.scenes.scenes_of([plain_caption(prompt) for prompt in prompts])
         images = images.float().cpu()
-        seen = self.style(images)["style"].argmax(1)
+        logits = self.style(images)["style"]
+        seen = logits.argmax(1)
         names = enumerate(self.scenes.JUDGED_STYLES)
         styles = {f"style_{name}": seen == index for index, name in names}
         right = {
@@ -87,6 +89,9 @@ class WorldJudge:
         }
         photo, content = styles["style_photo"], torch.stack(list(right.values())).all(0)
         both = {"photo_rate": photo, "content": content, "photo_and_content": photo & content}
+        if len(self.scenes.JUDGED_STYLES) > len(self.scenes.STYLES):
+            is_photo = logits[:, : len(self.scenes.STYLES)].argmax(1) == 0
+            both["photo_among_styles"] = is_photo
         answers = {**both, **right, **styles}
         return {name: answer.float() for name, answer in answers.items()}
 

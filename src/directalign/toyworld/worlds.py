@@ -38,7 +38,10 @@ class World:
     def judged(self) -> tuple[str, ...]:
         """What its judge answers of an image (`judges.WorldJudge`)."""
         styles = (f"style_{style}" for style in self.scenes.JUDGED_STYLES)
-        return "photo_rate", "content", "photo_and_content", *self.scenes.CONTENT, *styles
+        rejects = len(self.scenes.JUDGED_STYLES) > len(self.scenes.STYLES)
+        lenient = ("photo_among_styles",) if rejects else ()
+        content = self.scenes.CONTENT
+        return "photo_rate", "content", "photo_and_content", *lenient, *content, *styles
 
 
 def _flux(name: str = "flux") -> Parts:
@@ -68,10 +71,7 @@ WORLDS = {
         "the second toy world",
         drawings,
         _HERE / "assets2",
-        {
-            **{name: _flux(name) for name in ("flux", "flux_promptable")},
-            **{name: _sd(name) for name in ("sd", "sd_v")},
-        },
+        {name: _flux(name) for name in ("flux", "flux_promptable")},
         (
             *("reward_tint", "reward_smooth", "reward_saturation", "reward_exposure"),
             *("reward_tint_rho25", "reward_tint_rho50", "reward_tint_rho100"),
