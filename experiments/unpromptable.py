@@ -14,12 +14,22 @@ to five trials per method; everything here is measured on the test captions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from directalign.config import RunConfig
+import torch
+import torch.nn.functional as F
 
-from .asking import REFERENCES, references
+from directalign.config import RunConfig
+from directalign.evaluation.references import through_autoencoder
+from directalign.models import load_model
+from directalign.toyworld import drawings
+from directalign.toyworld.judges import load_judge
+from directalign.toyworld.worlds import WORLDS
+from directalign.types import Images
+
+from .asking import KEPT, REFERENCES, references
 from .plots import Panel, curves, lines_along
 from .rows import Row, Rows
 from .runner import Arm, piece, run_arms, settings_of, sized
@@ -67,8 +77,7 @@ COLUMNS = (
     Column("content", "content"),
     Column("color_drift", "colour drift"),
     Column("color_distance", "colour distance"),
-    Column("sharpness", "sharpness"),
-    Column("diversity", "diversity"),
+    *(Column(f"{key}_kept", title) for key, title in KEPT.items()),
 )
 
 
@@ -84,9 +93,31 @@ def measure(out: Path, quick: bool) -> list[Row]:
             rows += [
                 {"study": "unpromptable", "kind": "reference", "seed": seed, **r} for r in found
             ]
+    make = partial(judged_changes, settings_of(ARMS[0], 0), 16 if quick else 448)
+    rows += piece(out, "judged-changes", settings_of(ARMS[0], 0), make)
     seeds = (0,) if quick else range(8)
     rows += run_arms("unpromptable", sized(ARMS, quick), seeds, out)
-    return rows + run_arms("unpromptable", sized(TASTES, quick), seeds[:3], out)
+    rows += run_arms("unpromptable", sized(TASTES, quick), seeds[:3], out)
+    return [row | _derived(row, Rows(rows)) for row in rows]
+
+
+def _derived(row: Row, rows: Rows) -> Row:
+    """Detail and diversity relative to photographs through the autoencoder, of photos only where
+    they are known; of references also how far asking moves the photo rate, and how much right
+    content held-out pairs miss."""
+    found, asked = {}, rows.where(kind="reference")
+    best = asked.where(arm="autoencoded")
+    for key in KEPT:
+        value = row.get(f"photos_{key}", row.get(key) if row.get("kind") else None)
+        if value is not None:
+            found[f"{key}_kept"] = value * len(best) / sum(each[key] for each in best)
+    if row.get("kind") == "reference" and row["arm"] in ("asked", "asked_light"):
+        (base,) = asked.where(arm="base", seed=row["seed"])
+        found["moved"] = row["photo_rate"] - base["photo_rate"]
+    if row.get("arm") == "held_out_base":
+        (drawn,) = asked.where(arm="drawn_base", seed=row["seed"])
+        found["missed"] = drawn["content"] - row["content"]
+    return found
 
 
 def _references(run: RunConfig, seed: int, size: int, prefix: str) -> list[Row]:
@@ -94,14 +125,44 @@ def _references(run: RunConfig, seed: int, size: int, prefix: str) -> list[Row]:
     return found if not prefix else [row for row in found if "auto" not in row["arm"]]
 
 
+@torch.no_grad()
+def judged_changes(run: RunConfig, count: int) -> Iterator[Row]:
+    """What the judge says of `count` true photographs, as they are and changed."""
+    judge, generator = load_judge(WORLDS["world2"]), torch.Generator().manual_seed(999)
+    scenes = drawings.draw_any_scenes(count, generator).with_style("photo")
+    drawn, captions = drawings.render(scenes, generator), scenes.captions()
+    photos = through_autoencoder(load_model(run.model, torch.device("cpu")), drawn, 64)
+
+    def tinted(length: float) -> Images:
+        moved = torch.randn(count, 3, 1, 1, generator=generator)
+        moved = F.normalize(moved - moved.mean(1, keepdim=True), dim=1)
+        return (photos + length * moved).clamp(0, 1)
+
+    def reduced(side: int) -> Images:
+        small = F.interpolate(photos, side, mode="bilinear", antialias=True)
+        return F.interpolate(small, photos.shape[-1], mode="bicubic").clamp(0, 1)
+
+    changed = {"photographs": drawn, "photographs through the autoencoder": photos}
+    changed |= {f"tinted by {length}": tinted(length) for length in (0.05, 0.1, 0.155, 0.2)}
+    changed["flat grey"] = torch.full_like(photos, 0.5)
+    changed["the mean colour"] = photos.mean((2, 3), keepdim=True).expand_as(photos)
+    changed |= {f"reduced to {side} pixels": reduced(side) for side in (6, 12, 16, 20, 24, 32)}
+    changed["drawing of CG in a photo's light"] = drawings.render(
+        scenes, generator, torch.ones_like(scenes.style)
+    )
+    for title, images in changed.items():
+        answers = {key: float(each.mean()) for key, each in judge(images, captions).items()}
+        yield {"study": "unpromptable", "kind": "judge", "arm": title, "seed": 0, **answers}
+
+
 def tables(rows: Rows) -> dict[str, Table]:
     titles = [column.title for column in COLUMNS]
     asked, runs = rows.where(kind="reference"), rows.runs
-    names = {"": "", "promptable_": ", words true", "held_out_": ", held-out pairs"}
-    names["drawn_"] = ", validation pairs"
+    words_of = {"": "", "promptable_": ", words true", "held_out_": ", held-out pairs"}
+    words_of["drawn_"] = ", validation pairs"
     references = [
         [title + words, *means(COLUMNS, found)]
-        for prefix, words in names.items()
+        for prefix, words in words_of.items()
         for arm, title in REFERENCES.items()
         if (found := asked.where(arm=prefix + arm))
     ]
@@ -110,7 +171,12 @@ def tables(rows: Rows) -> dict[str, Table]:
         for arm, title in runs.arms.items()
         for step in sorted({row["step"] for row in runs if row["step"] > 0})
     ]
+    answers = ("photo_rate", "style_reject", "content")
+    changes = [
+        [row["arm"], *(f"{row[name]:.3f}" for name in answers)] for row in rows.where(kind="judge")
+    ]
     return {
+        "judges": Table(["images", "photo", "rejected", "content"], changes),
         "references": Table(["images", *titles], references),
         "trained": Table(["method", "updates", *titles], trained),
     }

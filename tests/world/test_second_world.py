@@ -85,11 +85,11 @@ def test_train_evaluate_and_compare(world2, tmp_path):
     page = (tmp_path / "run/report.html").read_text()
     assert "Fluent 3D" in page and "CC BY 4.0" in page
     out = ("--out", tmp_path / "both", "--num-samples", 2, "--seeds-per-prompt", 1)
-    sources = (tmp_path / "run", "world2:flux_promptable", "world2:sd")
+    sources = (tmp_path / "run", "world2:flux_promptable")
     own = ("--prompts", "world2:held_out", "--judge", "world2")
     command("compare", *sources, *own, *out, "--reward", "smooth=world2:reward_smooth")
     models = json.loads((tmp_path / "both/summary.json").read_text())["models"]
-    assert len(models) == 3 and all(
+    assert len(models) == 2 and all(
         {"photo_and_content", "thing"} <= each.keys() for each in models.values()
     )
     assert all("score_smooth" in each for each in models.values())
