@@ -49,11 +49,14 @@ def references(phrases: Sequence[str], is_world: bool) -> list[Reference]:
 def photographs(pairs: Pairs) -> Images:
     """A toy world's photographs (n, 3, H, W) of the pairs' captions, one fixed draw each.
 
-    Raises: StopIteration for prompts that are no captions of one world.
+    Raises: ValueError for prompts that are not all captions of one world.
     """
     captions = [plain_caption(prompt) for prompt in pairs.prompts]
-    worlds = (each.scenes for each in WORLDS.values())
-    drawn = next(scenes for scenes in worlds if set(captions) <= set(scenes.all_captions()))
+    worlds = [each.scenes for each in WORLDS.values()]
+    fitting = [scenes for scenes in worlds if set(captions) <= set(scenes.all_captions())]
+    if not fitting:
+        raise ValueError(f"not all of {captions[:3]} ... are captions of one toy world")
+    drawn = fitting[0]
     images = [
         drawn.render(drawn.scenes_of([caption]), generator_for(seed))
         for caption, seed in zip(captions, pairs.seeds, strict=True)
