@@ -30,8 +30,8 @@ from directalign.toyworld.worlds import WORLDS
 from directalign.types import Images
 
 from .asking import KEPT, REFERENCES, references
-from .plots import Panel, curves, lines_along
-from .rows import Row, Rows
+from .plots import Panel, Point, curves, lines_along, plane, title_of
+from .rows import Row, Rows, over
 from .runner import Arm, piece, run_arms, settings_of, sized
 from .tables import Column, Table, means
 
@@ -183,9 +183,26 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
+    runs = Rows(row for row in rows.runs if row["arm"] in [arm.name for arm in ARMS])
     panels = [
-        Panel(column.title.capitalize(), "updates", "", lines_along(rows.runs, "step", column.key))
+        Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
         for column in COLUMNS
     ]
     title = "Second world: a base model that does not do what words ask"
-    return [curves(folder / "unpromptable_curves.png", title, panels, "Means over seeds")]
+    curve = curves(folder / "unpromptable_curves.png", title, panels, "Means over seeds")
+    points = [_reference_point(rows, arm) for arm in ("base", "asked", "autoencoded")]
+    for arm in runs.arms:
+        drift, both = (runs.curve(arm, key) for key in ("color_distance", "photo_and_content"))
+        trail = [(x["value"], y["value"]) for (_, x), (_, y) in zip(drift, both, strict=True)]
+        points.append(Point(title_of(arm), drift[-1][1], both[-1][1], trail))
+    title = "Photo and content against colour: from the base model to 80 updates"
+    note = "Means over seeds with 95 % intervals"
+    axes = ("colour drift per image", "photo with its content")
+    return [curve, plane(folder / "unpromptable_frontier.png", title, *axes, points, note)]
+
+
+def _reference_point(rows: Rows, arm: str) -> Point:
+    found = rows.where(kind="reference", arm=arm)
+    x, y = (over(found, key) for key in ("color_distance", "photo_and_content"))
+    assert x is not None and y is not None
+    return Point(REFERENCES[arm], x, y)
