@@ -52,9 +52,11 @@ ARMS = [
     Arm("srpo", "SRPO, anchored, ceiling", "world2_srpo", WORLD2),
     Arm("official", "SRPO, official ramps", "world2_official", (*WORLD2, "rollout.shift=null")),
     Arm("direct_align", "Direct-Align", "world2_direct_align", WORLD2),
-    Arm("raft", "RAFT", "world_raft", (*WORLD2, "data.batch_size=8", "train.learning_rate=2e-5")),
     Arm("distillation", "prompt distillation", "world_prompt_distillation", WORLD2),
 ]
+FEW_SEEDS = 3
+"""Training seeds of `RAFT`, an update of which samples eight images per prompt, and of `TASTES`."""
+RAFT = Arm("raft", "RAFT", "world_raft", (*WORLD2, "data.batch_size=8", "train.learning_rate=2e-5"))
 OTHER_REWARDS = ("saturation", "smooth", "exposure", "tint_rho25", "tint_rho50", "tint_rho100")
 TASTES = [
     Arm(name, f"SRPO, reward {name}", "world2_srpo", (*WORLD2, f"reward.path=world2:reward_{name}"))
@@ -97,7 +99,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
     rows += piece(out, "judged-changes", settings_of(ARMS[0], 0), make)
     seeds = (0,) if quick else range(8)
     rows += run_arms("unpromptable", sized(ARMS, quick), seeds, out)
-    rows += run_arms("unpromptable", sized(TASTES, quick), seeds[:3], out)
+    rows += run_arms("unpromptable", sized([RAFT, *TASTES], quick), seeds[:FEW_SEEDS], out)
     return [row | _derived(row, Rows(rows)) for row in rows]
 
 
@@ -183,7 +185,7 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    runs = Rows(row for row in rows.runs if row["arm"] in [arm.name for arm in ARMS])
+    runs = Rows(row for row in rows.runs if row["arm"] in [arm.name for arm in (*ARMS, RAFT)])
     panels = [
         Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
         for column in COLUMNS
