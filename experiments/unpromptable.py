@@ -30,7 +30,7 @@ from directalign.toyworld.worlds import WORLDS
 from directalign.types import Images
 
 from .asking import KEPT, REFERENCES, references
-from .plots import Panel, Point, curves, lines_along, plane, title_of
+from .plots import Panel, Point, curves, lines_along, plane
 from .rows import Row, Rows, over
 from .runner import Arm, piece, run_arms, settings_of, sized
 from .tables import Column, Table, means
@@ -188,15 +188,17 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     runs = Rows(row for row in rows.runs if row["arm"] in [arm.name for arm in (*ARMS, RAFT)])
     panels = [
         Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
-        for column in COLUMNS
+        for column in COLUMNS[:-1]
     ]
     title = "Second world: a base model that does not do what words ask"
-    curve = curves(folder / "unpromptable_curves.png", title, panels, "Means over seeds")
+    file = folder / "unpromptable_curves.png"
+    short = {"official": "released form", "distillation": "distillation", "raft": "RAFT"}
+    curve = curves(file, title, panels, "Means over seeds", titles=short)
     points = [_reference_point(rows, arm) for arm in ("base", "asked", "autoencoded")]
     for arm in runs.arms:
         drift, both = (runs.curve(arm, key) for key in ("color_distance", "photo_and_content"))
         trail = [(x["value"], y["value"]) for (_, x), (_, y) in zip(drift, both, strict=True)]
-        points.append(Point(title_of(arm), drift[-1][1], both[-1][1], trail))
+        points.append(Point(runs.arms[arm], drift[-1][1], both[-1][1], trail))
     title = "Photo and content against colour: from the base model to 80 updates"
     note = "Means over seeds with 95 % intervals"
     axes = ("colour drift per image", "photo with its content")
