@@ -139,7 +139,7 @@ def renders_for(reward: Reward) -> Renders:
         images = render(scenes_of(captions, style), torch.Generator().manual_seed(0))
         plain[style] = reward.encode(images)
         tint = torch.full((len(images),), TINT)
-        cast[style] = reward.encode(reward_card.retouch(images, tint, torch.zeros_like(tint)))
+        cast[style] = reward.encode(reward_card.retouch(images, tint=tint))
     return Renders(captions, plain, cast)
 
 
