@@ -28,6 +28,7 @@ METHODS = [
     "flowbp",
     "flow_grpo",
     "raft",
+    "diffusion_nft",
 ]
 TEXTS = ("a red star", "a blue ring", "a green disc", "a gray star", "a pink ring")
 

@@ -24,11 +24,17 @@ METHODS = [
     "flowbp",
     "flow_grpo",
     "raft",
+    "diffusion_nft",
 ]
 KEPT = Batch(0, (PROMPTS[0], f"Render. {PROMPTS[1]}"), seed=7, kept=(False, True))
 KL = {"kl_beta": 0.5, "kl_to": "base_with_phrases", "asked": {"guidance": 3.0}}
 SETTINGS: dict[str, Any] = {"control_phrases": PHRASES, "form": "anchored", "keep_every": 2, **KL}
-EXTRA = {"srpo": {"branches": "denoise"}, "flow_grpo": {"group_size": 2}, "raft": {"candidates": 2}}
+EXTRA = {
+    "srpo": {"branches": "denoise"},
+    "flow_grpo": {"group_size": 2},
+    "raft": {"candidates": 2},
+    "diffusion_nft": {"group_size": 2},
+}
 
 
 def losses(name: str, batch: Batch, **settings: Any):
@@ -66,7 +72,7 @@ def test_its_target_is_the_plain_base_and_that_of_others_the_asked_one(name):
     assert term.levels["kl"] == pytest.approx(expected.tolist(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["srpo", "flow_grpo", "raft"])
+@pytest.mark.parametrize("name", ["srpo", "flow_grpo", "raft", "diffusion_nft"])
 def test_methods_with_a_kl_of_their_own_keep_alike(name):
     """The kept half alone has the gradient of its KL term, that of the plain base."""
     own = Batch(0, KEPT.prompts[1:], seed=7, offset=1, global_size=2, kept=KEPT.kept)

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "draft": {"grad_steps": 2},
     "flow_grpo": {"group_size": 2, "updates_per_rollout": 2},
     "raft": {"candidates": 2},
+    "diffusion_nft": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}
@@ -89,7 +90,11 @@ def whole(folder):
 
 @pytest.mark.parametrize(
     ("name", "tune"),
-    [*((name, "lora") for name in NAMES), ("srpo", "full"), ("kl", "lora"), ("kl", "full")],
+    [
+        *((name, "lora") for name in NAMES),
+        *((name, "full") for name in ("srpo", "kl", "diffusion_nft")),
+        ("kl", "lora"),
+    ],
 )
 def test_records_and_exact_resume(whole, tmp_path, name, tune):
     """Resumed after the first step: with two updates per rollout, in the middle of one.

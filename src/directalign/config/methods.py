@@ -549,6 +549,49 @@ class RAFTConfig(KLConfig):
         return self
 
 
+class ForwardProcessConfig(KLConfig):
+    """Methods that train on noised samples of an old policy, weighted by the advantages of a
+    prompt's group."""
+
+    DIFFERENTIATES_REWARD = False
+
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Samples per prompt, compared with each other."""
+    normalise: Literal["group", "batch"] = "group"
+    """Advantages are divided by the standard deviation of the rewards of their own group, or of all
+    rewards of the batch."""
+    advantage_clip: PositiveFloat = 5.0
+    """Advantages are clipped to ± this (released: 5)."""
+    noise_levels: NoiseLevels = UniformNoiseLevels(sigma_low=0.02)
+    """How noise levels are drawn; each step's higher one is used."""
+    injections: Positive = 1
+    """Noise injections per sample, each at its own level; one rollout serves all."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of mean((pred − centre)²) at the same x_t and sigma, added to every loss
+    (velocity-space KL, see kl_to)."""
+
+    @model_validator(mode="after")
+    def _check_margin(self) -> ForwardProcessConfig:
+        if self.margin is not None:
+            raise ValueError(
+                "margin belongs to a hinge on the reward, which only weighs here: remove it"
+            )
+        return self
+
+
+class DiffusionNFTConfig(ForwardProcessConfig):
+    """Implicit positive and negative policies on the forward process (arXiv 2509.16117)."""
+
+    name: Literal["diffusion_nft"] = "diffusion_nft"
+    beta: PositiveFloat = 1.0
+    """v± = v_old ± beta·(v − v_old) (released: 1, or 0.1)."""
+    old_decay: FractionBelowOne = 0.5
+    """Largest decay of the old policy, which samples: old ← decay·old + (1 − decay)·weights before
+    each update; 0 samples from the model itself, without a copy."""
+    old_decay_rise: PositiveFloat = 1e-3
+    """Rise of that decay per update, from 0 on (released: 0.001 up to 0.5)."""
+
+
 class PythonMethodConfig(ObjectiveConfig):
     """A method of the user's own, with the settings that all methods share."""
 

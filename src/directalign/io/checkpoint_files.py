@@ -1,7 +1,8 @@
 """Read the checkpoints of a run: their steps, records and tensors, whole or sharded.
 
 `training.checkpoint` writes them. A tensor is stored as GROUP.NAME: `weights` and `ema` are those
-of the denoiser's parameters, the other groups the optimizer's.
+of the denoiser's parameters, `method` those of the method's own copy, the other groups the
+optimizer's.
 """
 
 import re
@@ -24,7 +25,7 @@ from .text import read_json
 
 FORMAT = 2
 """Raised when the previous version's checkpoints can no longer be read."""
-WEIGHTS, AVERAGE = "weights", "ema"
+WEIGHTS, AVERAGE, METHOD = "weights", "ema", "method"
 
 
 def path_of(folder: Path, step: int) -> Path:

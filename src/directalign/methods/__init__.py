@@ -20,6 +20,7 @@ METHODS = {
     "flowbp": "flowbp:FlowBP",
     "flow_grpo": "flow_grpo:FlowGRPO",
     "raft": "raft:RAFT",
+    "diffusion_nft": "diffusion_nft:DiffusionNFT",
     "python": ":python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""

@@ -23,7 +23,7 @@ from .. import config
 from ..device import to_device
 from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
-from ..diffusion.sampling import RolloutStart, predict, start_rollout
+from ..diffusion.sampling import RolloutStart, predict, sample, start_rollout
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.common import score_all
 from ..rewards.mixture import MixReward
@@ -130,6 +130,25 @@ class ObjectiveMethod:
         lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
         metrics = {"kl": float(kl.detach().mean())}
         yield LossTerm(self.settings.kl_beta * kl.mean(), "kl", metrics, lists)
+
+    @torch.no_grad()
+    def sampled(self, batch: Batch, count: int) -> tuple[list[Batch], list[Latents], list[Images]]:
+        """`count` samples of each prompt, neighbours in slices of b: batches, latents and decoded
+        images of each slice."""
+        b, every = len(batch.prompts), batch.repeated(count)
+        parts, latents, images = [], [], []
+        for first in range(0, count * b, b):
+            prompts = every.prompts[first : first + b]
+            parts.append(replace(every, prompts=prompts, offset=every.offset + first))
+            start = start_rollout(self.model, self.rollout, parts[-1])
+            latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
+            images.append(self.model.decode(latents[-1]))
+        return parts, latents, images
+
+    def own_weights(self) -> Mapping[str, Tensor]:
+        """The method's own copy of the trained weights by name, by reference, which a checkpoint
+        holds whole or sharded as it holds these; empty if it has none."""
+        return {}
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -11,14 +11,13 @@ velocity-space KL at the same call. Left out: several passes over a set of kept 
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
 from ..config import RAFTConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion import path, recovery, rng
-from ..diffusion.sampling import predict, sample, start_rollout
+from ..diffusion.sampling import predict
 from ..interfaces import Model, Reward
 from ..types import Batch, Latents, LossTerm, PerSample
 from . import objective_math
@@ -69,13 +68,7 @@ class RAFT(ObjectiveMethod):
         Candidates are sampled, decoded and scored in slices of b images.
         """
         count, b = self.settings.candidates, len(batch.prompts)
-        every, latents, images = batch.repeated(count), [], []
-        for first in range(0, count * b, b):
-            prompts = every.prompts[first : first + b]
-            part = replace(every, prompts=prompts, offset=every.offset + first)
-            start = start_rollout(self.model, self.rollout, part)
-            latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
-            images.append(self.model.decode(latents[-1]))
+        _, latents, images = self.sampled(batch, count)
         output, x0 = self.objective(torch.cat(images), batch), torch.cat(latents)
         groups = output.reward.to(x0.device).view(b, count)
         reward, best = groups.max(1)

@@ -364,12 +364,13 @@ def _check_fit(
 class ReferenceModel:
     """The model before training: the weights of `denoiser` at construction.
 
-    With LoRA nothing is copied: adapters are turned off.
+    With LoRA nothing is copied: adapters are turned off. `follows`: adapters are copied, too, so
+    that `follow` can move the weights after the model's.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, follows: bool = False) -> None:
         self.denoiser: Any = denoiser
-        self.has_adapters = has_adapters(denoiser)
+        self.has_adapters = has_adapters(denoiser) and not follows
         weights = {} if self.has_adapters else trained(denoiser)
         self.weights = {name: each.detach().clone() for name, each in weights.items()}
 
@@ -387,6 +388,12 @@ class ReferenceModel:
             yield
         finally:
             leave()
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """weights ← decay·weights + (1 − decay)·those of the model, in place."""
+        for name, parameter in trained(self.denoiser).items():
+            self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
     def _swap(self) -> None:
         """In place: a sharded weight is bound to the memory that it is gathered from."""

@@ -1,7 +1,8 @@
 """Checkpoints: everything that a training step reads or changes, written atomically and verified.
 
 record.json    step, resolved config, architecture, schedule, data position, ranks, versions
-*.safetensors  weights.NAME, ema.NAME, and the optimizer's tensors: exp_avg.NAME, ...
+*.safetensors  weights.NAME, ema.NAME, method.NAME (its own copy of the weights, if it has one),
+               and the optimizer's tensors: exp_avg.NAME, ...
 optimizer.pt   the optimizer's counts and rates
 rank-R.pt      the method's state of rank R
 
@@ -39,6 +40,7 @@ from ..io import atomic
 from ..io.checkpoint_files import (
     AVERAGE,
     FORMAT,
+    METHOD,
     WEIGHTS,
     all_of,
     first_failure,
@@ -74,6 +76,12 @@ class TrainState:
     data: str
     base: str | None = None
     """Fingerprint of the base model's files."""
+
+    @property
+    def of_method(self) -> dict[str, Mapping[str, Tensor]]:
+        """The method's own copy of the weights, if it keeps one: `ObjectiveMethod.own_weights`."""
+        own = getattr(self.method, "own_weights", dict[str, Tensor])()
+        return {METHOD: own} if own else {}
 
 
 def write_tensors(
@@ -122,7 +130,9 @@ def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessG
     torch.save({"method": dict(state.method.state_dict())}, folder / f"rank-{group.rank}.pt")
     moments, rest = _optimizer_state(state)
     average = {AVERAGE: state.average.tensors()} if state.average is not None else {}
-    write_tensors(folder, {WEIGHTS: state.parameters, **average, **moments}, group)
+    write_tensors(
+        folder, {WEIGHTS: state.parameters, **average, **state.of_method, **moments}, group
+    )
     if not group.is_main:
         return
     torch.save(rest, folder / "optimizer.pt")
@@ -157,7 +167,7 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
             f"ranks with data.batch_size {written[1]}: continue with these, or from a checkpoint "
             "between two rollouts"
         )
-    read_tensors(folder, {WEIGHTS: state.parameters})
+    read_tensors(folder, {WEIGHTS: state.parameters, **state.of_method})
     if state.average is not None:
         read_tensors(folder, {AVERAGE: state.average.tensors()})
         state.average.model.optimization_step = record["step"]
@@ -186,7 +196,7 @@ def _restore_optimizer(folder: Path, state: TrainState) -> None:
     moments: dict[str, dict[str, Tensor]] = {}
     for full_name, stored in list_tensors(folder).items():
         key, _, name = full_name.partition(".")
-        if key not in (WEIGHTS, AVERAGE):
+        if key not in (WEIGHTS, AVERAGE, METHOD):
             weight, dtype = state.parameters[name], stored.properties.dtype
             moment = empty_like_sharded(weight, stored.size, dtype)
             moments.setdefault(key, {})[name] = moment

@@ -1,0 +1,139 @@
+"""Samples of an old policy, their advantages, and fresh noise on them: what DiffusionNFT and AWM
+share. Neither needs log-probabilities of a sampler, nor the reward's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import config
+from ..device import to_device
+from ..diffusion import path, recovery, rng, sde
+from ..diffusion.sampling import predict
+from ..interfaces import Model, Reward
+from ..models.lora import ReferenceModel
+from ..types import Batch, Latents, LossTerm, Noised, PerSample
+from . import objective_math
+from .objective import ObjectiveMethod, build_sigma_sampler
+
+
+@dataclass(frozen=True)
+class Samples:
+    """b samples of the old policy; `advantage` is within ± `advantage_clip`, 0 for kept prompts."""
+
+    batch: Batch
+    x0: Latents
+    reward: PerSample
+    advantage: PerSample
+
+
+class ForwardProcessMethod(ObjectiveMethod):
+    """`losses(batch)` yields one loss per injection and slice of b of the b·`group_size` samples.
+
+    `old_decay` 0: the old policy is the model itself.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        reward: Reward,
+        settings: config.ForwardProcessConfig,
+        rollout: config.RolloutConfig,
+        old_decay: float,
+        old_decay_rise: float,
+    ) -> None:
+        super().__init__(model, reward, settings, rollout, differentiable=False)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.old_decay, self.old_decay_rise = old_decay, old_decay_rise
+        self.old = ReferenceModel(model.denoiser, follows=True) if old_decay > 0 else None
+        self.followed = {"step": -1}
+        """Last update whose weights the old policy has followed; changed in place, as the old
+        weights are, so that a state taken before a failed update fits them."""
+
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
+        """Make samples; for each injection: noise them; predict; weigh by advantage; yield."""
+        self._follow(batch.step)
+        samples, metrics = self._samples(batch)
+        for index in range(self.settings.injections):
+            for each in samples:
+                yield self._term(each, index, metrics, self.settings.injections * len(samples))
+
+    def policy_loss(
+        self, noised: Noised, pred: Latents, old: Latents, advantage: PerSample
+    ) -> tuple[PerSample, dict[str, PerSample]]:
+        """The method's loss (b,), with its graph, and what is logged of it."""
+        raise NotImplementedError
+
+    def _follow(self, step: int) -> None:
+        """Once per update: the old policy follows the weights that the updates before it made."""
+        if self.old is not None and step > self.followed["step"]:
+            self.old.follow(min(self.old_decay_rise * step, self.old_decay))
+            self.followed["step"] = step
+
+    def _samples(self, batch: Batch) -> tuple[list[Samples], dict[str, float]]:
+        settings, b = self.settings, len(batch.prompts)
+        with self.old.active() if self.old is not None else nullcontext():
+            parts, latents, images = self.sampled(batch, settings.group_size)
+        with torch.no_grad():
+            output = self.objective(torch.cat(images), batch)
+            reward = output.reward.to(latents[0].device)
+            advantage = sde.group_advantage(reward, settings.group_size, settings.normalise)
+            advantage = advantage.clamp(-settings.advantage_clip, settings.advantage_clip)
+            spread = sde.center_groups(reward, settings.group_size).square().mean(1).sqrt()
+            kept = torch.tensor(batch.own_kept or [False] * b, device=reward.device)
+            share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
+            spread = float(torch.where(kept, 0.0, spread).mean()) / share
+        rows = zip(parts, latents, reward.split(b), advantage.split(b), strict=True)
+        return [Samples(*each) for each in rows], {**output.metrics, "group_spread": spread}
+
+    def _term(
+        self, samples: Samples, index: int, metrics: Mapping[str, float], count: int
+    ) -> LossTerm:
+        """One of the `count` losses of an update."""
+        model, rollout, batch, x0 = self.model, self.rollout, samples.batch, samples.x0
+        noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
+        generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
+        drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
+        noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
+        cond = model.encode_prompt(batch.prompts)
+        cond = cond.guided(rollout.embedded_guidance, 1.0, rollout.truncate_timestep)
+        sigma = to_device(noised.sigma, x0.device)
+
+        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
+        old = None
+        if self.old is not None:
+            with torch.no_grad(), self.old.active():
+                old = predict(model, cond, noised.x_t, sigma)
+        pred = predict(model, cond, noised.x_t, sigma)
+        old = pred.detach() if old is None else old
+        loss, found = self.policy_loss(noised, pred, old, samples.advantage)
+        if batch.kept:
+            loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)
+        found["old_distance"] = objective_math.velocity_kl(pred, old)
+        levels = {"sigma": noised.sigma, "reward": samples.reward}
+        if centre is not None:
+            found["kl"] = levels["kl"] = objective_math.velocity_kl(pred, centre)
+            loss = loss + self.settings.kl_beta * found["kl"]
+        means = {name: float(each.detach().mean()) for name, each in found.items()}
+        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
+        return LossTerm(loss.mean() / count, "policy", {**metrics, **means}, lists)
+
+    def to_x0(self, pred: Latents, noised: Noised) -> Latents:
+        """The clean latents that a prediction at `noised` stands for."""
+        model = self.model
+        return path.to_x0(model.path, model.prediction, pred, noised.x_t, noised.sigma)
+
+    def own_weights(self) -> Mapping[str, Tensor]:
+        return self.old.weights if self.old is not None else {}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {**super().state_dict(), "followed": self.followed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.followed.update(state["followed"])
