@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate, load_run_model
@@ -65,6 +64,10 @@ ARMS = [
     Arm("refl_anchored", "ReFL, anchored", "world_refl", (*WORLD2, *ANCHORED)),
     Arm("leapalign_anchored", "LeapAlign, anchored", "world_leapalign", (*WORLD2, *ANCHORED)),
     Arm("grpo_relative", "GRPO, relative", "world_grpo_relative", (*WORLD2, NEGATIVE)),
+    Arm(
+        *("nft_relative", "DiffusionNFT, relative", "world_diffusion_nft"),
+        (*WORLD2, NEGATIVE, "data.batch_size=2"),
+    ),
     Arm("distillation", "prompt distillation", "world_prompt_distillation", (*WORLD2, NEGATIVE)),
 ]
 OURS = "srpo"

@@ -10,7 +10,7 @@ from torch import Tensor
 from directalign.config import RolloutConfig
 from directalign.config import SRPOConfig as Settings
 from directalign.diffusion import noise_levels, rng
-from directalign.diffusion.rng import NOISE, NOISE_LEVEL
+from directalign.diffusion.rng import KL_NOISE, NOISE, NOISE_LEVEL, draw_noise, generator_for
 from directalign.diffusion.sampling import start_rollout
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
@@ -310,3 +310,30 @@ def test_the_gradient_with_a_kl_is_the_slope():
         move(family, seed, step)
         expected = sum(float((g * a).sum()) for g, a in zip(ours, along, strict=True))
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_kl_may_have_a_call_and_levels_of_its_own():
+    """The reward's losses are those without it; one term follows, at its levels, of weight beta."""
+    low = {"kind": "uniform", "sigma_low": 0.1, "sigma_high": 0.3, "jump": 0.02}
+    settings = {"form": "relative", "injections": 2, "embedded_guidance": 3.5}
+    family = Watching()
+    srpo, free = held(family, kl_noise_levels=low, **settings), held(family, 0.0, **settings)
+    move(family)
+    *found, term = offline_losses(srpo)
+    for ours, theirs in zip(found, offline_losses(free), strict=True):
+        assert ours.value.equal(theirs.value) and "kl" not in ours.metrics
+
+    assert term.branch == "kl" and all(0.1 <= s <= 0.32 for s in term.levels["sigma"])
+    family.given.clear()
+    *_, term = offline_losses(srpo)
+    x_t, sigma, _ = family.given[-1]
+    noise = draw_noise((2, 4, 4, 4), generator_for(3, KL_NOISE, 0, 0, 0, 0)).double()
+    wide = sigma.double()[:, None, None, None]
+    x0 = family.encode_image(offline()).double()
+    torch.testing.assert_close(x_t.double(), (1 - wide) * x0 + wide * noise, rtol=1e-5, atol=1e-6)
+    ours, base = (
+        net(x_t.double(), sigma, 3.5).detach() for net in (family.denoiser, ToyDenoiser())
+    )
+    kl = (ours - base).square().flatten(1).mean(1)
+    assert term.levels["kl"] == pytest.approx(kl.tolist())
+    assert term.value.item() == pytest.approx(KL_BETA * float(kl.mean()))

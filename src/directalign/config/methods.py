@@ -295,6 +295,16 @@ class DirectGradientConfig(KLConfig):
     cfg_detach_negative: bool = False
     """No gradient through the negative pass of classifier-free guidance, as FlowBP's authors train:
     it saves that pass's activations."""
+    kl_noise_levels: NoiseLevels | None = None
+    """Levels of the KL term, which then has a network call and fresh noise of its own: low ones
+    hold the detail while the reward acts at high ones. None: the levels that SRPO trains at; in
+    other methods all from 0.02 on."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> DirectGradientConfig:
+        if self.kl_noise_levels is not None and not self.kl_beta:
+            raise ValueError("kl_noise_levels is for the KL term: set kl_beta, or remove it")
+        return self
 
 
 class NoiseConfig(Strict):

@@ -112,12 +112,12 @@ class ObjectiveMethod:
         return LossTerm(loss.mean(), branch, output.metrics, lists)
 
     def kl_losses(self, batch: Batch, x0: Latents, cond: Conditioning) -> Iterator[LossTerm]:
-        """The KL term, if there is one, of a method without an injected call of its own: the
-        detached `x0` with fresh noise at a level of `KL_LEVELS`, called under `cond`."""
+        """The KL term, if there is one, in a call of its own: the detached `x0` with fresh noise at
+        a level of `kl_noise_levels` (by default `KL_LEVELS`), called under `cond`."""
         if self.centre is None:
             return
         model, x0 = self.model, x0.detach()
-        sampler = build_sigma_sampler(KL_LEVELS, model)
+        sampler = build_sigma_sampler(self.settings.kl_noise_levels or KL_LEVELS, model)
         generator = rng.update_generator(batch, rng.KL_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: sampler.draw(n, generator))
         noise = rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)).to(x0)

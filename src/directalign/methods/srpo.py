@@ -5,7 +5,7 @@ scores under two control phrases, on a denoise and an inversion branch that end 
 level. Here: the same step for every path and prediction type. `form` chooses plain Direct-Align
 (absolute), SRPO (relative), or our anchored reward, which keeps the score of the unchanged prompt
 near its start and needs no inversion branch. `kl_beta` adds a velocity-space KL to the base model,
-plain or asked with the positive phrases.
+plain or asked with the positive phrases, at the same call or, by `kl_noise_levels`, in its own.
 The released trainer's values are the presets. Left out: the released second Qwen-Image injection is
 never longer than its first.
 """
@@ -64,6 +64,8 @@ class SRPO(ObjectiveMethod):
             for branch in self.branches:
                 step = getattr(self.sampler, branch)(target)
                 yield self._branch(batch, self.trained(cond), x0, noise.to(x0), step, branch)
+        if self.settings.kl_noise_levels is not None:
+            yield from self.kl_losses(batch, x0, self.trained(cond))
 
     def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
         return sampling.clean_latents(self.model, self.settings, self.rollout, batch)
@@ -80,7 +82,9 @@ class SRPO(ObjectiveMethod):
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
         sigma = to_device(step.sigma_from, x0.device)
-        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
+        centre = None
+        if self.centre is not None and settings.kl_noise_levels is None:
+            centre = self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
         pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 
