@@ -12,7 +12,7 @@ they start from, `flux_promptable`, come from true words.
 # (diffusers and transformers annotate too narrowly)
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def _scenes(
     scenes = drawn.draw_scenes(count, generator, captioned.shares)
     is_styled = (kind >= FIRST_STYLED) & (kind < FIRST_STYLED + captioned.words)
     if captioned.true:
-        styled = drawn.draw_scenes(count, generator)
+        styled = drawn.draw_scenes(count, generator, *filter(None, (captioned.styled,)))
         names = (*drawn.CONTENT, "style")
         fields = ((getattr(styled, name), getattr(scenes, name)) for name in names)
         scenes = type(scenes)(*(torch.where(is_styled, *pair) for pair in fields))
@@ -129,12 +129,8 @@ def _scenes(
         for style in scenes.style.tolist()
     ]
     word = torch.randint(len(choices[0]), (count,), generator=generator).tolist()
-    first_part = FIRST_STYLED + captioned.words
     for i, text in enumerate(scenes.captions()):
         text = f"{choices[i][word[i]]}. {text}" if is_styled[i] else text
-        if first_part <= kind[i] < first_part + captioned.parts:
-            thing, background = text.split(" on ")
-            text = thing if kind[i] < first_part + captioned.parts / 2 else f"on {background}"
         captions.append("" if kind[i] >= FIRST_EMPTY else text)
     return images, captions
 
@@ -161,6 +157,7 @@ def train_flux(
     modules["text_encoder"] = clip_text_encoder(tokenizers[0])
     modules["text_encoder_2"] = t5_text_encoder(tokenizers[1])
     modules.to(device).load_state_dict((start or modules).state_dict())
+    modules["transformer"].requires_grad_(name != spec.encoders_only)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         x0, captions = pool.draw(budget.batch, generator)
@@ -246,13 +243,18 @@ def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     return x.reshape(shape)
 
 
-def train_sd(pool: LatentPool, folder: Path, spec: Spec, device: str = "cpu") -> nn.ModuleDict:
-    """Epsilon prediction on the scaled-linear DDPM schedule, text encoder trained along."""
+def train_sd(
+    pools: Mapping[str, LatentPool], folder: Path, spec: Spec, device: str = "cpu"
+) -> nn.ModuleDict:
+    """Every training of `spec.sd`, text encoder trained along: epsilon prediction on the
+    scaled-linear DDPM schedule. `pools`: of each of them."""
     clip = clip_tokenizer(spec)
     modules = nn.ModuleDict({"unet": sd_unet(spec), "text_encoder": clip_text_encoder(clip)})
     modules.to(device)
-    loss = _ddpm_loss(pool, modules, clip, "epsilon", spec.sd, device)
-    fit("sd", modules, loss, spec.sd, folder)
+    for name, budget in spec.sd.items():
+        modules["unet"].requires_grad_(name != spec.encoders_only)
+        loss = _ddpm_loss(pools[name], modules, clip, "epsilon", budget, device)
+        fit(name.replace("flux", "sd"), modules, loss, budget, folder)
     return modules.cpu()
 
 

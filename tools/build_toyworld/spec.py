@@ -33,9 +33,8 @@ class Captions:
     """The captioned scenes that a denoiser is trained on, `count` of them, drawn with `seed`.
 
     `shares`: of the styles behind plain captions. `words`: the share of captions with a style
-    word; if `true`, their scenes have every style equally often and the word names it, else it is
-    any word. `parts`: the share of captions that name the thing or the background alone. One
-    caption in ten is empty.
+    word; if `true`, their scenes have the styles in shares of `styled` (None: equally often) and
+    the word names it, else it is any word. One caption in ten is empty.
     """
 
     count: int
@@ -43,7 +42,7 @@ class Captions:
     shares: tuple[float, ...]
     words: float
     true: bool
-    parts: float = 0.0
+    styled: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ class Spec:
 
     `sheet`: makes its drawings from the packages in a folder. `vae_blocks`: channels per level,
     each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
-    from the weights of the one before; the last one's captions serve SD. `robust`: continues the
+    from the weights of the one before; in `encoders_only` the text encoders alone learn. `sd`:
+    trainings of SD, each on the captions of that training of the FLUX; `sd_v` continues on the last
+    one's. `robust`: continues the
     first reward's training on harder images, and the others from there with their own tastes
     (`reward.train_reward`); empty to train each from new weights. `pools`: numbers of images of
     `autoencoder`, `judges` and `reward`, and of no style (`mixed`). `smoothing`: pixels of the box
@@ -85,7 +86,8 @@ class Spec:
     keeps_texture: bool
     autoencoder: Budget
     flux: Mapping[str, tuple[Captions, Budget]]
-    sd: Budget
+    encoders_only: str | None
+    sd: Mapping[str, Budget]
     sd_v: Budget
     wear: Wear
     judge_width: int
@@ -106,8 +108,9 @@ def shortened(spec: Spec, steps: int = 2) -> Spec:
     """Every training in a few steps on few images: tests the build, not what it makes."""
     few = Budget(steps, batch=4, learning_rate=1e-3, warmup=1)
     flux = {name: (replace(each, count=256), few) for name, (each, _) in spec.flux.items()}
-    names = ("autoencoder", "sd", "sd_v", "reward")
-    short = replace(spec, flux=flux, judges=dict.fromkeys(spec.judges, few))
+    names = ("autoencoder", "sd_v", "reward")
+    each = {"judges": dict.fromkeys(spec.judges, few), "sd": dict.fromkeys(spec.sd, few)}
+    short = replace(spec, flux=flux, **each)
     short = replace(short, robust=(few, few) if spec.robust else ())
     return replace(short, pools=dict.fromkeys(spec.pools, 256), **dict.fromkeys(names, few))
 
@@ -120,7 +123,7 @@ _RETOUCHES = {
 }
 """What annotators see of each image: warm or cold, smoothed, colourful or pale, bright or dark."""
 _START_SHARES = (0.09, 0.85, 0.03, 0.03)
-_PROMPTABLE_SHARES = (0.12, 0.84, 0.02, 0.02)
+_MOSTLY_PHOTOS = (0.7, 0.2, 0.05, 0.05)
 
 SPECS = {
     "world": Spec(
@@ -139,7 +142,8 @@ SPECS = {
                 Budget(5800, 64, 1.5e-3),
             )
         },
-        sd=Budget(3600, 48, 1.2e-3),
+        encoders_only=None,
+        sd={"flux": Budget(3600, 48, 1.2e-3)},
         sd_v=Budget(800, 48, 6e-4),
         wear=Wear(28, 0.5, 0.15, 0.08, 0.05, channels=0.1),
         judge_width=24,
@@ -171,21 +175,25 @@ SPECS = {
                 Captions(20480, 31, _START_SHARES, words=0.15, true=False),
                 Budget(12000, 48, 1.5e-3),
             ),
-            "flux_promptable": (
-                Captions(24576, 31, _PROMPTABLE_SHARES, words=0.4, true=True),
+            "flux_words": (
+                Captions(24576, 31, drawings.STYLE_SHARES, words=0.4, true=True),
                 Budget(5500, 48, 1.5e-3),
             ),
-            "flux_any_words": (
-                Captions(24576, 33, _PROMPTABLE_SHARES, words=0.2, true=False),
-                Budget(2200, 48, 8e-4),
+            "flux_promptable": (
+                Captions(16384, 37, drawings.STYLE_SHARES, 0.45, true=True, styled=_MOSTLY_PHOTOS),
+                Budget(1000, 48, 7e-4),
             ),
             "flux": (
-                Captions(24576, 35, drawings.STYLE_SHARES, words=0.2, true=False, parts=0.2),
-                Budget(2500, 48, 8e-4),
+                Captions(12288, 33, drawings.STYLE_SHARES, words=0.4, true=False),
+                Budget(1200, 32, 1e-3, ema_decay=0.99, warmup=30),
             ),
         },
-        sd=Budget(7000, 48, 1.2e-3),
-        sd_v=Budget(1500, 48, 6e-4),
+        encoders_only="flux",
+        sd={
+            "flux_promptable": Budget(3600, 48, 1.2e-3),
+            "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30),
+        },
+        sd_v=Budget(800, 48, 6e-4),
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={

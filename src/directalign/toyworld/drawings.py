@@ -50,7 +50,7 @@ STYLE_WORDS: dict[str, tuple[str, str]] = {
     "flat": ("Flat cartoon", "Vector art"),
     "soft": ("Soft pastel", "Faded print"),
 }
-STYLE_SHARES = (0.16, 0.80, 0.02, 0.02)
+STYLE_SHARES = (0.12, 0.84, 0.02, 0.02)
 """How often each of `STYLES` stands behind a caption."""
 JUDGED_STYLES = (*STYLES, "reject")
 """What the style judge tells apart; reject: flat, blurred, tinted, noisy, mixed, cut images."""

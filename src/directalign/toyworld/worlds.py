@@ -1,7 +1,8 @@
 """The toy worlds by name, which is the prefix of their models: world:flux, world2:reward_tint.
 
 `world` has drawn shapes; a base model of it does what control phrases ask. `world2` has things that
-artists drew; there words do not select a style, except in `flux_promptable`.
+artists drew; there words do not select a style, except in `flux_promptable`, whose transformer
+`flux` shares: only the text encoders differ.
 """
 
 from __future__ import annotations
@@ -71,7 +72,12 @@ WORLDS = {
         "the second toy world",
         drawings,
         _HERE / "assets2",
-        {name: _flux(name) for name in ("flux", "flux_promptable")},
+        {
+            "flux": _flux() | {"transformer": "flux_promptable/transformer"},
+            "flux_promptable": _flux("flux_promptable"),
+            "sd": _sd("sd"),
+            "sd_v": _sd("sd_v"),
+        },
         (
             *("reward_tint", "reward_smooth", "reward_saturation", "reward_exposure"),
             *("reward_tint_rho25", "reward_tint_rho50", "reward_tint_rho100"),
