@@ -48,7 +48,6 @@ from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
-    "tuned": "Every method at its own best rate and length, tuned alike",
     "asking": "What asking reaches, and training towards it without a reward",
     "unpromptable": "A base model that does not do what words ask: references, methods, rewards",
     "table1": "All methods at equal compute, equal reward and equal photo rate",

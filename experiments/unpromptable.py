@@ -1,15 +1,17 @@
 """Where words do not reach: a base model that does not do what control phrases ask.
 
-In the first world asking is enough (study `asking`). The second world's base was trained with style
-words that say nothing, so only a reward knows what a photo is. The reward likes a red tint; its
+In the first world asking is enough (study `asking`). The second world's base learned its looks with
+true words, and then its text encoders alone were trained until no word reaches a look, so the
+network can draw photos and only a reward knows what a photo is. The reward likes a red tint; its
 judge may answer that an image has no style at all, so a tinted, blurred or half-converted image is
 no photo.
 
 Expected beforehand: asking moves the photo rate by at most ten points, held-out pairs are right as
 often as trained ones within five, and prompt distillation does nothing. Yes to "alignment reaches
 what prompting cannot": photo and content at or above .85 from at most .20, colour distance and
-detail within 15 % of photographs. Settings were chosen on validation captions with one seed: SRPO's
-among about twenty trials, those of the others among three rates, so SRPO has the better chance.
+detail within 15 % of photographs, and no decay at five times the length. Settings were chosen on
+validation captions with one seed: SRPO's among about fifteen trials (and twenty on an earlier base
+model), those of the others among three rates on that earlier base, so SRPO has the better chance.
 Everything here is measured on the test captions.
 """
 
@@ -33,7 +35,7 @@ from directalign.types import Images
 from .asking import KEPT, REFERENCES, references
 from .plots import Panel, Point, curves, lines_along, plane
 from .rows import Row, Rows, over
-from .runner import Arm, piece, run_arms, settings_of, sized
+from .runner import FULL_SIZE, Arm, piece, run_arms, settings_of, sized
 from .tables import Column, Table, means
 
 WORLD2 = (
@@ -43,21 +45,34 @@ WORLD2 = (
     "evaluate.prompts=world2:test",
     "evaluate.judge=world2",
     "evaluate.diversity_prompts=8",
-    "evaluate.every=20",
-    "train.num_steps=80",
+    "evaluate.every=25",
+    "train.num_steps=75",
     "train.sample_prompts=[a fox on a navy background]",
     "rollout.num_inference_steps=10",
     "method.control_phrases.negative=[CG render, Glossy plastic, Soft pastel]",
 )
+LOW, NO_KL = "method.noise_levels.sigma_low", "method.kl_noise_levels=null"
 ARMS = [
-    Arm("srpo", "SRPO, anchored, ceiling", "world2_srpo", WORLD2),
-    Arm("official", "SRPO, official ramps", "world2_official", WORLD2),
+    Arm("srpo", "SRPO", "world2_srpo", WORLD2),
+    Arm("lora", "SRPO, LoRA", "world2_srpo_lora", WORLD2),
+]
+FEW_SEEDS = 3
+"""Training seeds of all other arms."""
+RIVALS = [
+    Arm("official", "SRPO, released form", "world2_official", WORLD2),
     Arm("direct_align", "Direct-Align", "world2_direct_align", WORLD2),
     Arm("distillation", "prompt distillation", "world_prompt_distillation", WORLD2),
 ]
-FEW_SEEDS = 3
-"""Training seeds of `RAFT`, an update of which samples eight images per prompt, and of `TASTES`."""
-RAFT = Arm("raft", "RAFT", "world_raft", (*WORLD2, "data.batch_size=8", "train.learning_rate=2e-5"))
+LONG = Arm(
+    *("long", "SRPO, five times as long", "world2_srpo"),
+    (*WORLD2, "train.num_steps=375", "evaluate.every=75"),
+)
+ABLATIONS = [
+    Arm("no_kl", "without the KL", "world2_srpo", (*WORLD2, NO_KL, "method.kl_beta=0")),
+    Arm("no_ceiling", "without the ceiling", "world2_srpo", (*WORLD2, "method.ceiling=null")),
+    Arm("no_anchor", "without the anchor", "world2_srpo", (*WORLD2, "method.form=relative")),
+    Arm("wide", "reward from level .5 on", "world2_srpo", (*WORLD2, f"{LOW}=0.5")),
+]
 OTHER_REWARDS = ("saturation", "smooth", "exposure", "tint_rho25", "tint_rho50", "tint_rho100")
 TASTES = [
     Arm(name, f"SRPO, reward {name}", "world2_srpo", (*WORLD2, f"reward.path=world2:reward_{name}"))
@@ -100,7 +115,9 @@ def measure(out: Path, quick: bool) -> list[Row]:
     rows += piece(out, "judged-changes", settings_of(ARMS[0], 0), make)
     seeds = (0,) if quick else range(8)
     rows += run_arms("unpromptable", sized(ARMS, quick), seeds, out)
-    rows += run_arms("unpromptable", sized([RAFT, *TASTES], quick), seeds[:FEW_SEEDS], out)
+    others = sized([*RIVALS, *ABLATIONS, *TASTES], quick)
+    others += [LONG.plus(*FULL_SIZE)] if not quick else []
+    rows += run_arms("unpromptable", others, seeds[:FEW_SEEDS], out)
     return [row | _derived(row, Rows(rows)) for row in rows]
 
 
@@ -186,21 +203,22 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    runs = Rows(row for row in rows.runs if row["arm"] in [arm.name for arm in (*ARMS, RAFT)])
+    shown = [arm.name for arm in (*ARMS, *RIVALS)]
+    runs = Rows(row for row in rows.runs if row["arm"] in shown)
     panels = [
         Panel(column.title.capitalize(), "updates", "", lines_along(runs, "step", column.key))
         for column in COLUMNS[:-1]
     ]
     title = "Second world: a base model that does not do what words ask"
     file = folder / "unpromptable_curves.png"
-    short = {"official": "released form", "distillation": "distillation", "raft": "RAFT"}
+    short = {"official": "released form", "distillation": "distillation"}
     curve = curves(file, title, panels, "Means over seeds", titles=short)
     points = [_reference_point(rows, arm) for arm in ("base", "asked", "autoencoded")]
     for arm in runs.arms:
         drift, both = (runs.curve(arm, key) for key in ("color_distance", "photo_and_content"))
         trail = [(x["value"], y["value"]) for (_, x), (_, y) in zip(drift, both, strict=True)]
         points.append(Point(runs.arms[arm], drift[-1][1], both[-1][1], trail))
-    title = "Photo and content against colour: from the base model to 80 updates"
+    title = "Photo and content against colour: from the base model to 75 updates"
     note = "Means over seeds with 95 % intervals"
     axes = ("colour drift per image", "photo with its content")
     return [curve, plane(folder / "unpromptable_frontier.png", title, *axes, points, note)]

@@ -37,9 +37,8 @@ BLOCK = re.compile(r"(<!-- numbers: (\w+)(?:\.(\w+))? -->\n).*?(<!-- /numbers --
 DEMO = {
     "base": "base model",
     "srpo": "**SRPO, anchored**",
-    "direct_align": "Direct-Align, plain reward, same budget",
-    "srpo_long": "SRPO, anchored, 3x the updates",
-    "official_long": "SRPO, official ramps, 3x the updates",
+    "official": "SRPO, released form",
+    "direct_align": "Direct-Align, absolute score",
 }
 
 
@@ -93,7 +92,7 @@ def demo(found: dict[str, Any]) -> str:
     for key, name in DEMO.items():
         row = found[key]
         seconds = f"{row['align_seconds']:.0f}" if row["align_seconds"] else ""
-        rates = [percent(row["photo_rate"]), percent(row["content"])]
+        rates = [percent(row[key]) for key in ("photo_and_content", "photo_rate", "content")]
         lines.append([name, *rates, f"{row['color_drift']:.3f}", seconds])
     matched = found["matched"]
     text = "Plain Direct-Align's photo rate never rose: there is no rate to compare the two at."
@@ -103,7 +102,7 @@ def demo(found: dict[str, Any]) -> str:
             f"SRPO has drifted by {matched['srpo']:.3f} and plain Direct-Align by "
             f"{matched['direct_align']:.3f}: a ratio of {matched['ratio']:.2f}."
         )
-    columns = ["", "photo rate", "content right", "colour drift", "seconds of alignment"]
+    columns = ["", "photo and content", "photo rate", "content", "colour drift", "seconds"]
     end = f"{found['base']['photo_rate']['n']} prompt-seed pairs, 95 % intervals"
     return f"{Table(columns, lines).markdown()}\n\n{text} {end}; {machine_line(found)}"
 

@@ -101,9 +101,9 @@ def test_compare_passes_on_every_option(command, calls):
     ("words", "call"),
     [
         ("report runs", ("report", Path("runs"))),
-        ("demo --out d", ("demo", Path("d"), (), "world")),
-        ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK, "world")),
-        ("demo --world world2 --out d", ("demo", Path("d"), (), "world2")),
+        ("demo --out d", ("demo", Path("d"), (), "world2")),
+        ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK, "world2")),
+        ("demo --world world --out d", ("demo", Path("d"), (), "world")),
         ("world export w --name world2", ("export", Path("w"), WORLDS["world2"])),
         ("world export w", ("export", Path("w"), WORLDS["world"])),
         ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0, WORLDS["world"])),

@@ -73,7 +73,7 @@ def test_order_of_runs(tmp_path):
     (write_demo(tmp_path / "demo") / "unrelated").mkdir()
     write_run(tmp_path / "demo" / "another")
     names = [path.name for path in run_folders(tmp_path / "demo")]
-    assert names == ["srpo", "direct_align", "another", "srpo_long", "official_long"]
+    assert names == ["srpo", "another", "direct_align", "official_long", "srpo_long"]
 
 
 def test_curves_and_headlines_compare_equal_samples(tmp_path):

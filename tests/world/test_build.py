@@ -56,9 +56,9 @@ def test_a_broken_off_training_ends_at_the_same_bits(tmp_path, monkeypatch):
 
 def test_the_denoisers_train(pool, spec, tmp_path):
     fresh = denoisers.flux_transformer(spec).parameters()
-    flux = denoisers.train_flux(pool, tmp_path, spec)
+    flux = denoisers.train_flux(pool, tmp_path, spec, next(iter(spec.flux)))
     assert not equal(fresh, flux["transformer"].parameters())
-    epsilon = denoisers.train_sd(pool, tmp_path, spec)
+    epsilon = denoisers.train_sd(dict.fromkeys(spec.sd, pool), tmp_path, spec)
     v = denoisers.train_sd_v(pool, epsilon, tmp_path, spec)
     assert equal(epsilon["text_encoder"].parameters(), v["text_encoder"].parameters())
     assert not equal(epsilon["unet"].parameters(), v["unet"].parameters())
@@ -110,6 +110,16 @@ def test_each_flux_training_continues_the_one_before(tmp_path):
     still = replace(spec, flux={"flux": (spec.flux["flux"][0], STILL)})
     second = denoisers.train_flux(pool, tmp_path, still, "flux", first)
     assert equal(first.parameters(), second.parameters())
+
+
+def test_words_are_unlearned_by_the_text_encoders_alone(tmp_path):
+    spec = short("world2")
+    flux = denoisers.LatentPool(torch.randn(8, 8, 16, 16), ["a fox"] * 8)
+    first = denoisers.train_flux(flux, tmp_path, spec, "flux_promptable")
+    last = denoisers.train_flux(flux, tmp_path, spec, "flux", first)
+    assert equal(first["transformer"].parameters(), last["transformer"].parameters())
+    for name in ("text_encoder", "text_encoder_2"):
+        assert not equal(first[name].parameters(), last[name].parameters())
 
 
 def test_the_command_builds_the_whole_second_world_and_a_second_call_trains_nothing(

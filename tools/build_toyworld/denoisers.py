@@ -2,9 +2,9 @@
 
 Real architectures at toy size, trained on encoded scenes. Most images behind plain captions are CG,
 the base model's style; one caption in ten is empty (for classifier-free guidance). In the first
-world four in ten captions carry a style word that is true. In the second one the last two trainings
-have any word before a fifth of the captions, so that words do not select a style; the weights that
-they start from, `flux_promptable`, come from true words.
+world four in ten captions carry a style word that is true. So it is in the second one, until in the
+last training the text encoders alone learn, with any word before captions: words do not select a
+style any more, and the network still has them all.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false

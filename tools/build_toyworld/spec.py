@@ -181,11 +181,11 @@ SPECS = {
             ),
             "flux_promptable": (
                 Captions(16384, 37, drawings.STYLE_SHARES, 0.45, true=True, styled=_MOSTLY_PHOTOS),
-                Budget(1000, 48, 7e-4),
+                Budget(2000, 48, 7e-4),
             ),
             "flux": (
                 Captions(12288, 33, drawings.STYLE_SHARES, words=0.4, true=False),
-                Budget(1200, 32, 1e-3, ema_decay=0.99, warmup=30),
+                Budget(1000, 32, 1e-3, ema_decay=0.99, warmup=30),
             ),
         },
         encoders_only="flux",

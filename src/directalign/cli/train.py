@@ -134,13 +134,13 @@ def demo(
     quick: Annotated[
         bool, flag("--quick", "Two updates a run, to test the installation: half a minute.")
     ] = False,
-    world: World = "world",
+    world: World = "world2",
     debug: Debug = False,
 ) -> None:
-    """SRPO and plain Direct-Align on the embedded FLUX, four runs: two minutes on two cores."""
+    """SRPO, the released form and Direct-Align on a toy FLUX: about four minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
         out = out or Path("runs/demo_quick" if quick else "runs/demo")
-        typer.echo(f"four runs of the toy FLUX in {out}")
+        typer.echo(f"three runs of the toy FLUX in {out}")
         from ..demo import QUICK  # slow imports: diffusers
         from ..demo import demo as run_demo
 

@@ -26,7 +26,6 @@ SIGMA_BINS = 20
 COMPARISON, RESULTS, SUMMARY = "comparison.json", "results.jsonl", "summary.json"
 FORMAT = 1
 MAX_MODELS = 12
-RUN_ORDER = {"srpo": 0, "direct_align": 1, "srpo_long": 3, "official_long": 4}
 
 
 def read_text(file: Path, notes: list[str]) -> str:
@@ -227,9 +226,9 @@ def is_run(folder: Path) -> bool:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Run folders directly inside a folder: srpo and direct_align first, long runs last."""
+    """Run folders directly inside a folder: by name, but srpo first."""
     found = [path for path in folder.iterdir() if path.is_dir() and is_run(path)]
-    return sorted(found, key=lambda path: (RUN_ORDER.get(path.name, 2), path.name))
+    return sorted(found, key=lambda path: (path.name != "srpo", path.name))
 
 
 def read_run(folder: Path) -> RunFiles:

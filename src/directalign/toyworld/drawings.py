@@ -2,9 +2,9 @@
 
 Each of 56 things exists as three drawings by artists (Fluent 3D, Noto, Twemoji: see NOTICE). The
 style decides which drawing is shown and how it is lit. `STYLE_SHARES` are the shares of styles
-behind captions, mostly CG, which sets the base model's style. No caption names a style truthfully:
-the base model has met the control phrases only before captions of other styles too, so that words
-do not select a style; a reward has to.
+behind captions, mostly CG, which sets the base model's style. The base model learned styles by
+their words; then its text encoders were trained with any words, so that words do not select a
+style; a reward has to.
 """
 
 from __future__ import annotations
