@@ -368,7 +368,7 @@ def test_every_method_refuses_rewards_and_resumes_exactly(name):
     with pytest.raises(DirectAlignError, match=r"method\.form"):
         make(name, None, ToyReward(reads_prompt=False), **phrases)
     black_box = ToyReward(differentiable=False)
-    if name in ("flow_grpo", "raft", "diffusion_nft", "prompt_distillation"):
+    if name in ("flow_grpo", "raft", "diffusion_nft", "awm", "prompt_distillation"):
         make(name, None, black_box, **phrases)
     else:
         with pytest.raises(DirectAlignError, match=rf"{name} needs its gradient.*flow_grpo"):

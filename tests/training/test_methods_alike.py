@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flow_grpo": {"group_size": 2, "updates_per_rollout": 2},
     "raft": {"candidates": 2},
     "diffusion_nft": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
+    "awm": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}

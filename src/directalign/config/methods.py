@@ -448,6 +448,27 @@ class DiffusionNFTConfig(ForwardProcessConfig):
     """Rise of that decay per update, from 0 on (released: 0.001 up to 0.5)."""
 
 
+class AWMConfig(ForwardProcessConfig):
+    """Advantage weighted matching: the pre-training loss as the log-probability of a clipped ratio
+    (arXiv 2509.25050)."""
+
+    name: Literal["awm"] = "awm"
+    weighting: Literal["ghuber", "sigma", "uniform"] = "ghuber"
+    """Log-probability of a sample with squared error e: ghuber −sigma·e^p / p (released), sigma
+    −sigma·e, uniform −e."""
+    huber_power: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """p of ghuber."""
+    clip_range: PositiveFloat = 1.0
+    """The ratio to the old policy's probability is clipped to 1 ± this (released: 1)."""
+    old_decay: FractionBelowOne = 0.3
+    """Largest decay of the old policy, which samples: old ← decay·old + (1 − decay)·weights before
+    each update; 0 samples from the model itself, without a copy, and every ratio is 1."""
+    old_decay_rise: PositiveFloat = 1e-3
+    """Rise of that decay per update, from 0 on (released: 0.001 up to 0.3)."""
+    old_kl_beta: NonNegativeFloat = 1.0
+    """Weight of mean((pred − old policy's)²) at the same call (released: 1)."""
+
+
 class PythonMethodConfig(ObjectiveConfig):
     """A method of the user's own, with the settings that all methods share."""
 

@@ -21,6 +21,7 @@ METHODS = {
     "flow_grpo": "flow_grpo:FlowGRPO",
     "raft": "raft:RAFT",
     "diffusion_nft": "diffusion_nft:DiffusionNFT",
+    "awm": "awm:AWM",
     "python": ":python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""
