@@ -40,6 +40,8 @@ class ObjectiveConfig(Strict):
     """Fields that count steps of the rollout, and so cannot exceed rollout.num_inference_steps."""
     OFFLINE: ClassVar[bool] = False
     """Whether the method can train on real images (data.images) instead of rollouts."""
+    PAIRS: ClassVar[bool] = False
+    """Whether the method trains on preference pairs (data.pairs), and on nothing else."""
     DIFFERENTIATES_REWARD: ClassVar[bool] = True
     """Whether the method needs the reward's gradient with respect to the image."""
 
@@ -467,6 +469,29 @@ class AWMConfig(ForwardProcessConfig):
     """Rise of that decay per update, from 0 on (released: 0.001 up to 0.3)."""
     old_kl_beta: NonNegativeFloat = 1.0
     """Weight of mean((pred − old policy's)²) at the same call (released: 1)."""
+
+
+class DPOConfig(ObjectiveConfig):
+    """Direct preference optimization from pairs of images, without a reward (arXiv 2311.12908,
+    2501.13918)."""
+
+    PAIRS = True
+    DIFFERENTIATES_REWARD = False
+
+    name: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = 2000.0
+    """Weight inside the sigmoid of the mean squared errors' changes: larger holds the model closer
+    to its base (Diffusion-DPO: 2000 for Stable Diffusion 1.5, 5000 for SDXL)."""
+    noise_levels: NoiseLevels = UniformNoiseLevels(sigma_low=0.02)
+    """How noise levels are drawn; each step's higher one is used."""
+
+    @model_validator(mode="after")
+    def _check_margin(self) -> DPOConfig:
+        if self.margin is not None:
+            raise ValueError(
+                "margin belongs to a hinge on a reward, which does not train: remove it"
+            )
+        return self
 
 
 class PythonMethodConfig(ObjectiveConfig):

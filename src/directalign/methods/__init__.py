@@ -22,6 +22,7 @@ METHODS = {
     "raft": "raft:RAFT",
     "diffusion_nft": "diffusion_nft:DiffusionNFT",
     "awm": "awm:AWM",
+    "dpo": "dpo:DPO",
     "python": ":python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""
