@@ -9,7 +9,7 @@ level, both good or both bad, are a tie. Each annotator counts once, by the late
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def write_pairs(database: Path, out: Path) -> Exported:
 
 
 def _write(
-    folder: Path, decided: Sequence[Decided], items: dict[int, Item], models: list[str]
+    folder: Path, decided: Sequence[Decided], items: Mapping[int, Item], models: list[str]
 ) -> None:
     (folder / IMAGES).mkdir()
     lines = []
