@@ -95,6 +95,8 @@ class Batch:
     kept: tuple[bool, ...] = ()
     """Of each row of the *global* batch, whether it trains without reward, by the base alone; empty
     if none does."""
+    rejected: Images | None = None
+    """With pairs: the image that each of `images` was preferred to."""
 
     @property
     def own_kept(self) -> tuple[bool, ...]:

@@ -1,5 +1,6 @@
 """The recipes of the package: each starts with a comment and passes `directalign check`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,20 @@ REAL = sorted(set(recipe_names()) - {*WORLD, *WORLD2, "remote_reward"})
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("set") / "images", 4)
+    folder = write_pictures(tmp_path_factory.mktemp("set") / "images", 4)
+    files = sorted(folder.glob("*.png"))
+    pair = {"prompt": files[0].with_suffix(".txt").read_text("utf-8"), "rejected": files[1].name}
+    (folder / "pairs.jsonl").write_text(json.dumps({**pair, "chosen": files[0].name}))
+    return folder
 
 
 def load(name: str, images: Path, *overrides: str) -> RunConfig:
-    """The recipe; one that trains on images gets a small set."""
+    """The recipe; one that trains on images, or on pairs of them, gets a small set."""
     assert recipe_path(name).read_text(encoding="utf-8").startswith("# ")
-    offline = load_run(name).data.images is not None
-    return load_run(name, [f"data.images={images}", *overrides] if offline else [])
+    data = load_run(name).data
+    if data.pairs is not None:
+        return load_run(name, [f"data.pairs={images}/pairs.jsonl"])
+    return load_run(name, [f"data.images={images}", *overrides] if data.images is not None else [])
 
 
 @pytest.mark.parametrize("name", WORLD)

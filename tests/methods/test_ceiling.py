@@ -29,6 +29,7 @@ METHODS = [
     "flow_grpo",
     "raft",
     "diffusion_nft",
+    "awm",
 ]
 TEXTS = ("a red star", "a blue ring", "a green disc", "a gray star", "a pink ring")
 

@@ -1,6 +1,7 @@
 """DiffusionNFT's update by hand, in float64: the old policy's samples, r, both squares in x0."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,10 +29,13 @@ SETTINGS: dict[str, Any] = {
 WIDE = (slice(None), None, None, None)
 
 
-def moved(family: ToyFamily) -> None:
+def moved(family: ToyFamily, old: ToyDenoiser) -> None:
+    """Train a bit; `old` follows as at update 1, by 0.7, its decay being 0.3."""
     with torch.no_grad():
         family.denoiser.weight.add_(0.05)
         family.denoiser.bias.sub_(0.1)
+        for each, now in zip(old.parameters(), family.denoiser.parameters(), strict=True):
+            each.requires_grad_(False).copy_(0.3 * each + 0.7 * now)
 
 
 def advantages(images: Tensor, form: str) -> Tensor:
@@ -42,7 +46,8 @@ def advantages(images: Tensor, form: str) -> Tensor:
         for phrase in ("Real. ", "Render. ")
     )
     groups = (pos if form == "absolute" else pos - neg).view(2, SIZE)
-    found = (groups - groups.mean(1, keepdim=True)) / groups.std(1, correction=0, keepdim=True)
+    std = groups.std(1, correction=0, keepdim=True) + 1e-6  # as in GRPO, for equal rewards
+    found = (groups - groups.mean(1, keepdim=True)) / std
     return found.flatten().clamp(-CLIP, CLIP)
 
 
@@ -57,21 +62,31 @@ def x0_of(path: tuple[str, str], pred: Tensor, x_t: Tensor, sigma: Tensor) -> Te
     )
 
 
-def expected(family: ToyFamily, old: ToyDenoiser, path: tuple[str, str], form: str) -> Tensor:
-    """The mean loss over 2 injections of 6 samples of update 1."""
+def old_samples(family: ToyFamily, old: ToyDenoiser, form: str) -> tuple[Tensor, Tensor]:
+    """x0 (6, c, h, w) that the old policy makes in update 1, and the advantages."""
     sampler = copy.copy(family)
     sampler.denoiser = old
     noise = draw_noise((6, 4, 4, 4), generator_for(7, NOISE, 1, 0, 0, 0)).double()
     with torch.no_grad():
         x0 = by_hand.walk(sampler, noise, by_hand.levels(family))
-    r = 0.5 + advantages(by_hand.images_of(family, x0), form) / CLIP / 2
-    losses = []
+    return x0, advantages(by_hand.images_of(family, x0), form)
+
+
+def injected(path: tuple[str, str], x0: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(noise, sigma, x_t) of both injections of update 1."""
     for index in range(2):
         noise = draw_noise((6, 4, 4, 4), generator_for(7, FRESH_NOISE, 1, 0, index, 0)).double()
         generator = generator_for(7, NOISE_LEVEL, 1, 0, index, 0)
         sigma = UniformSampler(0.96, 0.02, 0.02).draw(6, generator) + 0.02
         alpha = 1 - sigma if path[0] == "flow" else (1 - sigma**2).sqrt()
-        x_t = alpha[WIDE] * x0 + sigma[WIDE] * noise
+        yield noise, sigma, alpha[WIDE] * x0 + sigma[WIDE] * noise
+
+
+def expected(family: ToyFamily, old: ToyDenoiser, path: tuple[str, str], form: str) -> Tensor:
+    """The mean loss over 2 injections of 6 samples of update 1."""
+    x0, advantage = old_samples(family, old, form)
+    r, losses = 0.5 + advantage / CLIP / 2, []
+    for _, sigma, x_t in injected(path, x0):
         v, v_old, base = (
             each(x_t, sigma, GUIDANCE) for each in (family.denoiser, old, ToyDenoiser())
         )
@@ -88,19 +103,13 @@ def expected(family: ToyFamily, old: ToyDenoiser, path: tuple[str, str], form: s
 @pytest.mark.parametrize("form", ["absolute", "relative"])
 @pytest.mark.parametrize("path", CASES)
 def test_it_contrasts_the_implicit_policies_around_the_old_one(path, form):
-    """At update 1 the old policy has followed the weights by 0.7, its decay being 0.3."""
     family, reward = ToyFamily(*path), ToyReward(differentiable=False)
     made = make("diffusion_nft", family, reward, form=form, **SETTINGS)
     list(made.losses(Batch(0, PROMPTS, seed=7)))
-    moved(family)
-    old = ToyDenoiser()
-    with torch.no_grad():
-        for each, now in zip(old.parameters(), family.denoiser.parameters(), strict=True):
-            each.copy_(0.3 * each + 0.7 * now)
-
+    moved(family, old := ToyDenoiser())
     terms = list(made.losses(Batch(1, PROMPTS, seed=7)))
     assert len(terms) == 2 * SIZE and {len(each) for each in reward.images} == {2}
-    wanted = expected(family, old.requires_grad_(False), path, form)
+    wanted = expected(family, old, path, form)
     value = sum((term.value for term in terms), torch.zeros(()))
     assert float(value) == pytest.approx(float(wanted), rel=1e-6)  # noise in float32
     ours, theirs = (by_hand.gradient(family, each) for each in (value, wanted))
@@ -138,7 +147,7 @@ def test_the_old_policy_follows_once_per_update_and_after_a_failed_one():
     made = make("diffusion_nft", family, **SETTINGS)
     halves = [Batch(1, PROMPTS[i : i + 1], None, 7, i, 2) for i in range(2)]
     list(made.losses(Batch(0, PROMPTS, seed=7)))
-    moved(family)
+    moved(family, ToyDenoiser())
     before = dict(made.state_dict())
     values = [loss.value for half in halves for loss in made.losses(half)]
     made.load_state_dict(before)

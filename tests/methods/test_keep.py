@@ -25,6 +25,7 @@ METHODS = [
     "flow_grpo",
     "raft",
     "diffusion_nft",
+    "awm",
 ]
 KEPT = Batch(0, (PROMPTS[0], f"Render. {PROMPTS[1]}"), seed=7, kept=(False, True))
 KL = {"kl_beta": 0.5, "kl_to": "base_with_phrases", "asked": {"guidance": 3.0}}
@@ -34,6 +35,7 @@ EXTRA = {
     "flow_grpo": {"group_size": 2},
     "raft": {"candidates": 2},
     "diffusion_nft": {"group_size": 2},
+    "awm": {"group_size": 2, "old_kl_beta": 0.0},
 }
 
 
@@ -72,7 +74,7 @@ def test_its_target_is_the_plain_base_and_that_of_others_the_asked_one(name):
     assert term.levels["kl"] == pytest.approx(expected.tolist(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["srpo", "flow_grpo", "raft", "diffusion_nft"])
+@pytest.mark.parametrize("name", ["srpo", "flow_grpo", "raft", "diffusion_nft", "awm"])
 def test_methods_with_a_kl_of_their_own_keep_alike(name):
     """The kept half alone has the gradient of its KL term, that of the plain base."""
     own = Batch(0, KEPT.prompts[1:], seed=7, offset=1, global_size=2, kept=KEPT.kept)

@@ -115,9 +115,13 @@ def test_an_update_of_every_model_takes_what_is_predicted(models, name):
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "python"])
 def test_every_method_can_be_traced_and_says_nothing(models, name, caplog):
     method = {"name": name, "form": "absolute", "control_phrases": {"positive": ["Photo"]}}
-    run = changed(a_run("sd", models["sd"]), method=method, rollout={"num_inference_steps": 4})
-    traced = trace(run, meta_model(run.model), MetaRewards(run))
+    data = {"prompts": None, "pairs": "pairs.jsonl"} if name == "dpo" else {}
+    model, rollout = {"tune": "full"}, {"num_inference_steps": 4}
+    run = changed(a_run("sd", models["sd"], **model), method=method, rollout=rollout, data=data)
+    traced = trace(run, found := meta_model(run.model), MetaRewards(run))
     assert traced.warnings == () and traced.peaks["train"] > 0 and traced.peaks["rollout"] > 0
+    copies = {"diffusion_nft": 1, "awm": 1, "dpo": 1, "prompt_distillation": 1}.get(name, 0)
+    assert traced.held_by_method == copies * sum(each.nbytes for each in found.trained.values())
     assert caplog.messages == []
 
 

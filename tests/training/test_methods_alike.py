@@ -1,5 +1,6 @@
 """Every method writes the same records, resumes to the same bits and refuses the same mistakes."""
 
+import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from launching import records
+from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
@@ -28,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flow_grpo": {"group_size": 2, "updates_per_rollout": 2},
     "raft": {"candidates": 2},
     "diffusion_nft": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
+    "awm": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}
@@ -45,19 +48,26 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tiny.write_sd(folder / "model")
     (folder / "prompts.txt").write_text("a red star\na blue circle\na green square")
+    for level in range(3):
+        Image.new("RGB", (16, 16), (80 * level, 9, 90)).save(folder / f"{level}.png")
+    pairs = [{"prompt": "a red star", "chosen": f"{n}.png", "rejected": "2.png"} for n in range(2)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return folder
 
 
 def recipe(folder: Path, method: dict[str, Any], tune: str = "lora", **more: Any) -> dict[str, Any]:
     lora = {"rank": 2, "alpha": 2}
     model = {"architecture": "sd", "path": str(folder / "model"), "tune": tune, "lora": lora}
+    data = {"prompts": str(folder / "prompts.txt")}
+    if method["name"] == "dpo":
+        data = {"pairs": str(folder / "pairs.jsonl")}
     return {
         "name": "tiny",
         "model": model,
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": method,
         "rollout": {"num_inference_steps": NUM_INFERENCE_STEPS},
-        "data": {"prompts": str(folder / "prompts.txt"), "batch_size": BATCH_SIZE},
+        "data": {**data, "batch_size": BATCH_SIZE},
         "train": TRAIN,
         "evaluate": {"num_samples": 1, "batch_size": 2},
         **more,
@@ -92,7 +102,7 @@ def whole(folder):
     ("name", "tune"),
     [
         *((name, "lora") for name in NAMES),
-        *((name, "full") for name in ("srpo", "kl", "diffusion_nft")),
+        *((name, "full") for name in ("srpo", "kl", "diffusion_nft", "dpo")),
         ("kl", "lora"),
     ],
 )
@@ -159,8 +169,11 @@ def test_unfinished_rollouts_need_the_same_batch_layout(whole, tmp_path):
 @pytest.mark.parametrize("name", NAMES[2:])
 def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     two = "needs control_phrases.positive and control_phrases.negative"
+    images = "trains on rollouts only: remove data.images"
+    if name == "dpo":
+        images = "pairs are trained on alone: remove data.images"
     for section, values, message in (
-        ("data", {"images": "somewhere"}, "trains on rollouts only: remove data.images"),
+        ("data", {"images": "somewhere"}, images),
         ("method", {"form": "relative"}, two),
         ("method", {"branches": "both"}, "Extra inputs"),
     ):

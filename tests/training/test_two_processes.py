@@ -10,6 +10,7 @@ import launching
 import pytest
 import torch
 from launching import one_process, records, torchrun, train
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from directalign import config
 from directalign.evaluation.generate import generate
 from directalign.export.average import average_run
 from directalign.io import atomic
+from directalign.io.checkpoint_files import METHOD, read_group
+from directalign.io.checkpoint_files import WEIGHTS as WEIGHTS_GROUP
 from directalign.methods.running_statistics import Reference
 from directalign.models import load_model
 from directalign.training import early_stopping, run_log
@@ -101,6 +104,34 @@ def test_one_process_continues_two_and_two_continue_one(whole, tmp_path):
     assert torchrun(train(recipe, tmp_path / "b", *longer), log) == 0, log.read_text()
     assert distance(tmp_path / "a", wanted) < 1e-5 and distance(tmp_path / "b", wanted) < 1e-5
     assert alike(records(tmp_path / "a"), records(wanted))
+
+
+def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(tmp_path):
+    """DiffusionNFT's old policy, sharded as the weights are, in a checkpoint of two processes."""
+    recipe, log = launching.write_recipe(tmp_path, "full"), tmp_path / "log"
+    one, two = tmp_path / "one", tmp_path / "two"
+    method = "--set=method={name: diffusion_nft, group_size: 2, old_decay_rise: 0.2, kl_beta: 0.1}"
+    assert one_process(train(recipe, one, method), log) == 0, log.read_text()
+    assert torchrun(train(recipe, two, method, HALF), log, launching.kill_once(3, rank=1)) != 0
+    (saved,) = (two / "checkpoints").glob("step-*")
+    assert len(read_group(saved, METHOD)) == len(read_group(saved, WEIGHTS_GROUP))
+    assert one_process(train(recipe, two, "--resume"), log) == 0, log.read_text()
+    assert alike(records(two, "step"), records(one, "step")) and distance(two, one) < 2e-5
+    assert records(one, "step")[-1]["metrics"]["old_distance"] > 0
+
+
+def test_two_processes_train_on_pairs_as_one_does(tmp_path):
+    recipe, log = launching.write_recipe(tmp_path, "full"), tmp_path / "log"
+    one, two, rows = tmp_path / "one", tmp_path / "two", []
+    for n in range(6):
+        Image.new("RGB", (32, 32), (40 * n, 90, 9)).save(tmp_path / f"{n}.png")
+        rows.append({"prompt": f"star {n}", "chosen": f"{n}.png", "rejected": f"{(n + 1) % 6}.png"})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = f"--set=data={{prompts: null, pairs: {tmp_path}}}", "--set=method={name: dpo}"
+    assert one_process(train(recipe, one, *data), log) == 0, log.read_text()
+    assert torchrun(train(recipe, two, *data, HALF), log) == 0, log.read_text()
+    assert alike(records(two, "step"), records(one, "step")) and distance(two, one) < 2e-5
+    assert records(one, "step")[-1]["metrics"]["margin"] != 0
 
 
 def test_two_processes_stop_early_at_the_same_step(tmp_path):

@@ -90,6 +90,29 @@ def results(
             typer.echo(file)
 
 
+@app.command()
+def export(
+    database: Annotated[Path, argument("Database of an arena.", "DB")],
+    out: Annotated[Path, option("New folder.", "FOLDER", show_default=False)],
+    pairs: Annotated[
+        bool, flag("--pairs", "pairs.jsonl (prompt, chosen, rejected) with the images.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write what people preferred as pairs of images to train on (method.name: dpo)."""
+    with one_line_errors(debug):
+        if not pairs:
+            raise DirectAlignError("arena export: what to write is not said: add --pairs")
+        require_room(out)
+        require("the arena", "krippendorff")
+        from ..arena.pairs import write_pairs
+
+        made = write_pairs(database, out)
+        undecided = f", {made.undecided} undecided ones left out" if made.undecided else ""
+        typer.echo(f"{made.file}: {made.pairs} pairs from {made.votes} votes{undecided}")
+        typer.echo(f"next: directalign train RECIPE --set data.pairs={out}  (method.name: dpo)")
+
+
 def _names(annotators: str | None) -> list[str]:
     """Names of --annotators. An empty list lets everybody join, so an empty value is refused."""
     names = [name.strip() for name in (annotators or "").split(",") if name.strip()]

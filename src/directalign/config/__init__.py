@@ -2,6 +2,7 @@
 its sections."""
 
 from .base import *  # noqa: F403
+from .method_parts import *  # noqa: F403
 from .methods import *  # noqa: F403
 from .rewards import *  # noqa: F403
 from .run import *  # noqa: F403

@@ -253,6 +253,9 @@ class DataConfig(Strict):
     images: PathText | None = None
     """A folder of real images with captions (.txt of the same name, or metadata.jsonl), or a
     dataset hf:...; trains offline."""
+    pairs: PathText | None = None
+    """Preference pairs for method dpo: a .jsonl of prompt, chosen and rejected (images, relative to
+    it), or a folder with pairs.jsonl, as directalign arena export --pairs writes it."""
     buckets: Sizes | None = None
     """Shapes [height, width] for images of different aspect ratios, one per update; none crops all
     to the rollout's size."""
@@ -266,14 +269,17 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _check_sources(self) -> DataConfig:
-        if self.prompts is None and self.images is None:
+        for key in ("prompts", "images"):
+            if self.pairs is not None and getattr(self, key) is not None:
+                raise ValueError(f"pairs are trained on alone: remove data.{key}, or data.pairs")
+        if self.prompts is None and self.images is None and self.pairs is None:
             raise ValueError(
                 "nothing to train on: give data.prompts (online) or data.images (offline)"
             )
         if self.prompts is None and self.offline_steps is not None:
             raise ValueError("offline_steps trains on rollouts afterwards and needs data.prompts")
-        for key in ("offline_steps", "buckets"):
-            if getattr(self, key) is not None and self.images is None:
+        for key, pairs in (("offline_steps", None), ("buckets", self.pairs)):
+            if getattr(self, key) is not None and self.images is None and pairs is None:
                 raise ValueError(f"{key} needs data.images")
         return self
 
@@ -460,6 +466,16 @@ class RunConfig(Strict):
             raise ValueError(
                 f"method {method.name} trains on rollouts only: remove data.images, or set "
                 "method.name: srpo"
+            )
+        if self.data.pairs is not None and not method.PAIRS:
+            raise ValueError(
+                f"method {method.name} does not train on pairs: remove data.pairs, or set "
+                "method.name: dpo"
+            )
+        if method.PAIRS and self.data.pairs is None:
+            raise ValueError(
+                f"method {method.name} trains on preference pairs: set data.pairs in the place of "
+                "data.prompts and data.images"
             )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:

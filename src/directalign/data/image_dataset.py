@@ -52,9 +52,11 @@ class ImageSource:
     picture: Callable[[int], Picture]
     hint: str
     """What to check when there are no images."""
+    rejected: Callable[[int], Picture] | None = None
+    """With pairs: the image that the i-th was preferred to."""
 
 
-def _captioned(name: str, text: str, where: str, blank: str) -> Entry:
+def captioned(name: str, text: str, where: str, blank: str) -> Entry:
     """An entry with its caption; a blank or too long one is a fault, an invalid one raises."""
     if len(text.strip()) > MAX_CHARACTERS:
         try:
@@ -78,7 +80,7 @@ def in_dataset(source: str) -> ImageSource:
     column = opened.image_column()
     encoded = opened.table.select_columns([column]).cast_column(column, Image(decode=False))
     entries = tuple(
-        _captioned(f"row {row}", text, f"{source}: row {row}", "its text")
+        captioned(f"row {row}", text, f"{source}: row {row}", "its text")
         for row, text in opened.texts()
     )
     return ImageSource(source, entries, lambda i: _picture(encoded[i][column]), "it has no rows")
@@ -124,7 +126,7 @@ def _from_files(folder: Path) -> Iterator[Entry]:
             yield Entry(printable, "", "its name is not Unicode; rename it")
             continue
         if text.is_file():
-            yield _captioned(name, read_text(text, "caption file"), str(text), text.name)
+            yield captioned(name, read_text(text, "caption file"), str(text), text.name)
         else:
             yield Entry(name, "", f"no caption: {text.name} is missing", text)
 
@@ -160,7 +162,7 @@ def _from_metadata(folder: Path, metadata: Path) -> Iterator[Entry]:
                 "needed"
             )
         listed.add(folder / name)
-        yield _captioned(name, prompt_of_row(row, where), where, f"{metadata.name}:{line}")
+        yield captioned(name, prompt_of_row(row, where), where, f"{metadata.name}:{line}")
     for file in _all_files(folder):
         if file.suffix.lower() in ENDINGS and file not in listed:
             yield Entry(str(file.relative_to(folder)), "", f"not in {metadata.name}")
@@ -180,13 +182,19 @@ class ImageSet:
     sizes: tuple[tuple[int, int], ...]
     picture: Callable[[int], Picture]
     skipped: tuple[str, ...] = ()
+    rejected: Callable[[int], Picture] | None = None
+    """With pairs: the image that the i-th was preferred to."""
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def image(self, index: int, height: int, width: int) -> Float[Tensor, "3 H W"]:
-        """The index-th image in this size (see `image_io.load_image`)."""
-        return load_image(self.picture(index), height, width, f"{self.where}: {self.names[index]}")
+    def image(
+        self, index: int, height: int, width: int, rejected: bool = False
+    ) -> Float[Tensor, "3 H W"]:
+        """The index-th image in this size (see `image_io.load_image`), or the one it won over."""
+        picture = self.rejected if rejected else self.picture
+        assert picture is not None
+        return load_image(picture(index), height, width, f"{self.where}: {self.names[index]}")
 
 
 def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
@@ -196,18 +204,22 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
         DirectAlignError: no such folder or dataset, no usable image in it, an invalid caption, or,
             with `strict`, the first image that is unreadable, truncated, empty or uncaptioned.
     """
-    found = in_dataset(str(source)) if is_address(source) else in_folder(Path(source))
-    usable: list[tuple[int, Entry, tuple[int, int]]] = []
+    return usable(
+        in_dataset(str(source)) if is_address(source) else in_folder(Path(source)), strict
+    )
+
+
+def usable(found: ImageSource, strict: bool = False) -> ImageSet:
+    """Decode every image of a source once. Raises: as `scan_images`."""
+    rejected = found.rejected
+    kept: list[tuple[int, Entry, tuple[int, int]]] = []
     skipped: list[str] = []
     for index, entry in enumerate(found.entries):
         fault = entry.fault
         try:
             if fault is None:
-                height, width, _ = read_pixels(found.picture(index)).shape
-                if min(height, width) >= MIN_SIDE:
-                    usable.append((index, entry, (height, width)))
-                    continue
-                fault = f"{width}x{height} pixels, less than {MIN_SIDE} a side"
+                kept.append((index, entry, _sizes(found, index)[0]))
+                continue
         except Unreadable as error:
             fault = str(error)
         if strict:
@@ -216,17 +228,36 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
                 "false to skip such images"
             )
         skipped.append(f"{entry.name}: {fault}")
-    if not usable:
+    if not kept:
         reason = f"all {len(skipped)} were skipped, first {skipped[0]}" if skipped else found.hint
         raise DirectAlignError(f"{found.where}: no usable image: {reason}")
     return ImageSet(
         found.where,
-        tuple(entry.name for _, entry, _ in usable),
-        tuple(entry.caption for _, entry, _ in usable),
-        tuple(size for *_, size in usable),
-        lambda i: found.picture(usable[i][0]),
+        tuple(entry.name for _, entry, _ in kept),
+        tuple(entry.caption for _, entry, _ in kept),
+        tuple(size for *_, size in kept),
+        lambda i: found.picture(kept[i][0]),
         tuple(skipped),
+        rejected and (lambda i: rejected(kept[i][0])),
     )
+
+
+def _sizes(found: ImageSource, index: int) -> list[tuple[int, int]]:
+    """(height, width) of the images of an entry. Raises: Unreadable, also for a tiny one."""
+    pictures = {"": found.picture(index)}
+    if found.rejected is not None:
+        rejected = found.rejected(index)
+        pictures = {f"chosen {pictures['']}: ": pictures[""], f"rejected {rejected}: ": rejected}
+    sizes = []
+    for name, picture in pictures.items():
+        try:
+            height, width, _ = read_pixels(picture).shape
+        except Unreadable as error:
+            raise Unreadable(f"{name}{error}") from error
+        if min(height, width) < MIN_SIDE:
+            raise Unreadable(f"{name}{width}x{height} pixels, less than {MIN_SIDE} a side")
+        sizes.append((height, width))
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -248,6 +279,15 @@ class ImageStream:
         chosen, shape = self._indices(step, size, offset, global_size), self.size(step)
         captions = tuple(self.images.captions[i] for i in chosen)
         return captions, torch.stack([self.images.image(i, *shape) for i in chosen])
+
+    def rejected(
+        self, step: int, size: int = 1, offset: int = 0, global_size: int | None = None
+    ) -> Images | None:
+        """The images that those of the same batch were preferred to; None without pairs."""
+        if self.images.rejected is None:
+            return None
+        chosen, shape = self._indices(step, size, offset, global_size), self.size(step)
+        return torch.stack([self.images.image(i, *shape, rejected=True) for i in chosen])
 
     def captions(
         self, step: int, size: int = 1, offset: int = 0, global_size: int | None = None

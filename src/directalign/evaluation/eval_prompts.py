@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from .. import config
 from ..data.hf_datasets import is_address
 from ..data.image_dataset import scan_images
+from ..data.pairs import scan_pairs
 from ..data.prompts import read_prompts
 from ..data.shuffle import permutation
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
@@ -91,6 +92,8 @@ def measured_prompts(run: config.RunConfig) -> list[str]:
             raise DirectAlignError(f"evaluate.prompts: {error}") from error
     if data.prompts is not None:
         return prompts_to_measure(data.prompts)
+    if data.pairs is not None:
+        return list(dict.fromkeys(scan_pairs(data.pairs, strict=data.strict).captions))
     assert data.images is not None
     return list(scan_images(data.images, strict=data.strict).captions)
 
@@ -101,6 +104,7 @@ def measured_source(run: config.RunConfig) -> tuple[str, str]:
         "evaluate.prompts": run.evaluate.prompts,
         "data.prompts": run.data.prompts,
         "data.images": run.data.images,
+        "data.pairs": run.data.pairs,
     }
     return next((key, source) for key, source in sources.items() if source is not None)
 

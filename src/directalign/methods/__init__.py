@@ -21,6 +21,8 @@ METHODS = {
     "flow_grpo": "flow_grpo:FlowGRPO",
     "raft": "raft:RAFT",
     "diffusion_nft": "diffusion_nft:DiffusionNFT",
+    "awm": "awm:AWM",
+    "dpo": "dpo:DPO",
     "python": ":python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""

@@ -18,6 +18,7 @@ from .. import config, rewards
 from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
+from ..data.pairs import scan_pairs
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
 from ..evaluation.eval_prompts import (
@@ -487,7 +488,8 @@ def check_data(
     """
     findings, warnings, prompts = [], [], list[str]()
     per_update = accumulation(run, ranks) * ranks * run.data.batch_size
-    for key, source in (("prompts", run.data.prompts), ("images", run.data.images)):
+    for key in ("prompts", "images", "pairs"):
+        source = getattr(run.data, key)
         if source is None:
             continue
         if _is_remote(source, online):
@@ -496,13 +498,13 @@ def check_data(
             prompts += read_prompts(source)
             findings.append((key, f"{len(prompts):,} from {source}"))
         else:
-            images = scan_images(source, run.data.strict)
+            images = (scan_pairs if key == "pairs" else scan_images)(source, run.data.strict)
             count, skipped = len(images), images.skipped
             prompts += images.captions
             findings.append((key, f"{count:,} from {source}, {len(skipped)} skipped"))
             if skipped:
-                of = f"{len(skipped)} of {count + len(skipped)} images are skipped"
-                warnings.append(f"data.images: {of}: {'; '.join(skipped[:3])}")
+                of = f"{len(skipped)} of {count + len(skipped)} {key} are skipped"
+                warnings.append(f"data.{key}: {of}: {'; '.join(skipped[:3])}")
             if run.data.buckets is not None:
                 check_buckets(fill_buckets(images.sizes, run.data.buckets), per_update)
     on = f" on {ranks} ranks" if ranks > 1 else ""

@@ -322,6 +322,10 @@ def _batches(run: config.RunConfig, model: MetaModel) -> Iterator[Batch]:
         size = max(run.data.buckets or [size], key=math.prod)
         images = fake((len(prompts), 3, *size), torch.float32)
         yield Batch(0, prompts, images, image_size=size)
+    if run.data.pairs is not None:
+        size = max(run.data.buckets or [size], key=math.prod)
+        chosen, rejected = (fake((len(prompts), 3, *size), torch.float32) for _ in range(2))
+        yield Batch(0, prompts, chosen, image_size=size, rejected=rejected)
 
 
 def image_size(run: config.RunConfig, model: MetaModel) -> tuple[int, int]:

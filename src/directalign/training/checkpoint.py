@@ -313,7 +313,10 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
     for (what, theirs, ours), keys in (
         (network, "model.path or model.lora"),
         (base, "the files behind model.path"),
-        (("data", data["fingerprint"], state.data), "the contents of data.prompts or data.images"),
+        (
+            ("data", data["fingerprint"], state.data),
+            "the contents of data.prompts, data.images or data.pairs",
+        ),
     ):
         if theirs != ours:
             raise DirectAlignError(

@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import config
 from ..data.buckets import Bucket, check_buckets, fill_buckets
-from ..data.image_dataset import ImageStream, scan_images
+from ..data.image_dataset import ImageSet, ImageStream, scan_images
+from ..data.pairs import scan_pairs
 from ..data.prompts import PromptStream, read_prompts
 from ..data.shuffle import turn
 from ..evaluation.generate import image_size
@@ -21,7 +22,8 @@ from .distributed import TorchProcessGroup
 
 @dataclass(frozen=True)
 class TrainData:
-    """Real images for all steps or the first `data.offline_steps`, and prompts after them.
+    """Real images, or pairs of images, for all steps or the first `data.offline_steps`, and prompts
+    after them.
 
     One of `prompts` and `images` may be None.
     """
@@ -75,7 +77,8 @@ class TrainData:
         if offline is not None:
             captions, images = offline.batch(step, size, offset, total)
             captions = _with_phrases(captions, kept[offset:])
-            return Batch(step, captions, images, seed, offset, total, offline.size(step), rows)
+            rejected, shape = offline.rejected(step, size, offset, total), offline.size(step)
+            return Batch(step, captions, images, seed, offset, total, shape, rows, rejected)
         assert self.prompts is not None
         prompts, sizes = self.prompts.batch(step, size, offset, total), self.run.rollout.sizes
         image_size = None
@@ -131,6 +134,13 @@ def global_batch_size(run: config.RunConfig, group: TorchProcessGroup) -> int:
     return accumulation(run, group.size) * group.size * run.data.batch_size
 
 
+def scanned(data: config.DataConfig) -> ImageSet | None:
+    """The images or pairs of `data`, each decoded once; None for prompts alone."""
+    if data.pairs is not None:
+        return scan_pairs(data.pairs, data.strict)
+    return scan_images(data.images, data.strict) if data.images is not None else None
+
+
 def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> TrainData:
     """Read and check the prompt list, the image set and the image sizes of a run.
 
@@ -152,8 +162,8 @@ def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> 
         )
     if run.data.prompts is not None:
         prompts = PromptStream(read_prompts(run.data.prompts), run.seed)
-    if run.data.images is not None:
-        found = scan_images(run.data.images, run.data.strict)
+    found = scanned(run.data)
+    if found is not None:
         if run.data.buckets is None:
             buckets = (Bucket(image_size(model, run.rollout), tuple(range(len(found)))),)
         else:
