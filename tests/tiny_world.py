@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from directalign.toyworld.worlds import WORLDS
@@ -22,12 +23,16 @@ def short(name: str) -> Spec:
 
 
 @pytest.fixture(scope="session")
-def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped folders of a second world built from nothing at two steps a training."""
-    folder = tmp_path_factory.mktemp("tiny_world2")
-    with pytest.MonkeyPatch.context() as patch:
+def tiny_assets(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The shipped folders of a second world built from nothing at two steps a training, by the
+    first of pytest's workers that needs them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny_world2"
+    with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         patch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, spec: {})
-        build_world(folder / "state", short("world2"), target=folder / "assets2")
+        if not (folder / "done").exists():
+            build_world(folder / "state", short("world2"), target=folder / "assets2")
+            (folder / "done").touch()
     return folder / "assets2"
 
 
