@@ -1,5 +1,6 @@
 """The second toy world with weights of two training steps: complete folders of random models."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,11 @@ def short(name: str) -> Spec:
 
 
 @pytest.fixture(scope="session")
-def tiny_assets(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped folders of a second world built from nothing at two steps a training, by the
     first of pytest's workers that needs them."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "tiny_world2"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_world2"
     with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         patch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, spec: {})
         if not (folder / "done").exists():
@@ -37,8 +38,8 @@ def tiny_assets(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pat
 
 
 @pytest.fixture
-def world2(tiny_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world2(tiny_assets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let world2: mean those folders."""
-    monkeypatch.setenv("DIRECTALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DIRECTALIGN_CACHE", str(tiny_assets.parent / "cache"))
     monkeypatch.setitem(WORLDS, "world2", replace(WORLDS["world2"], assets=tiny_assets))
     return tiny_assets
