@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["train.num_steps=2", "rollout.num_inference_steps=2", "evaluate.num_samples=4"]
+SMALL = ["train.num_steps=2", "method.anchor.reference_updates=1"]
+SMALL += ["rollout.num_inference_steps=2", "evaluate.num_samples=4"]
 COMMANDS = """
 import sys
 from directalign.cli import main
