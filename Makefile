@@ -18,11 +18,11 @@ demo: setup
 	$(BIN)/directalign demo --out runs/demo
 
 test: setup browser
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Which lines the tests reach; a third slower than the tests alone.
 coverage: setup browser
-	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: setup
 	$(BIN)/ruff check .

@@ -4,23 +4,19 @@ thread, and no deadline for a slow machine."""
 import os
 import signal
 
-import torch
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from tiny import tiny_flux, tiny_sd, tiny_sd_v  # noqa: E402
-from tiny_rewards import clip_folder, siglip_folder, vlm_folder  # noqa: E402
-from tiny_world import tiny_assets, world2  # noqa: E402
-
-__all__ = ["clip_folder", "siglip_folder", "tiny_flux", "tiny_sd", "tiny_sd_v", "vlm_folder"]
-__all__ += ["tiny_assets", "world2"]
-"""Session fixtures: tiny checkpoints, read-only."""
-
 settings.register_profile("directalign", deadline=None, max_examples=50)
 settings.load_profile("directalign")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that hands tests out to others runs none of them and needs no torch."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("shared_fixtures")

@@ -78,7 +78,7 @@ def run(*words: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, traced):
     """A two-step run with a reward, a metric, a model and a method of the user's files."""
     folder = tmp_path_factory.mktemp("own")
     files = {"my_reward": REWARD, "my_metric": METRIC, "my_model": MODEL, "my_method": METHOD}

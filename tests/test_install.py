@@ -16,12 +16,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["train.num_steps=5", "rollout.num_inference_steps=2", "evaluate.num_samples=4"]
+SMALL = ["train.num_steps=2", "method.anchor.reference_updates=1"]
+SMALL += ["rollout.num_inference_steps=2", "evaluate.num_samples=4"]
+COMMANDS = """
+import sys
+from directalign.cli import main
+
+words = sys.argv[1:]
+while words:
+    line, words = words[: words.index(";")], words[words.index(";") + 1 :]
+    sys.argv = ["directalign", *line]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Run `directalign` of the wheel in an empty folder; returns (folder, call)."""
+    """The wheel beside an empty folder: (folder, call of `directalign`, several in a process)."""
     folder = tmp_path_factory.mktemp("Ünïcode and spaces")
     source, here = folder / "source", folder / "empty"
     here.mkdir()
@@ -41,9 +56,9 @@ def installed(tmp_path_factory):
     Path(packages, "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
 
-    def call(*words: str) -> str:
+    def run(*words: object) -> str:
         done = subprocess.run(
-            [python.parent / "directalign", *words],
+            words,
             cwd=here,
             env={**environment, "COLUMNS": "80"},
             capture_output=True,
@@ -52,11 +67,17 @@ def installed(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    yield here, call
+    def call(*words: str) -> str:
+        return run(python.parent / "directalign", *words)
+
+    def in_turn(*lines: list[str]) -> str:
+        return run(python, "-c", COMMANDS, *(word for line in lines for word in (*line, ";")))
+
+    return here, call, in_turn
 
 
 def test_everything_beside_the_code_is_in_the_wheel(installed):
-    here, _ = installed
+    here, *_ = installed
     (package,) = (here.parent / "venv").rglob("site-packages/directalign")
     own = ROOT / "src" / "directalign"
     files = {
@@ -66,7 +87,7 @@ def test_everything_beside_the_code_is_in_the_wheel(installed):
 
 
 def test_recipes_are_listed_shown_and_copied(installed):
-    here, call = installed
+    here, call, _ = installed
     listed = call("recipes").splitlines()
     assert listed == call("recipes", "list").splitlines()
     assert any(line.startswith("flux_srpo_lora_24gb ") for line in listed)
@@ -79,15 +100,17 @@ def test_recipes_are_listed_shown_and_copied(installed):
 
 
 def test_a_new_user_checks_trains_and_sees_the_demo(installed):
-    here, call = installed
+    """In one process, which imports torch once."""
+    here, _, in_turn = installed
     assert list(here.iterdir()) == []
-    assert "world_srpo can run" in call("check", "world_srpo")
-    assert list(here.iterdir()) == []
-    page = here / call("demo", "--quick").splitlines()[-1]
-    assert page.is_file() and page.name == "report.html"
     overrides = [f"--set={each}" for each in SMALL]
-    call("train", "world_srpo_lora", "--out", "a", *overrides)
+    train = ["train", "world_srpo_lora", "--out", "a", *overrides]
+    said = in_turn(["check", "world_srpo"], train, ["demo", "--quick"])
+    assert "world_srpo can run" in said
+    page = here / said.splitlines()[-1]
+    assert page.is_file() and page.name == "report.html"
     assert (here / "a" / "lora.safetensors").is_file() and (here / "a" / "report.html").is_file()
+    assert {path.name for path in here.iterdir()} == {"a", page.relative_to(here).parts[0]}
 
 
 def test_the_lock_is_of_these_requirements():

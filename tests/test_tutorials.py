@@ -10,13 +10,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from safetensors import safe_open
+from torch.distributed import run as distributed_run
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 from typer.testing import CliRunner
 
+import forked
 from directalign.cli import app
 from directalign.config.presets import merged
 from directalign.export import export_run
@@ -139,12 +144,9 @@ def test_four_nodes(tmp_path):
         "/shared/runs/flux": str(tmp_path / "run"),
     }
     line = [here.get(word, word) for word in words[1:]] + SETS
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", *line]
-    nodes = [
-        subprocess.Popen(launch, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    with mock.patch.object(subprocess_handler, "Popen", forked.popen):
+        launch = partial(distributed_run.main, line)
+        nodes = [forked.process(launch, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [node.communicate(timeout=600)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert (tmp_path / "run/summary.json").is_file()

@@ -3,13 +3,17 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from directalign import preflight
 from directalign.config.load import load_run
 from directalign.models import load_model
 from directalign.preflight import PHASES, Place, checks
+
+pytestmark = pytest.mark.usefixtures("traced")
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe):
@@ -94,6 +98,13 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, monkey
     def refuse(*_: object) -> None:
         raise AssertionError("check must not open a connection")
 
+    survey, found = preflight.survey, []
+
+    def once(*given: object) -> preflight.Plan:
+        found.append(found[0] if found else survey(*given))
+        return found[0]
+
+    monkeypatch.setattr(preflight, "survey", once)
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setenv("COLUMNS", "80")
     words = ["check", "flux_srpo_lora_24gb", "--gpu-memory", "24", "--tflops", "150"]
@@ -113,6 +124,7 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, monkey
     assert "11.90 B" not in result.stdout
     detailed = command(*words, "-v").stdout
     assert "11.90 B in 4 bits" in detailed and max(map(len, detailed.splitlines())) <= 80
+    assert len(found) == 2
 
 
 def test_operations_are_those_of_the_products_of_a_network(command, recipe):

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from directalign.cli import app
-from directalign.preflight.memory import Traced
 from finished_runs import finished_recipe
 
 TRAIN = {"num_steps": 2, "save_every": 2, "sample_prompts": ["a red star"]}
@@ -33,12 +32,6 @@ def digests() -> dict[str, str]:
         for path in Path().rglob("*")
         if path.is_file() and path.name != ".lock"
     }
-
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    """Without an estimate of the activations, which comes before weights and checkpoints."""
-    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())
 
 
 @pytest.fixture

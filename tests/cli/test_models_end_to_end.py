@@ -15,7 +15,6 @@ import yaml
 from PIL import Image
 from typer.testing import Result
 
-from directalign.preflight.memory import Traced
 from tiny import SIZE, WRITERS
 
 Command = Callable[..., Result]
@@ -29,7 +28,6 @@ def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
     monkeypatch.chdir(tmp_path)
     _write_recipe(architecture, WRITERS[architecture](tmp_path / "model"), clip_folder)
     assert "run" in _lines(command("train", "recipe.yaml", "--out", "run"))
-    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())  # once is enough
     longer = ("--set", "train.num_steps=3", "--out", "run", "--resume")
     resumed = _lines(command("train", "recipe.yaml", *longer))
     assert any(line.startswith("continuing from run/checkpoints/step-000002") for line in resumed)

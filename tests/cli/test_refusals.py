@@ -26,6 +26,7 @@ from directalign.toyworld.assets import resolve
 from hub_stand_in import READER, hub_stand_in, point_at
 from tiny import WRITERS, write_flux
 
+pytestmark = pytest.mark.usefixtures("traced")
 Command = Callable[..., Result]
 HUB_ID = "maker/tiny-flux"
 

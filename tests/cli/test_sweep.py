@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from directalign.io.atomic import is_locked
 from directalign.training.run_log import read
 
-NUM_STEPS = 12
+NUM_STEPS = 8
 SMALL = [f"train.num_steps={NUM_STEPS}", "rollout.num_inference_steps=2", "data.batch_size=2"]
 SMALL += ["evaluate.num_samples=4", "train.save_every=2", "train.sample_every=0"]
 SMALL += ["evaluate.every=0", "evaluate.diversity_prompts=0", "evaluate.references=false"]
@@ -25,7 +24,7 @@ FOLDERS += [name.replace("seed-0", "seed-1") for name in FOLDERS]
 def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "directalign", "sweep", "world_srpo_lora", *words]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    return subprocess.Popen(command, cwd=folder, **output)
+    return forked.popen(command, cwd=folder, **output)
 
 
 def wait_for(process: "subprocess.Popen[str]", *texts: str) -> None:
@@ -40,7 +39,7 @@ def wait_for(process: "subprocess.Popen[str]", *texts: str) -> None:
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     process.stdout.close()
 
@@ -55,10 +54,10 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     words = *SMALL, "--seeds", "0,1", "--grid", "train.learning_rate=1e-3,3e-3", "--out", "sw"
     first = start(folder, *words)
-    wait_for(first, f"{FOLDERS[0]}: finished", f"step 7/{NUM_STEPS}")
+    wait_for(first, f"{FOLDERS[0]}: finished", f"step 3/{NUM_STEPS}")
     kill(first)
     before = {file: file.stat().st_mtime_ns for file in (folder / "sw" / FOLDERS[0]).rglob("*")}
-    assert steps(folder / "sw" / FOLDERS[1])[:7] == [1, 2, 3, 4, 5, 6, 7]
+    assert steps(folder / "sw" / FOLDERS[1])[:3] == [1, 2, 3]
     assert not (folder / "sw" / FOLDERS[2]).exists()
     second = start(folder, *words)
     said, _ = second.communicate()
@@ -112,10 +111,11 @@ def test_a_comparison_by_seed_is_written_as_csv_and_latex(swept, command, tmp_pa
     assert wrong.exit_code == 1 and "--group-by sed: no compared run has this key" in wrong.stderr
 
 
-def test_workers_stop_with_their_sweep_and_share_its_runs(tmp_path):
+def test_workers_stop_with_their_sweep_and_share_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("directalign.cli.sweep.subprocess", forked.MODULE)
     words = *SMALL, "--seeds", "0,1", "--gpus", "0,1", "--out", "sw"
     first = start(tmp_path, *words)
-    wait_for(first, f"step 3/{NUM_STEPS}")
+    wait_for(first, f"step 2/{NUM_STEPS}")
     kill(first)
     runs, deadline = [tmp_path / "sw" / f"seed-{seed}" for seed in (0, 1)], time.monotonic() + 120
     while any(is_locked(each, unknown=False) for each in runs) and time.monotonic() < deadline:

@@ -15,7 +15,6 @@ from directalign.preflight.checks import (
     check_reward,
     check_steps,
 )
-from directalign.preflight.memory import Traced
 from directalign.preflight.meta_models import meta_model
 from directalign.toyworld.assets import write_pictures
 
@@ -44,9 +43,8 @@ def load(name: str, images: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", WORLD)
-def test_a_recipe_of_the_toy_world_can_run(name, images, tmp_path, monkeypatch):
+def test_a_recipe_of_the_toy_world_can_run(name, images, tmp_path):
     """Without its activations: tests/preflight traces each method."""
-    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())
     run = load(name, images)
     found = plan(run, tmp_path / "out")
     assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)
@@ -54,8 +52,8 @@ def test_a_recipe_of_the_toy_world_can_run(name, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", WORLD2)
-def test_a_recipe_of_the_second_toy_world_can_run(name, world2, tmp_path, monkeypatch):
-    test_a_recipe_of_the_toy_world_can_run(name, tmp_path, tmp_path, monkeypatch)
+def test_a_recipe_of_the_second_toy_world_can_run(name, world2, tmp_path):
+    test_a_recipe_of_the_toy_world_can_run(name, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo  # else the first optimizer of each process imports it, in more than a second
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import tiny

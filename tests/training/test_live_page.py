@@ -18,6 +18,8 @@ from directalign.training.live_page import LivePage
 from directalign.training.loop import Interrupted
 from directalign.types import DirectAlignError
 
+pytestmark = pytest.mark.usefixtures("live_pages")
+
 
 def train(out: Path, resume: bool = False, **more: object) -> None:
     """Six steps with a page, measured at every second one."""

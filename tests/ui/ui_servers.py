@@ -1,6 +1,6 @@
-"""Servers of the page of runs: in a thread of this process, or as the real command."""
+"""Servers of the page of runs: in a thread of this process, or as the real command. Both, and what
+they start, are forks of this process."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import httpx
 
+import forked
+from directalign.ui import runs as ui_runs
 from directalign.ui.runs import Runs
 from directalign.ui.server import Access, create_app
 from directalign.web.server import http_server, listen
@@ -33,6 +36,11 @@ class Server:
 @contextmanager
 def served(folder: Path, host: str | None = None) -> Iterator[Server]:
     """The runs of a folder, until the block ends."""
+    with mock.patch.object(ui_runs, "subprocess", forked.MODULE):
+        yield from _served(folder, host)
+
+
+def _served(folder: Path, host: str | None) -> Iterator[Server]:
     runs, access, listening = Runs(folder), Access(host), listen(host or "127.0.0.1", 0)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     running = http_server(create_app(runs, host, access))
@@ -51,12 +59,9 @@ def served(folder: Path, host: str | None = None) -> Iterator[Server]:
 def commanded(folder: Path, *options: str) -> Iterator[str]:
     """`directalign ui` in a process of its own; yields the link that it prints."""
     words = ["ui", str(folder), "--port", "0", *options]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "directalign", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    command = [sys.executable, "-m", "directalign", *words]
+    with mock.patch.object(ui_runs, "subprocess", forked.MODULE):
+        process = forked.popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield process.stdout.readline().split()[-1]

@@ -47,9 +47,11 @@ def new_autoencoder(spec: Spec) -> AutoencoderKL:
 def image_pool(spec: Spec) -> torch.Tensor:
     """Rendered images of all styles as uint8 (n, 3, 64, 64): what the autoencoder is trained on."""
     generator, drawn = torch.Generator().manual_seed(12), spec.world.scenes
+    count = spec.pools["autoencoder"]
+    part = min(count, 256)
     parts = [
-        drawn.render(drawn.draw_scenes(256, generator, spec.vae_shares), generator)
-        for _ in range(spec.pools["autoencoder"] // 256)
+        drawn.render(drawn.draw_scenes(part, generator, spec.vae_shares), generator)
+        for _ in range(count // part)
     ]
     return (torch.cat(parts) * 255).round().to(torch.uint8)
 

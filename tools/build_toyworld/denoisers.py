@@ -99,9 +99,9 @@ def latent_pool(
         return LatentPool(kept["x0"].float(), kept["captions"])
     generator = torch.Generator().manual_seed(captioned.seed)
     vae = vae.to(device).eval()
-    latents, captions = [], []
-    for _ in range(captioned.count // 256):
-        images, texts = _scenes(spec.world, captioned, 256, generator)
+    latents, captions, part = [], [], min(captioned.count, 256)
+    for _ in range(captioned.count // part):
+        images, texts = _scenes(spec.world, captioned, part, generator)
         latents.append(vae.encode(images.to(device) * 2 - 1).latent_dist.mean.cpu())
         captions += texts
     x0 = (torch.cat(latents) - vae.config["shift_factor"]) * vae.config["scaling_factor"]

@@ -107,12 +107,12 @@ class Spec:
 def shortened(spec: Spec, steps: int = 2) -> Spec:
     """Every training in a few steps on few images: tests the build, not what it makes."""
     few = Budget(steps, batch=4, learning_rate=1e-3, warmup=1)
-    flux = {name: (replace(each, count=256), few) for name, (each, _) in spec.flux.items()}
+    flux = {name: (replace(each, count=16), few) for name, (each, _) in spec.flux.items()}
     names = ("autoencoder", "sd_v", "reward")
     each = {"judges": dict.fromkeys(spec.judges, few), "sd": dict.fromkeys(spec.sd, few)}
     short = replace(spec, flux=flux, **each)
     short = replace(short, robust=(few, few) if spec.robust else ())
-    return replace(short, pools=dict.fromkeys(spec.pools, 256), **dict.fromkeys(names, few))
+    return replace(short, pools=dict.fromkeys(spec.pools, 16), **dict.fromkeys(names, few))
 
 
 _RETOUCHES = {

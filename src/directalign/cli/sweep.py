@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, cast
 
@@ -146,8 +146,8 @@ def _worker(place: int, gpu: int) -> subprocess.Popen[str]:
     )
 
 
-def _relay(prefix: str, stream: IO[str]) -> None:
-    for line in stream:
+def _relay(prefix: str, lines: Iterable[str]) -> None:
+    for line in lines:
         typer.echo(prefix + line.rstrip("\n"))
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -96,11 +97,16 @@ def cache_root() -> Path:
 
 
 def _digest(folder: Path) -> str:
-    """Of the names and contents of all files."""
+    """Of the names and contents of all files, read again when a size or a time differs."""
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _digest_of(folder, tuple((path, s.st_size, s.st_mtime_ns) for path, s in found))
+
+
+@lru_cache(maxsize=64)
+def _digest_of(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    for path, *_ in files:
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -89,11 +89,11 @@ class Scenes:
 
 def caption(thing: str, background: str) -> str:
     """The caption of one scene."""
+    return f"{_article(thing)} {thing} on {_article(background)} {background} background"
 
-    def article(word: str) -> str:
-        return "an" if word[0] in "aeiou" and word != "unicorn" else "a"
 
-    return f"{article(thing)} {thing} on {article(background)} {background} background"
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" and word != "unicorn" else "a"
 
 
 def all_captions() -> list[str]:

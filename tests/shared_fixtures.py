@@ -1,0 +1,50 @@
+"""Fixtures of all tests: tiny checkpoints, read-only; runs without what takes longer than they."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from directalign.preflight import memory
+from directalign.training.live_page import LivePage
+from tiny import tiny_flux, tiny_sd, tiny_sd_v
+from tiny_rewards import clip_folder, siglip_folder, vlm_folder
+from tiny_world import tiny_assets, world2
+
+__all__ = ["clip_folder", "siglip_folder", "tiny_flux", "tiny_sd", "tiny_sd_v", "vlm_folder"]
+__all__ += ["tiny_assets", "world2"]
+TRACE, LOG_VALUES = memory.trace, LivePage.log_values
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_runs() -> Iterator[None]:
+    """Before a tiny training nothing is traced, and during it no page is written: both take longer
+    than the training does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "trace", lambda *_: memory.Traced())
+        patch.setattr(LivePage, "log_values", lambda self, values, step: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[None]:
+    """For the tests of what is traced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "trace", TRACE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def live_pages() -> Iterator[None]:
+    """For the tests of pages that are written while a run trains."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LivePage, "log_values", LOG_VALUES)
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """The modules that are imported by now stay: no collection has to look at them again."""
+    gc.collect()
+    gc.freeze()
