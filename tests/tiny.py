@@ -242,6 +242,22 @@ def write_klein(
     return folder
 
 
+def write_chroma(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Chroma with 16 image tokens, 512 text tokens and a static shift of 3."""
+    torch.manual_seed(seed)
+    t5 = t5_tokenizer()
+    diffusers.ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=t5_encoder(t5, width=16),
+        tokenizer=t5,
+        transformer=diffusers.ChromaTransformer2DModel(**SIZES["chroma"] | (transformer or {})),
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
     "flux2_klein": write_klein,
@@ -250,6 +266,7 @@ WRITERS = {
     "sdxl": write_sdxl,
     "qwen_image": write_qwen_image,
     "z_image": write_z_image,
+    "chroma": write_chroma,
 }
 """By architecture."""
 

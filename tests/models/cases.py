@@ -23,6 +23,7 @@ from tiny import (
     SIZE,
     SIZES,
     ZERO_SNR,
+    write_chroma,
     write_flux,
     write_klein,
     write_qwen_image,
@@ -175,6 +176,24 @@ def z_image_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors)
     return -torch.cat(from_noise, dim=1).transpose(0, 1)
 
 
+def chroma_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, _, mask, empty, _, empty_mask = pipeline.encode_prompt(prompts)
+    return {"sequence": sequence, "mask": mask}, {"sequence": empty, "mask": empty_mask}
+
+
+def chroma_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    b, _, h, w = x_t.shape
+    tokens = pipeline.transformer(
+        hidden_states=FluxPipeline._pack_latents(x_t, *x_t.shape),
+        timestep=sigma.float(),
+        encoder_hidden_states=tensors["sequence"],
+        txt_ids=torch.zeros(tensors["sequence"].shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32),
+        attention_mask=pipeline._prepare_attention_mask(b, h * w // 4, x_t.dtype, tensors["mask"]),
+    ).sample
+    return FluxPipeline._unpack_latents(tokens, 4 * h, 4 * w, 4)
+
+
 def sd_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
     sequence, empty = pipeline.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     return {"sequence": sequence}, {"sequence": empty}
@@ -315,10 +334,15 @@ CASES = {
         guidance=qwen_guidance,
         packed=QwenImagePipeline,
     ),
+    "chroma": Case(
+        *("chroma", write_chroma, chroma_prompts, chroma_network, SHIFTED),
+        eight_bits=EIGHT_HEADS,
+        packed=FluxPipeline,
+    ),
     "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
     "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),
 }
-PLAIN = ("flux", "flux2_klein", "sd", "sdxl", "sd3", "qwen_image", "z_image")
+PLAIN = tuple(dict.fromkeys(case.architecture for case in CASES.values()))
 """One case per architecture, for what does not differ within it."""
 
 

@@ -28,6 +28,7 @@ MODELS: dict[str, str] = {
     "sdxl": "sd:StableDiffusionXL",
     "qwen_image": "qwen_image:QwenImage",
     "z_image": "z_image:ZImage",
+    "chroma": "chroma:Chroma",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 
