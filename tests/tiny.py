@@ -18,6 +18,7 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 Overrides = dict[str, Any] | None
@@ -30,6 +31,13 @@ WORDS = TEXT.split()
 SIZE = 32
 """Pixels of a tiny model's images along one side."""
 MAX_SEQUENCE_LENGTH = 12
+BY_TOKENS = {
+    "use_dynamic_shifting": True,
+    "shift": 1.0,
+    "base_image_seq_len": 4,
+    "max_image_seq_len": 64,
+}
+"""Scheduler settings of a shift by the number of image tokens."""
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """Scheduler settings under which sampling starts at alpha = 0 exactly."""
 MEDIUM = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
@@ -219,21 +227,15 @@ def write_klein(
     transformer: Overrides = None,
     seed: int = 0,
 ) -> Path:
-    """FLUX.2 klein with 16 image and 512 text tokens and a shift by size and steps.
-
-    The statistics of its VAE are not those of a fresh batch norm.
-    """
+    """FLUX.2 klein with 16 image and 512 text tokens and a shift by size and steps."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
     narrow = {"hidden_size": 8, "intermediate_size": 16, "head_dim": 4, "num_hidden_layers": 28}
     encoder = transformers.Qwen3Config(**SIZES["qwen3"] | narrow, vocab_size=len(tokenizer))
-    vae = diffusers.AutoencoderKLFlux2(**SIZES["vae"], latent_channels=4, layers_per_block=1)
-    vae.bn.running_mean.normal_(std=0.3)
-    vae.bn.running_var.uniform_(0.5, 2.0)
     diffusers.Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
-        vae=vae,
+        vae=block_autoencoder(),
         text_encoder=transformers.Qwen3ForCausalLM(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.Flux2Transformer2DModel(**SIZES["klein"] | (transformer or {})),
@@ -258,8 +260,31 @@ def write_chroma(
     return folder
 
 
+def write_flux2(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """FLUX.2 dev with 16 image and 512 text tokens, read from 3 of 30 layers, padded in front."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    tokenizer.bos_token, tokenizer.padding_side = "<|im_start|>", "left"
+    tokenizer.chat_template = CHAT_OF_PARTS
+    text = {**SIZES["mistral"], "vocab_size": len(tokenizer)}
+    encoder = transformers.Mistral3Config(text_config=text, vision_config=SIZES["pixtral"])
+    settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
+    sizes = SIZES["klein"] | {"guidance_embeds": True} | (transformer or {})
+    diffusers.Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        vae=block_autoencoder(),
+        text_encoder=transformers.Mistral3ForConditionalGeneration(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.Flux2Transformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
+    "flux2": write_flux2,
     "flux2_klein": write_klein,
     "sd3": write_sd3,
     "sd": write_sd,
@@ -274,6 +299,14 @@ WRITERS = {
 def autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
     """Four pixels per latent along one side."""
     return diffusers.AutoencoderKL(**SIZES["vae"], **settings)
+
+
+def block_autoencoder() -> diffusers.AutoencoderKLFlux2:
+    """FLUX.2's; its statistics are not those of a fresh batch norm."""
+    vae = diffusers.AutoencoderKLFlux2(**SIZES["vae"], latent_channels=4, layers_per_block=1)
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
 
 
 def clip_encoder(kind: type, tokenizer: CLIPTokenizer, **sizes: Any) -> Any:
@@ -334,6 +367,11 @@ CHAT = (
     "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
 """Qwen3's chat template, without tools."""
+CHAT_OF_PARTS = (
+    "{{- bos_token }}{%- for message in messages %}{{ '[' + message.role + ']' + "
+    "message.content[0].text + '[/' + message.role + ']' }}{%- endfor %}"
+)
+"""Mistral's, of messages that are lists of parts."""
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
@@ -355,4 +393,22 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     )
     special = ("<|im_start|>", "<think>", "</think>")
     tokenizer.add_tokens([AddedToken(name, special=True) for name in special])
+    return tokenizer
+
+
+def gemma_tokenizer() -> transformers.GemmaTokenizer:
+    """Whole words of `WORDS` and single letters, after a first token."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *map(chr, range(33, 127))]
+    merges = []
+    for word in WORDS:
+        for end in range(1, len(word) + 1):
+            left = "▁" + word[: end - 1]
+            merges.append((left, word[end - 1]))
+            pieces.append(left + word[end - 1])
+    vocab = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = transformers.GemmaTokenizer(
+        vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=4096
+    )
+    first = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer.backend_tokenizer.post_processor = first
     return tokenizer

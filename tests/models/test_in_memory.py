@@ -17,6 +17,9 @@ SHORT = {
 }
 
 
+CALLS = {"flux": {"max_sequence_length": 12}, "sana": {"use_resolution_binning": False}}
+
+
 def contrast(images, prompts):
     return images.flatten(1).std(1)
 
@@ -49,7 +52,7 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
     case = CASES[name]
     pipe = case.pipeline(case.folder(tmp_path))
     part = getattr(pipe, "transformer", None) or pipe.unet
-    call = {"max_sequence_length": 12} if name == "flux" else {}
+    call = CALLS.get(name)
     base, before = sampled(pipe, call), state(pipe)
     weights = {name: p.data_ptr() for name, p in part.named_parameters()}
     model = {"tune": tune, "gradient_checkpointing": True, "text_encoders": "offload"}

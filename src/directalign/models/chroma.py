@@ -1,4 +1,4 @@
-"""Chroma: FLUX's blocks without a pooled embedding, beside a T5 sequence; guidance takes two passes.
+"""Chroma: FLUX's blocks without a pooled embedding, beside T5; guidance takes two passes.
 
 T5 reads a prompt without its padding, and the network sees one padding token of it: `mask`, ones
 and zeros, is added to the logits of attention, as in ChromaPipeline. Left out: image prompts, and
@@ -38,6 +38,7 @@ class Chroma(DiffusersModel):
     pipeline = "ChromaPipeline"
     parts = parts_of(ChromaTransformer2DModel)
     components = "lodestones/Chroma1-HD"
+    usual_cfg = 5.0
     published = "chroma1"
     lora_targets = (
         *JOINT_ATTENTION,
