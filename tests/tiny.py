@@ -282,6 +282,28 @@ def write_flux2(
     return folder
 
 
+def write_ernie_image(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """ERNIE-Image with 16 image tokens and a static shift of 3; no weight is zero."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    text = {**SIZES["mistral"], "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
+    encoder = transformers.Mistral3Config(text_config=text, vision_config=SIZES["pixtral"])
+    sizes = SIZES["ernie_image"] | (transformer or {})
+    denoiser = diffusers.ErnieImageTransformer2DModel(**sizes)
+    for layer in (denoiser.adaLN_modulation[-1], denoiser.final_linear):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    diffusers.ErnieImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=block_autoencoder(),
+        text_encoder=transformers.Mistral3Model(encoder),
+        tokenizer=tokenizer,
+        transformer=denoiser,
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
     "flux2": write_flux2,
@@ -292,6 +314,7 @@ WRITERS = {
     "qwen_image": write_qwen_image,
     "z_image": write_z_image,
     "chroma": write_chroma,
+    "ernie_image": write_ernie_image,
 }
 """By architecture."""
 

@@ -33,6 +33,7 @@ MODELS: dict[str, str] = {
     "qwen_image": "qwen_image:QwenImage",
     "z_image": "z_image:ZImage",
     "chroma": "chroma:Chroma",
+    "ernie_image": "ernie_image:ErnieImage",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 
