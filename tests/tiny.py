@@ -304,6 +304,35 @@ def write_ernie_image(
     return folder
 
 
+def write_krea2(
+    folder: Path,
+    is_distilled: bool = False,
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    seed: int = 0,
+) -> Path:
+    """Krea 2 with 16 image tokens and a shift by size, read from 2 of 3 layers."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    encoder = transformers.Qwen3VLConfig(
+        text_config={**SIZES["qwen3_vl_text"], "vocab_size": len(tokenizer)},
+        vision_config=SIZES["qwen3_vl_vision"],
+    )
+    denoiser = diffusers.Krea2Transformer2DModel(**SIZES["krea2"] | (transformer or {}))
+    for block in (*denoiser.transformer_blocks, denoiser.final_layer):
+        torch.nn.init.normal_(block.scale_shift_table, std=0.2)
+    diffusers.Krea2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**BY_TOKENS | (scheduler or {})),
+        vae=diffusers.AutoencoderKLQwenImage(**SIZES["qwen_vae"]),
+        text_encoder=transformers.Qwen3VLModel(encoder),
+        tokenizer=tokenizer,
+        transformer=denoiser,
+        text_encoder_select_layers=(1, 2),
+        is_distilled=is_distilled,
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
     "flux2": write_flux2,
@@ -315,6 +344,7 @@ WRITERS = {
     "z_image": write_z_image,
     "chroma": write_chroma,
     "ernie_image": write_ernie_image,
+    "krea2": write_krea2,
 }
 """By architecture."""
 

@@ -34,6 +34,7 @@ MODELS: dict[str, str] = {
     "z_image": "z_image:ZImage",
     "chroma": "chroma:Chroma",
     "ernie_image": "ernie_image:ErnieImage",
+    "krea2": "krea2:Krea2",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 
