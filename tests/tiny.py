@@ -333,6 +333,24 @@ def write_krea2(
     return folder
 
 
+def write_lumina2(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Lumina 2 with 16 image tokens and a static shift of 6."""
+    torch.manual_seed(seed)
+    tokenizer = gemma_tokenizer()
+    encoder = transformers.Gemma2Config(**SIZES["gemma2"], vocab_size=len(tokenizer))
+    sizes = SIZES["lumina2"] | (transformer or {})
+    diffusers.Lumina2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 6.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=transformers.Gemma2Model(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.Lumina2Transformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
     "flux2": write_flux2,
@@ -345,6 +363,7 @@ WRITERS = {
     "chroma": write_chroma,
     "ernie_image": write_ernie_image,
     "krea2": write_krea2,
+    "lumina2": write_lumina2,
 }
 """By architecture."""
 

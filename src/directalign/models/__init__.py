@@ -35,6 +35,7 @@ MODELS: dict[str, str] = {
     "chroma": "chroma:Chroma",
     "ernie_image": "ernie_image:ErnieImage",
     "krea2": "krea2:Krea2",
+    "lumina2": "lumina2:Lumina2",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 
