@@ -351,6 +351,26 @@ def write_lumina2(
     return folder
 
 
+def write_sana(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Sana with 64 image tokens, 300 text tokens and the multistep solver of the releases."""
+    torch.manual_seed(seed)
+    tokenizer = gemma_tokenizer()
+    encoder = transformers.Gemma2Config(**SIZES["gemma2"], vocab_size=len(tokenizer))
+    sizes = SIZES["sana"] | (transformer or {})
+    diffusers.SanaPipeline(
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            **SIZES["sana_scheduler"] | (scheduler or {})
+        ),
+        vae=diffusers.AutoencoderDC(**SIZES["deep_vae"]),
+        text_encoder=transformers.Gemma2Model(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.SanaTransformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
     "flux2": write_flux2,
@@ -364,6 +384,7 @@ WRITERS = {
     "ernie_image": write_ernie_image,
     "krea2": write_krea2,
     "lumina2": write_lumina2,
+    "sana": write_sana,
 }
 """By architecture."""
 

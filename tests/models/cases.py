@@ -41,6 +41,7 @@ from tiny import (
     write_krea2,
     write_lumina2,
     write_qwen_image,
+    write_sana,
     write_sd,
     write_sd3,
     write_sdxl,
@@ -561,6 +562,10 @@ CASES = {
         *("lumina2", write_lumina2, gemma_prompts, lumina2_network, SHIFTED),
         eight_bits={"transformer": {"hidden_size": 64, "axes_dim_rope": [16, 8, 8]}},
         guidance=lumina2_guidance,
+    ),
+    "sana": Case(
+        *("sana", write_sana, sana_prompts, sana_network, SanaCalls()),
+        eight_bits={"transformer": {"num_attention_heads": 8, "cross_attention_dim": 64}},
     ),
     "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
     "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),
