@@ -351,6 +351,44 @@ def write_lumina2(
     return folder
 
 
+def write_qwen_image_21(
+    folder: Path,
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    sample_sigmas: list[float] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Qwen-Image 2.1 with 4 image tokens, 16 pixels each, and its shift by size.
+
+    Written part by part: the processor of the library needs torchvision, its tokenizer does not.
+    """
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|image_pad|>", special=True)])
+    encoder = transformers.Qwen3VLConfig(
+        text_config={**SIZES["qwen3_vl_text"], "vocab_size": len(tokenizer)},
+        vision_config=SIZES["qwen3_vl_vision"],
+    )
+    sizes = SIZES["qwen_image_21"] | (transformer or {})
+    parts = {
+        "scheduler": FlowMatchEulerDiscreteScheduler(**BY_TOKENS | (scheduler or {})),
+        "vae": diffusers.AutoencoderKLQwenImage21(**SIZES["qwen_21_vae"]),
+        "text_encoder": transformers.Qwen3VLForConditionalGeneration(encoder),
+        "transformer": diffusers.QwenImage21Transformer2DModel(**sizes),
+        "processor": tokenizer,
+    }
+    libraries = dict.fromkeys(parts, "diffusers") | dict.fromkeys(
+        ["text_encoder", "processor"], "transformers"
+    )
+    index = {name: [libraries[name], type(part).__name__] for name, part in parts.items()}
+    index |= {"processor": ["transformers", "Qwen3VLProcessor"]}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    about = {"_class_name": "QwenImage21Pipeline", "sample_sigmas": sample_sigmas}
+    (folder / "model_index.json").write_text(json.dumps(about | index))
+    return folder
+
+
 def write_sana(
     folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
 ) -> Path:
@@ -384,6 +422,7 @@ WRITERS = {
     "ernie_image": write_ernie_image,
     "krea2": write_krea2,
     "lumina2": write_lumina2,
+    "qwen_image_21": write_qwen_image_21,
     "sana": write_sana,
 }
 """By architecture."""

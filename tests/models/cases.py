@@ -41,6 +41,7 @@ from tiny import (
     write_krea2,
     write_lumina2,
     write_qwen_image,
+    write_qwen_image_21,
     write_sana,
     write_sd,
     write_sd3,
@@ -562,6 +563,12 @@ CASES = {
         *("lumina2", write_lumina2, gemma_prompts, lumina2_network, SHIFTED),
         eight_bits={"transformer": {"hidden_size": 64, "axes_dim_rope": [16, 8, 8]}},
         guidance=lumina2_guidance,
+    ),
+    "qwen_image_21": Case(
+        *("qwen_image_21", write_qwen_image_21, qwen_21_prompts, qwen_21_network, Qwen21Calls()),
+        eight_bits=EIGHT_HEADS,
+        cell=16,
+        packed=QwenImage21Pipeline,
     ),
     "sana": Case(
         *("sana", write_sana, sana_prompts, sana_network, SanaCalls()),

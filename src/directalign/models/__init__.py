@@ -36,6 +36,7 @@ MODELS: dict[str, str] = {
     "ernie_image": "ernie_image:ErnieImage",
     "krea2": "krea2:Krea2",
     "lumina2": "lumina2:Lumina2",
+    "qwen_image_21": "qwen_image_21:QwenImage21",
     "sana": "sana:Sana",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
