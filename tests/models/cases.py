@@ -33,6 +33,7 @@ from tiny import (
     SIZE,
     SIZES,
     ZERO_SNR,
+    write_aura_flow,
     write_chroma,
     write_ernie_image,
     write_flux,
@@ -573,6 +574,10 @@ CASES = {
     "sana": Case(
         *("sana", write_sana, sana_prompts, sana_network, SanaCalls()),
         eight_bits={"transformer": {"num_attention_heads": 8, "cross_attention_dim": 64}},
+    ),
+    "aura_flow": Case(
+        *("aura_flow", write_aura_flow, aura_flow_prompts, aura_flow_network),
+        eight_bits={"transformer": {"num_attention_heads": 8, "caption_projection_dim": 64}},
     ),
     "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
     "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),

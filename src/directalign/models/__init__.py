@@ -38,6 +38,7 @@ MODELS: dict[str, str] = {
     "lumina2": "lumina2:Lumina2",
     "qwen_image_21": "qwen_image_21:QwenImage21",
     "sana": "sana:Sana",
+    "aura_flow": "aura_flow:AuraFlow",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 
