@@ -288,6 +288,7 @@ def write_ernie_image(
     """ERNIE-Image with 16 image tokens and a static shift of 3; no weight is zero."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
+    tokenizer.model_max_length = 512
     text = {**SIZES["mistral"], "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
     encoder = transformers.Mistral3Config(text_config=text, vision_config=SIZES["pixtral"])
     sizes = SIZES["ernie_image"] | (transformer or {})

@@ -31,10 +31,7 @@ class AuraFlow(DiffusersModel):
     components = "fal/AuraFlow-v0.3"
     usual_cfg = 3.5
     published = "aura_flow"
-    lora_targets = (
-        *JOINT_ATTENTION,
-        *("linear_1", "linear_2", "out_projection"),
-    )
+    lora_targets = (*JOINT_ATTENTION, *("linear_1", "linear_2", "out_projection"))
 
     def _setup(self, folder: FilePath, parts: Mapping[str, Any]) -> None:
         super()._setup(folder, parts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import config
 from ..types import Conditioning, Latents, PerSample
 from .common import DiffusersModel, parts_of
-from .text_encoder import padded
+from .text_encoder import joined
 from .vae import BlockLatents
 
 UNLIMITED = 1 << 20
@@ -49,8 +49,7 @@ class ErnieImage(BlockLatents, DiffusersModel):
                 input_ids=torch.tensor([ids], device=self.device), output_hidden_states=True
             ).hidden_states
             rows.append(states[-2])
-        masks = [row.new_ones(row.shape[:2], dtype=torch.bool) for row in rows]
-        return {"sequence": padded(rows), "mask": padded(masks)}
+        return joined(rows)
 
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         return self._network(

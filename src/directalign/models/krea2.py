@@ -20,7 +20,7 @@ from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import noise_schedule
 from .common import DiffusersModel, image_places, pack, parts_of, unpack
-from .text_encoder import padded
+from .text_encoder import joined
 from .vae import VideoLatents
 
 MAX_SEQUENCE_LENGTH = 512
@@ -82,8 +82,7 @@ class Krea2(VideoLatents, DiffusersModel):
         ).hidden_states
         kept = torch.stack([states[layer] for layer in self.text_layers], dim=2)[:, PREFIX_TOKENS:]
         rows = [row[own][None] for row, own in zip(kept, mask[:, PREFIX_TOKENS:], strict=True)]
-        masks = [row.new_ones(row.shape[:2], dtype=torch.bool) for row in rows]
-        return {"sequence": padded(rows), "mask": padded(masks)}
+        return joined(rows)
 
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         h, w = x_t.shape[2:]

@@ -20,7 +20,7 @@ from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import noise_schedule
 from .common import DiffusersModel, parts_of
-from .text_encoder import padded
+from .text_encoder import joined
 from .vae import VideoLatents
 
 MAX_SEQUENCE_LENGTH = 1024
@@ -81,8 +81,7 @@ class QwenImage21(VideoLatents, DiffusersModel):
                 rows.append(states[-1][:, dropped:])
         finally:
             handle.remove()
-        masks = [row.new_ones(row.shape[:2], dtype=torch.bool) for row in rows]
-        return {"sequence": padded(rows), "mask": padded(masks)}
+        return joined(rows)
 
     def encode_image(self, images: Images) -> Latents:
         return self._encoded(torch.cat([images, torch.ones_like(images[:, :1])], dim=1))
@@ -104,7 +103,7 @@ class QwenImage21(VideoLatents, DiffusersModel):
         found = list[Tensor]()
         for latents, level, sequence, mask in rows:
             text = sequence[mask]
-            slots = torch.cat([text.new_zeros(len(text)), text.new_ones(h * w // 4)]).bool()
+            slots = torch.arange(len(text) + h * w // 4, device=self.device) >= len(text)
             tokens = self._network(
                 hidden_states=latents[None],
                 timestep=level[None],

@@ -215,3 +215,9 @@ class PromptEncoder:
 def padded(rows: Sequence[Tensor]) -> Tensor:
     """Concatenate (1, n, ...) to (b, max n, ...), zeros at the end of shorter rows."""
     return pad_sequence([row[0] for row in rows], batch_first=True)
+
+
+def joined(rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Rows (1, n, ...) as `sequence` (b, max n, ...) and its boolean `mask` (b, max n)."""
+    masks = [torch.ones(row.shape[:2], dtype=torch.bool, device=row.device) for row in rows]
+    return {"sequence": padded(rows), "mask": padded(masks)}

@@ -145,6 +145,8 @@ def make_fake(network: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
                 setattr(module, name, faked(value))
+            elif isinstance(value, list) and any(isinstance(each, Tensor) for each in value):
+                setattr(module, name, [faked(each) for each in value])
 
 
 # Repeated blocks and calls
