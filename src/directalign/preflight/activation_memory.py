@@ -62,8 +62,8 @@ class MemoryTracker(TorchDispatchMode):
             return args[0].fake_device  # half of all calls, and slow
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()
-        if func is aten.index.Tensor:
-            args = (args[0], _as_numbers(args[1]))
+        if func in (aten.index.Tensor, aten.index_put_.default):
+            args = (args[0], _as_numbers(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
         for made in out if isinstance(out, tuple | list) else (out,):
             if isinstance(made, Tensor):
