@@ -18,6 +18,7 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 Overrides = dict[str, Any] | None
@@ -30,6 +31,13 @@ WORDS = TEXT.split()
 SIZE = 32
 """Pixels of a tiny model's images along one side."""
 MAX_SEQUENCE_LENGTH = 12
+BY_TOKENS = {
+    "use_dynamic_shifting": True,
+    "shift": 1.0,
+    "base_image_seq_len": 4,
+    "max_image_seq_len": 64,
+}
+"""Scheduler settings of a shift by the number of image tokens."""
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """Scheduler settings under which sampling starts at alpha = 0 exactly."""
 MEDIUM = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
@@ -219,21 +227,15 @@ def write_klein(
     transformer: Overrides = None,
     seed: int = 0,
 ) -> Path:
-    """FLUX.2 klein with 16 image and 512 text tokens and a shift by size and steps.
-
-    The statistics of its VAE are not those of a fresh batch norm.
-    """
+    """FLUX.2 klein with 16 image and 512 text tokens and a shift by size and steps."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
     narrow = {"hidden_size": 8, "intermediate_size": 16, "head_dim": 4, "num_hidden_layers": 28}
     encoder = transformers.Qwen3Config(**SIZES["qwen3"] | narrow, vocab_size=len(tokenizer))
-    vae = diffusers.AutoencoderKLFlux2(**SIZES["vae"], latent_channels=4, layers_per_block=1)
-    vae.bn.running_mean.normal_(std=0.3)
-    vae.bn.running_var.uniform_(0.5, 2.0)
     diffusers.Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
-        vae=vae,
+        vae=block_autoencoder(),
         text_encoder=transformers.Qwen3ForCausalLM(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.Flux2Transformer2DModel(**SIZES["klein"] | (transformer or {})),
@@ -242,14 +244,214 @@ def write_klein(
     return folder
 
 
+def write_chroma(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Chroma with 16 image tokens, 512 text tokens and a static shift of 3."""
+    torch.manual_seed(seed)
+    t5 = t5_tokenizer()
+    diffusers.ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=t5_encoder(t5, width=16),
+        tokenizer=t5,
+        transformer=diffusers.ChromaTransformer2DModel(**SIZES["chroma"] | (transformer or {})),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_flux2(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """FLUX.2 dev with 16 image and 512 text tokens, read from 3 of 30 layers, padded in front."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    tokenizer.bos_token, tokenizer.padding_side = "<|im_start|>", "left"
+    tokenizer.chat_template = CHAT_OF_PARTS
+    text = {**SIZES["mistral"], "vocab_size": len(tokenizer)}
+    encoder = transformers.Mistral3Config(text_config=text, vision_config=SIZES["pixtral"])
+    settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
+    sizes = SIZES["klein"] | {"guidance_embeds": True} | (transformer or {})
+    diffusers.Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        vae=block_autoencoder(),
+        text_encoder=transformers.Mistral3ForConditionalGeneration(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.Flux2Transformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_ernie_image(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """ERNIE-Image with 16 image tokens and a static shift of 3; no weight is zero."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    tokenizer.model_max_length = 512
+    text = {**SIZES["mistral"], "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
+    encoder = transformers.Mistral3Config(text_config=text, vision_config=SIZES["pixtral"])
+    sizes = SIZES["ernie_image"] | (transformer or {})
+    denoiser = diffusers.ErnieImageTransformer2DModel(**sizes)
+    for layer in (denoiser.adaLN_modulation[-1], denoiser.final_linear):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    diffusers.ErnieImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=block_autoencoder(),
+        text_encoder=transformers.Mistral3Model(encoder),
+        tokenizer=tokenizer,
+        transformer=denoiser,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_krea2(
+    folder: Path,
+    is_distilled: bool = False,
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    seed: int = 0,
+) -> Path:
+    """Krea 2 with 16 image tokens and a shift by size, read from 2 of 3 layers."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    encoder = transformers.Qwen3VLConfig(
+        text_config={**SIZES["qwen3_vl_text"], "vocab_size": len(tokenizer)},
+        vision_config=SIZES["qwen3_vl_vision"],
+    )
+    denoiser = diffusers.Krea2Transformer2DModel(**SIZES["krea2"] | (transformer or {}))
+    for block in (*denoiser.transformer_blocks, denoiser.final_layer):
+        torch.nn.init.normal_(block.scale_shift_table, std=0.2)
+    diffusers.Krea2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**BY_TOKENS | (scheduler or {})),
+        vae=diffusers.AutoencoderKLQwenImage(**SIZES["qwen_vae"]),
+        text_encoder=transformers.Qwen3VLModel(encoder),
+        tokenizer=tokenizer,
+        transformer=denoiser,
+        text_encoder_select_layers=(1, 2),
+        is_distilled=is_distilled,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_lumina2(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Lumina 2 with 16 image tokens and a static shift of 6."""
+    torch.manual_seed(seed)
+    tokenizer = gemma_tokenizer()
+    encoder = transformers.Gemma2Config(**SIZES["gemma2"], vocab_size=len(tokenizer))
+    sizes = SIZES["lumina2"] | (transformer or {})
+    diffusers.Lumina2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 6.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=transformers.Gemma2Model(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.Lumina2Transformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_qwen_image_21(
+    folder: Path,
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    sample_sigmas: list[float] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Qwen-Image 2.1 with 4 image tokens, 16 pixels each, and its shift by size.
+
+    Written part by part: the processor of the library needs torchvision, its tokenizer does not.
+    """
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|image_pad|>", special=True)])
+    encoder = transformers.Qwen3VLConfig(
+        text_config={**SIZES["qwen3_vl_text"], "vocab_size": len(tokenizer)},
+        vision_config=SIZES["qwen3_vl_vision"],
+    )
+    sizes = SIZES["qwen_image_21"] | (transformer or {})
+    parts = {
+        "scheduler": FlowMatchEulerDiscreteScheduler(**BY_TOKENS | (scheduler or {})),
+        "vae": diffusers.AutoencoderKLQwenImage21(**SIZES["qwen_21_vae"]),
+        "text_encoder": transformers.Qwen3VLForConditionalGeneration(encoder),
+        "transformer": diffusers.QwenImage21Transformer2DModel(**sizes),
+        "processor": tokenizer,
+    }
+    libraries = dict.fromkeys(parts, "diffusers") | dict.fromkeys(
+        ["text_encoder", "processor"], "transformers"
+    )
+    index = {name: [libraries[name], type(part).__name__] for name, part in parts.items()}
+    index |= {"processor": ["transformers", "Qwen3VLProcessor"]}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    about = {"_class_name": "QwenImage21Pipeline", "sample_sigmas": sample_sigmas}
+    (folder / "model_index.json").write_text(json.dumps(about | index))
+    return folder
+
+
+def write_sana(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Sana with 64 image tokens, 300 text tokens and the multistep solver of the releases."""
+    torch.manual_seed(seed)
+    tokenizer = gemma_tokenizer()
+    encoder = transformers.Gemma2Config(**SIZES["gemma2"], vocab_size=len(tokenizer))
+    sizes = SIZES["sana"] | (transformer or {})
+    diffusers.SanaPipeline(
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            **SIZES["sana_scheduler"] | (scheduler or {})
+        ),
+        vae=diffusers.AutoencoderDC(**SIZES["deep_vae"]),
+        text_encoder=transformers.Gemma2Model(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.SanaTransformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_aura_flow(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """AuraFlow with 16 image tokens, 24 at the most along a side, and a static shift.
+
+    The few tokens of a prompt weigh more than in a fresh network, beside 256 of padding.
+    """
+    torch.manual_seed(seed)
+    tokenizer = t5_tokenizer()
+    encoder = transformers.UMT5Config(**SIZES["t5"], vocab_size=len(tokenizer))
+    sizes = SIZES["aura_flow"] | (transformer or {})
+    denoiser = diffusers.AuraFlowTransformer2DModel(**sizes)
+    for block in denoiser.joint_transformer_blocks:
+        block.attn.add_v_proj.weight.data *= 40
+    for block in denoiser.single_transformer_blocks:
+        block.attn.to_v.weight.data *= 10
+    diffusers.AuraFlowPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 1.73} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
+        text_encoder=transformers.UMT5EncoderModel(encoder),
+        tokenizer=tokenizer,
+        transformer=denoiser,
+    ).save_pretrained(folder)
+    return folder
+
+
 WRITERS = {
     "flux": write_flux,
+    "flux2": write_flux2,
     "flux2_klein": write_klein,
     "sd3": write_sd3,
     "sd": write_sd,
     "sdxl": write_sdxl,
     "qwen_image": write_qwen_image,
     "z_image": write_z_image,
+    "chroma": write_chroma,
+    "ernie_image": write_ernie_image,
+    "krea2": write_krea2,
+    "lumina2": write_lumina2,
+    "qwen_image_21": write_qwen_image_21,
+    "sana": write_sana,
+    "aura_flow": write_aura_flow,
 }
 """By architecture."""
 
@@ -257,6 +459,14 @@ WRITERS = {
 def autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
     """Four pixels per latent along one side."""
     return diffusers.AutoencoderKL(**SIZES["vae"], **settings)
+
+
+def block_autoencoder() -> diffusers.AutoencoderKLFlux2:
+    """FLUX.2's; its statistics are not those of a fresh batch norm."""
+    vae = diffusers.AutoencoderKLFlux2(**SIZES["vae"], latent_channels=4, layers_per_block=1)
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
 
 
 def clip_encoder(kind: type, tokenizer: CLIPTokenizer, **sizes: Any) -> Any:
@@ -317,6 +527,11 @@ CHAT = (
     "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
 """Qwen3's chat template, without tools."""
+CHAT_OF_PARTS = (
+    "{{- bos_token }}{%- for message in messages %}{{ '[' + message.role + ']' + "
+    "message.content[0].text + '[/' + message.role + ']' }}{%- endfor %}"
+)
+"""Mistral's, of messages that are lists of parts."""
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
@@ -338,4 +553,22 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     )
     special = ("<|im_start|>", "<think>", "</think>")
     tokenizer.add_tokens([AddedToken(name, special=True) for name in special])
+    return tokenizer
+
+
+def gemma_tokenizer() -> transformers.GemmaTokenizer:
+    """Whole words of `WORDS` and single letters, after a first token."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *map(chr, range(33, 127))]
+    merges = []
+    for word in WORDS:
+        for end in range(1, len(word) + 1):
+            left = "▁" + word[: end - 1]
+            merges.append((left, word[end - 1]))
+            pieces.append(left + word[end - 1])
+    vocab = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = transformers.GemmaTokenizer(
+        vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=4096
+    )
+    first = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer.backend_tokenizer.post_processor = first
     return tokenizer

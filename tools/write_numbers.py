@@ -131,6 +131,30 @@ def recipe_memory(found: dict[str, Any]) -> str:
     return f"{table.markdown()}\n\nGiB on one GPU by phase, predicted; {machine_line(found)}"
 
 
+def architectures(found: dict[str, Any]) -> str:
+    """The registry: what an architecture reads, its guidance, and the memory of a LoRA."""
+    lines = []
+    for row in found["rows"]:
+        texts = [f"{name} {count / 1e9:.1f}" for name, count in row["encoders"]]
+        guided = "input" if row["embedded"] else f"{row['usual_cfg']:g}"
+        files = "all" if row["formats"] else "diffusers"
+        peaks = [row["peaks"].get(label) for label in ("bf16", "4bit")]
+        gib = ["-" if peak is None else f"{peak:.1f}" for peak in peaks]
+        billions, size = f"{row['parameters'] / 1e9:.1f}", "x".join(map(str, row["size"]))
+        example = f"`{row['example']}`"
+        name = f"`{row['architecture']}`"
+        lines.append(
+            [name, row["title"], example, billions, " + ".join(texts), guided, size, files, *gib]
+        )
+    columns = ["architecture", "title", "example", "B weights", "text encoders (B)", "cfg_scale"]
+    table = Table([*columns, "size", "LoRA files", "bf16", "4 bit"], lines)
+    return (
+        f"{table.markdown()}\n\nbf16, 4 bit: predicted peak in GiB of a LoRA update (rank 16, one "
+        "image of that size, SRPO with HPSv2.1, gradient checkpointing, text encoders freed), by "
+        f"`python benchmarks/architecture_memory.py`; {machine_line(found)}"
+    )
+
+
 def offline_cost(found: dict[str, Any]) -> str:
     """Seconds of an update online and offline, and their ratio."""
     form = "{num_inference_steps}|{online_seconds:.2f} s|{offline_seconds:.2f} s|"
@@ -147,7 +171,7 @@ def simulated_voters(found: dict[str, Any]) -> str:
     return f"{Table([*found['rows'][0]], lines).markdown()}\n\n{machine_line(found)}"
 
 
-RECORDS = (demo, world_runs, recipe_memory, offline_cost, simulated_voters)
+RECORDS = (demo, world_runs, recipe_memory, architectures, offline_cost, simulated_voters)
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
 
 # --- the command ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .interfaces import Reward
 from .io import atomic
 from .io.text import checked_prompt
 from .models import in_memory, lora, model_class
-from .preflight import checks, early_stopping, plan
+from .preflight import checks, early_stopping, guidance, plan
 from .rewards.black_box import PythonReward, path_of
 from .rewards.common import BaseReward
 from .training import run as train_run
@@ -70,8 +70,8 @@ def align(
     `directalign train` to the bit.
 
     Args:
-        pipe: a pipeline of FLUX, FLUX.2 klein, SD3, SD, SDXL, Qwen-Image or Z-Image, in float32 or
-            bfloat16, on one device, not offloaded.
+        pipe: a pipeline of FLUX, SDXL, Qwen-Image, Z-Image or another of `models.MODELS`, in
+            float32 or bfloat16, on one device, not offloaded.
         reward: a section of a recipe, a hub id or folder of a CLIP, a reward of `load_reward`, or
             a function, torch module, or object with `encode` and `score`. A function gets images
             (b, 3, H, W), float32 in [0, 1], on the pipeline's device in their graph, and b prompts;
@@ -432,6 +432,10 @@ def _defaults(
         found["train"] = {"num_steps": LORA_STEPS, **rate}
         takes_guidance = getattr(denoiser.config, "guidance_embeds", False)
         found["rollout"] = {"embedded_guidance": GUIDANCE} if takes_guidance else {}
+        usual = getattr(model_class(architecture), "usual_cfg", 1.0)
+        named = guidance.DISTILLED.search(Path(origin).name)
+        if usual != 1.0 and not named and not pipe.config.get("is_distilled"):
+            found["rollout"]["cfg_scale"] = usual
     return found
 
 

@@ -6,26 +6,44 @@ A new architecture is tested by an entry here; every test of test_equality.py ru
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    FluxPipeline,
+    QwenImage21Pipeline,
+    QwenImagePipeline,
+)
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from directalign.config import ModelConfig
 from directalign.models import load_model, lora, model_class
 from tiny import (
+    BY_TOKENS,
     MAX_SEQUENCE_LENGTH,
     MEDIUM,
     SIZE,
     SIZES,
     ZERO_SNR,
+    write_aura_flow,
+    write_chroma,
+    write_ernie_image,
     write_flux,
+    write_flux2,
     write_klein,
+    write_krea2,
+    write_lumina2,
     write_qwen_image,
+    write_qwen_image_21,
+    write_sana,
     write_sd,
     write_sd3,
     write_sdxl,
@@ -51,6 +69,11 @@ class AutoencoderCalls:
         return pipeline.vae.decode(x0 / self.scale + self.shift).sample / 2 + 0.5
 
 
+class SanaCalls(AutoencoderCalls):
+    def encode(self, pipeline: Any, images: Tensor) -> Tensor:
+        return pipeline.vae.encode(2 * images - 1).latent * self.scale
+
+
 class QwenCalls:
     mean, std = (
         torch.tensor(SIZES["qwen_vae"][f"latents_{each}"])[:, None, None]
@@ -64,6 +87,38 @@ class QwenCalls:
     def decode(self, pipeline: Any, x0: Tensor) -> Tensor:
         latents = (x0 * self.std + self.mean)[:, :, None]
         return pipeline.vae.decode(latents).sample[:, :, 0] / 2 + 0.5
+
+
+def opaque(images: Tensor) -> Tensor:
+    return torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+
+
+def over_white(images: Tensor) -> Tensor:
+    opacity = images[:, 3:].clamp(0, 1)
+    return images[:, :3] * opacity + 1 - opacity
+
+
+class Qwen21Calls(QwenCalls):
+    def encode(self, pipeline: Any, images: Tensor) -> Tensor:
+        return super().encode(pipeline, opaque(images))
+
+    def decode(self, pipeline: Any, x0: Tensor) -> Tensor:
+        return over_white(super().decode(pipeline, x0))
+
+
+class TextProcessor(ProcessorMixin):
+    """The library's Qwen3VLProcessor of texts, without its images, which need torchvision."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def __call__(self, text: list[str], **given: Any) -> Any:
+        return self.tokenizer(text, **given)
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> list[list[int]]:
+        (part,) = messages[0]["content"]
+        text = f"<|im_start|>system\n{part['text']}<|im_end|>\n"
+        return [self.tokenizer(text)["input_ids"]]
 
 
 class KleinCalls:
@@ -82,6 +137,17 @@ class KleinCalls:
     def rescaled(self, pipeline: Any, latents: Tensor) -> Tensor:
         mean, std = self.scale(pipeline)
         return (Flux2KleinPipeline._patchify_latents(latents) - mean) / std
+
+
+class ErnieCalls(KleinCalls):
+    """The pipeline fixes the epsilon in its call, and gives latents as the network has them."""
+
+    def scale(self, pipeline: Any) -> tuple[Tensor, Tensor]:
+        norm = pipeline.vae.bn
+        return norm.running_mean[:, None, None], (norm.running_var + 1e-5).sqrt()[:, None, None]
+
+    def encode(self, pipeline: Any, images: Tensor) -> Tensor:
+        return self.rescaled(pipeline, pipeline.vae.encode(2 * images - 1).latent_dist.mode())
 
 
 def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -117,17 +183,23 @@ def klein_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
     )
 
 
-def klein_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+def klein_network(
+    pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors, guidance: Tensor | None = None
+) -> Tensor:
     ids = Flux2KleinPipeline._prepare_latent_ids(x_t)
     tokens = pipeline.transformer(
         hidden_states=Flux2KleinPipeline._pack_latents(x_t),
         timestep=sigma.float(),
-        guidance=None,
+        guidance=guidance,
         encoder_hidden_states=tensors["sequence"],
         txt_ids=Flux2KleinPipeline._prepare_text_ids(tensors["sequence"]),
         img_ids=ids,
     ).sample
     return Flux2KleinPipeline._unpack_latents_with_ids(tokens, ids)
+
+
+def flux2_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    return klein_network(pipeline, x_t, sigma, tensors, torch.full((len(x_t),), GUIDANCE))
 
 
 def qwen_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
@@ -175,6 +247,126 @@ def z_image_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors)
     return -torch.cat(from_noise, dim=1).transpose(0, 1)
 
 
+def chroma_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, _, mask, empty, _, empty_mask = pipeline.encode_prompt(prompts)
+    return {"sequence": sequence, "mask": mask}, {"sequence": empty, "mask": empty_mask}
+
+
+def chroma_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    b, _, h, w = x_t.shape
+    tokens = pipeline.transformer(
+        hidden_states=FluxPipeline._pack_latents(x_t, *x_t.shape),
+        timestep=sigma.float(),
+        encoder_hidden_states=tensors["sequence"],
+        txt_ids=torch.zeros(tensors["sequence"].shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32),
+        attention_mask=pipeline._prepare_attention_mask(b, h * w // 4, x_t.dtype, tensors["mask"]),
+    ).sample
+    return FluxPipeline._unpack_latents(tokens, 4 * h, 4 * w, 4)
+
+
+def ernie_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    rows, empty = (pipeline.encode_prompt(each, "cpu") for each in (prompts, [""] * len(prompts)))
+    return {"sequence": rows}, {"sequence": empty}
+
+
+def ernie_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    texts, lengths = pipeline._pad_text(tensors["sequence"], "cpu", torch.float32, 8)
+    return pipeline.transformer(
+        x_t, (1000 * sigma).float(), text_bth=texts, text_lens=lengths, return_dict=False
+    )[0]
+
+
+def krea2_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    def rows(texts: list[str]) -> Tensors:
+        sequence, mask = pipeline.encode_prompt(texts)
+        return {"sequence": [row[own] for row, own in zip(sequence, mask, strict=True)]}
+
+    return rows(prompts), rows([""] * len(prompts))
+
+
+def krea2_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    """Row by row, as long as its prompt."""
+    b, c, h, w = x_t.shape
+    given = pipeline._pack_latents(x_t, b, c, h, w), sigma.float(), tensors["sequence"]
+    tokens = [
+        pipeline.transformer(
+            hidden_states=row[None],
+            timestep=level[None],
+            encoder_hidden_states=text[None],
+            position_ids=pipeline.prepare_position_ids(len(text), h // 2, w // 2, "cpu"),
+        ).sample
+        for row, level, text in zip(*given, strict=True)
+    ]
+    return pipeline._unpack_latents(torch.cat(tokens), 4 * h, 4 * w)[:, :, 0]
+
+
+def gemma_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, mask, empty, empty_mask = pipeline.encode_prompt(prompts)
+    return (
+        {"sequence": sequence, "mask": mask.bool()},
+        {"sequence": empty, "mask": empty_mask.bool()},
+    )
+
+
+def lumina2_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    level = 1 - (1000 * sigma).float() / 1000
+    return -pipeline.transformer(x_t, level, tensors["sequence"], tensors["mask"]).sample
+
+
+def lumina2_guidance(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    guided = linear(cond, uncond, scale)
+    lengths = [each.square().sum(-1, keepdim=True).sqrt() for each in (cond, guided)]
+    return guided * lengths[0] / lengths[1]
+
+
+def qwen_21_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    def rows(texts: list[str]) -> Tensors:
+        return {"sequence": [pipeline.encode_prompt(text)[0][0] for text in texts]}
+
+    return rows(prompts), rows([" "] * len(prompts))
+
+
+def qwen_21_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    h, w = x_t.shape[2:]
+    tokens = [
+        pipeline.transformer(
+            hidden_states=row.flatten(1).T[None],
+            timestep=level[None],
+            encoder_hidden_states=text[None],
+            img_shapes=[[(1, h, w)]],
+            img_mask=torch.arange(len(text) + h * w // 4)[None] >= len(text),
+        ).sample[0, -h * w :]
+        for row, level, text in zip(x_t, sigma.float(), tensors["sequence"], strict=True)
+    ]
+    return torch.stack(tokens).transpose(1, 2).unflatten(2, (h, w))
+
+
+def sana_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    instruction = signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+    sequence, mask, empty, empty_mask = pipeline.encode_prompt(
+        prompts, complex_human_instruction=instruction
+    )
+    return (
+        {"sequence": sequence, "mask": mask.bool()},
+        {"sequence": empty, "mask": empty_mask.bool()},
+    )
+
+
+def sana_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    mask, level = tensors["mask"].float(), (1000 * sigma).float()
+    return pipeline.transformer(x_t, tensors["sequence"], level, encoder_attention_mask=mask).sample
+
+
+def aura_flow_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, _, empty, _ = pipeline.encode_prompt(prompts)
+    return {"sequence": sequence}, {"sequence": empty}
+
+
+def aura_flow_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    return pipeline.transformer(x_t, tensors["sequence"], sigma.float()).sample
+
+
 def sd_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
     sequence, empty = pipeline.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     return {"sequence": sequence}, {"sequence": empty}
@@ -217,6 +409,8 @@ class Case:
     """Settings of a model wide enough to be quantized."""
     guidance: Callable[..., Tensor] = linear
     embedded: float | None = None
+    two_passes: bool = True
+    """Whether it can be guided by the unconditional prompt."""
     cell: int = 4
     """Pixels per latent."""
     packed: Any = None
@@ -235,11 +429,17 @@ class Case:
         kind = getattr(diffusers, model_class(self.architecture).pipeline)
         absent = {"sd": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3"]}
         names = [n for n in absent.get(self.architecture, []) if not (folder / n).exists()]
-        pipeline = kind.from_pretrained(folder, **dict.fromkeys(names))
+        given = dict[str, Any](dict.fromkeys(names))
+        if (folder / "processor").exists():
+            given["processor"] = TextProcessor(folder / "processor")
+        pipeline = kind.from_pretrained(folder, **given)
         if hasattr(pipeline, "unet"):  # sampled with DDIM to clean, whatever the folder names
             pipeline.scheduler = DDIMScheduler.from_config(
                 pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=True
             )
+        elif "flow_shift" in pipeline.scheduler.config:  # sampled with Euler under its shift
+            shift = pipeline.scheduler.config["flow_shift"]
+            pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -248,29 +448,46 @@ class Case:
     ) -> Tensor:
         """The pipeline's own sampling of `prompts` from our noise, images in [0, 1]."""
         n, h, w = rollout.num_inference_steps, *noise.shape[2:]
-        given = {"output_type": "pt", **model.call_arguments(rollout)}
+        given = {"output_type": "pt", **model.call_arguments(rollout), "num_inference_steps": n}
         if "negative_prompt" in given:
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
         if self.architecture == "z_image":  # early releases repeat the last level
             given["sigmas"] = np.linspace(1, 1 / n, n).tolist()
+        if (
+            self.packed is QwenImage21Pipeline
+        ):  # the places of an image depend on the longest prompt
+            return self._call_singly(pipeline, prompts, noise, given | more)
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
-        given |= {"prompt": list(prompts), "num_inference_steps": n, **size, **more}
+        given |= {"prompt": list(prompts), **size, **more}
         return pipeline(**given).images
+
+    def _call_singly(
+        self, pipeline: Any, prompts: list[str], noise: Tensor, given: Mapping[str, Any]
+    ) -> Tensor:
+        size = {"height": self.cell * noise.shape[2], "width": self.cell * noise.shape[3]}
+        found = []
+        for prompt, row in zip(prompts, noise, strict=True):
+            own = {**given, "prompt": prompt, "latents": row.flatten(1).T[None], **size}
+            negative = {"negative_prompt": " "} if "negative_prompt" in given else {}
+            found.append(pipeline(**own | negative).images)
+        images = torch.cat(found)
+        return over_white(images) if images.ndim == 4 else images
 
     def latents(self, images: Tensor, pipeline: Any) -> Tensor:
         """The pipeline's output_type="latent" in our layout and scale."""
         if self.architecture == "flux2_klein":
             return self.vae.rescaled(pipeline, images)
+        if self.architecture == "flux2":
+            return images.transpose(1, 2).unflatten(2, (SIZE // self.cell, -1))
         if self.packed is None:
             return images
-        latents = self.packed._unpack_latents(images, SIZE, SIZE, 4)
+        latents = self.packed._unpack_latents(images, SIZE, SIZE, self.cell)
         return latents if latents.ndim == 4 else latents[:, :, 0]
 
 
 SHIFTED = AutoencoderCalls(shift=0.1)
-TOKENS = {"base_image_seq_len": 4, "max_image_seq_len": 64}
-BY_SIZE = {"scheduler": {"use_dynamic_shifting": True, "shift": 1.0, **TOKENS}}
+BY_SIZE = {"scheduler": BY_TOKENS}
 FLUX = {
     "prompts": flux_prompts,
     "network": flux_network,
@@ -292,6 +509,13 @@ WIDE_Z_IMAGE = {"transformer": {"dim": 64, "n_heads": 8, "n_kv_heads": 8}}
 CASES = {
     "flux": Case("flux", write_flux, **FLUX),
     "flux_by_size": Case("flux", write_flux, settings=BY_SIZE, **FLUX),
+    "flux2": Case(
+        *("flux2", write_flux2, klein_prompts, flux2_network, KleinCalls()),
+        eight_bits=EIGHT_HEADS,
+        embedded=GUIDANCE,
+        two_passes=False,
+        cell=8,
+    ),
     "flux2_klein": Case(
         *("flux2_klein", write_klein, klein_prompts, klein_network, KleinCalls()),
         eight_bits=EIGHT_HEADS,
@@ -315,10 +539,50 @@ CASES = {
         guidance=qwen_guidance,
         packed=QwenImagePipeline,
     ),
+    "chroma": Case(
+        *("chroma", write_chroma, chroma_prompts, chroma_network, SHIFTED),
+        eight_bits=EIGHT_HEADS,
+        packed=FluxPipeline,
+    ),
+    "ernie_image": Case(
+        *("ernie_image", write_ernie_image, ernie_prompts, ernie_network, ErnieCalls()),
+        eight_bits={"transformer": {"hidden_size": 64, "rope_axes_dim": [16, 8, 8]}},
+        cell=8,
+    ),
+    "krea2": Case(
+        *("krea2", write_krea2, krea2_prompts, krea2_network, QwenCalls()),
+        eight_bits=EIGHT_HEADS,
+        packed=QwenImagePipeline,
+    ),
+    "krea2_distilled": Case(
+        *("krea2", write_krea2, krea2_prompts, krea2_network, QwenCalls()),
+        settings={"is_distilled": True},
+        two_passes=False,
+        packed=QwenImagePipeline,
+    ),
+    "lumina2": Case(
+        *("lumina2", write_lumina2, gemma_prompts, lumina2_network, SHIFTED),
+        eight_bits={"transformer": {"hidden_size": 64, "axes_dim_rope": [16, 8, 8]}},
+        guidance=lumina2_guidance,
+    ),
+    "qwen_image_21": Case(
+        *("qwen_image_21", write_qwen_image_21, qwen_21_prompts, qwen_21_network, Qwen21Calls()),
+        eight_bits=EIGHT_HEADS,
+        cell=16,
+        packed=QwenImage21Pipeline,
+    ),
+    "sana": Case(
+        *("sana", write_sana, sana_prompts, sana_network, SanaCalls()),
+        eight_bits={"transformer": {"num_attention_heads": 8, "cross_attention_dim": 64}},
+    ),
+    "aura_flow": Case(
+        *("aura_flow", write_aura_flow, aura_flow_prompts, aura_flow_network),
+        eight_bits={"transformer": {"num_attention_heads": 8, "caption_projection_dim": 64}},
+    ),
     "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
     "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),
 }
-PLAIN = ("flux", "flux2_klein", "sd", "sdxl", "sd3", "qwen_image", "z_image")
+PLAIN = tuple(dict.fromkeys(case.architecture for case in CASES.values()))
 """One case per architecture, for what does not differ within it."""
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from directalign.models import quantization
-from models.cases import CASES
+from models.cases import CASES, PLAIN
 
 F = torch.nn.functional
 FLOAT32 = {
@@ -24,7 +24,7 @@ FLOAT32 = {
     *(torch.Tensor.sum, torch.Tensor.cumsum, torch.cumsum, F.normalize, torch.Tensor.norm),
 }
 """Functions of CUDA's float32 list that diffusion models call (documentation of torch.amp)."""
-ARCHITECTURES = ("flux", "flux2_klein", "sd", "sdxl", "sd35_medium", "qwen_image", "z_image")
+ARCHITECTURES = ["sd35_medium" if name == "sd3" else name for name in PLAIN]
 PROMPTS = ["a red star", "a blue circle"]
 
 

@@ -17,6 +17,9 @@ SHORT = {
 }
 
 
+CALLS = {"flux": {"max_sequence_length": 12}, "sana": {"use_resolution_binning": False}}
+
+
 def contrast(images, prompts):
     return images.flatten(1).std(1)
 
@@ -49,7 +52,7 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
     case = CASES[name]
     pipe = case.pipeline(case.folder(tmp_path))
     part = getattr(pipe, "transformer", None) or pipe.unet
-    call = {"max_sequence_length": 12} if name == "flux" else {}
+    call = CALLS.get(name)
     base, before = sampled(pipe, call), state(pipe)
     weights = {name: p.data_ptr() for name, p in part.named_parameters()}
     model = {"tune": tune, "gradient_checkpointing": True, "text_encoders": "offload"}
@@ -63,12 +66,12 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
     assert {**before, "dtype": 0} == {**after, "dtype": 0} and after["training"] == {False}
     assert pipe.get_active_adapters() == ["default"]
     pipe.disable_lora()
-    assert torch.equal(sampled(pipe, call), base)
+    assert torch.allclose(sampled(pipe, call), base, atol=1e-5)
     pipe.enable_lora()
     file = directalign.save_lora(pipe, tmp_path / "saved")
     fresh = case.pipeline(tmp_path)
     fresh.load_lora_weights(file.parent, weight_name=file.name)
-    assert torch.equal(sampled(fresh, call), sampled(pipe, call))
+    assert torch.allclose(sampled(fresh, call), sampled(pipe, call), atol=1e-5)
 
 
 def test_bfloat16_pipelines_and_those_of_a_user_class_are_aligned(tmp_path):

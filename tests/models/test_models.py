@@ -1,6 +1,7 @@
 """What is peculiar to one architecture, and what each refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -46,29 +47,46 @@ def load(name, folder, **settings):
     return CASES[name].load(CASES[name].folder(folder, **settings))
 
 
-SIZES = {"flux2_klein": (16, 4, 8), "sd3": (16, 8, 16)}
+SIZES = {
+    "qwen_image_21": (4, 2, 4),
+    "ernie_image": (16, 4, 8),
+    "flux2": (16, 4, 8),
+    "flux2_klein": (16, 4, 8),
+    "sd3": (16, 8, 16),
+}
 
 
 def test_sizes(name, model):
     assert model.latent_shape(SIZE, 2 * SIZE) == SIZES.get(name, (4, 8, 16))
-    assert model.default_size == ((128 * 4 if name == "qwen_image" else SIZE),) * 2
-    with pytest.raises(DirectAlignError, match="32x36: both sides must be multiples of 8"):
-        model.latent_shape(SIZE, SIZE + 4)
+    fixed = {"qwen_image": 128 * 4, "krea2": 128 * 4, "qwen_image_21": 64 * 16}
+    assert model.default_size == (fixed.get(name, SIZE),) * 2
+    multiple = {"qwen_image_21": 32, "sana": 4}.get(name, 8)
+    refusal = f"32x34: both sides must be multiples of {multiple}"
+    with pytest.raises(DirectAlignError, match=refusal):
+        model.latent_shape(SIZE, SIZE + 2)
 
 
 def test_guidance_must_fit_the_network(name, model, tmp_path):
     case = CASES[name]
     x_t, sigma, cond = noisy(model, case)
     guided = replace(cond.guided(case.embedded, 3.0), unconditional=None)
-    with pytest.raises(DirectAlignError, match="needs the embedding of the empty prompt"):
+    needed = (
+        "needs the embedding of the empty prompt"
+        if case.two_passes
+        else "without a second pass: set cfg_scale: 1"
+    )
+    with pytest.raises(DirectAlignError, match=needed):
         model.predict(x_t, sigma, guided)
     if name == "flux":
         with pytest.raises(DirectAlignError, match=r"rollout\.embedded_guidance and method\."):
             model.predict(x_t, sigma, cond.guided(None, 1.0))
         model = load("flux", tmp_path, guidance_embeds=False)
         assert model.predict(x_t, sigma, cond.guided(None, 1.0)).shape == x_t.shape
-    with pytest.raises(DirectAlignError, match=r"no input for it: leave rollout\.embedded_guid"):
-        model.predict(x_t, sigma, cond.guided(3.5, 1.0))
+    if case.embedded is None or name == "flux":
+        with pytest.raises(
+            DirectAlignError, match=r"no input for it: leave rollout\.embedded_guid"
+        ):
+            model.predict(x_t, sigma, cond.guided(3.5, 1.0))
 
 
 EDITING = "takes {} channels, text-to-image needs {}: give a plain"
@@ -80,6 +98,13 @@ REFUSED = [
     ("qwen_image", {"transformer": {"use_additional_t_cond": True}}, "use_additional_t_cond is on"),
     ("qwen_image", {"scheduler": {"invert_sigmas": True}}, "invert_sigmas is on"),
     ("z_image", {"transformer": {"siglip_feat_dim": 8}}, r"takes images too \(siglip_feat_dim\)"),
+    (
+        "flux2",
+        {"transformer": {"guidance_embeds": False}},
+        "guidance_embeds is off, which FLUX.2 d",
+    ),
+    ("flux2_klein", {"transformer": {"guidance_embeds": True}}, "guidance_embeds is on, which FLU"),
+    ("sana", {"scheduler": {"prediction_type": "epsilon", "use_flow_sigmas": False}}, "not Sana's"),
     ("sdxl", {"unet": {"addition_embed_type": None}}, "addition_embed_type is None"),
     ("sdxl", {"unet": {"time_cond_proj_dim": 8}}, "takes its guidance as an input"),
     ("sdxl", {"unet": REFINER}, "takes 32 numbers beside the prompt, SDXL gives 36: refiners"),
@@ -152,12 +177,14 @@ def test_a_distilled_klein_takes_no_guidance(tmp_path):
     pipeline, noise = case.pipeline(tmp_path), noise_for(model)
     expected = case.call(pipeline, model, PROMPTS, noise, rollout_of(case))
     close(image_of(model, case, noise, rollout_of(case)), expected, atol=1e-4)
-    with pytest.raises(DirectAlignError, match=r"cfg_scale 4\.0: this FLUX\.2 klein is step-dist"):
+    with pytest.raises(DirectAlignError, match=r"cfg_scale 4\.0: this FLUX\.2 klein is distilled"):
         image_of(model, case, noise, rollout_of(case, cfg_scale=4.0))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["qwen_image", "z_image"])
+@pytest.mark.parametrize(
+    "name", ["qwen_image", "z_image", "ernie_image", "krea2", "lumina2", "qwen_image_21"]
+)
 def test_a_prediction_does_not_depend_on_the_other_prompts_of_the_batch(name, folders):
     model = CASES[name].load(folders(name))
     x_t, sigma, cond = noisy(model, CASES[name])
@@ -165,10 +192,33 @@ def test_a_prediction_does_not_depend_on_the_other_prompts_of_the_batch(name, fo
     for other in (PROMPTS[1], LONG):
         batched = model.predict(x_t, sigma, model.encode_prompt([PROMPTS[0], other]))
         close(batched[:1], single, atol=1e-6)
-    hidden = cond.tensors["sequence"] + 9 * ~cond.tensors["mask"][..., None]
-    assert not torch.equal(hidden, cond.tensors["sequence"])
+    sequence, mask = cond.tensors["sequence"], cond.tensors["mask"]
+    hidden = torch.where(mask.view(*mask.shape, *[1] * (sequence.ndim - 2)), sequence, 9.0)
+    assert not torch.equal(hidden, sequence)
     moved = replace(cond, tensors={**cond.tensors, "sequence": hidden})
     close(model.predict(x_t, sigma, moved), model.predict(x_t, sigma, cond), atol=1e-6)
+
+
+def test_a_processor_is_read_as_its_tokenizer(folders, tmp_path):
+    """FLUX.2 dev's model_index.json names one that needs torchvision."""
+    case = CASES["flux2"]
+    folder = shutil.copytree(folders("flux2"), tmp_path / "flux2")
+    edit(folder / "model_index.json", tokenizer=["transformers", "PixtralProcessor"])
+    ours, theirs = (case.load(each).encode_prompt(PROMPTS) for each in (folder, folders("flux2")))
+    assert torch.equal(ours.tensors["sequence"], theirs.tensors["sequence"])
+
+
+def test_a_qwen_image_21_with_levels_of_its_own(tmp_path):
+    case = CASES["qwen_image_21"]
+    model = case.load(case.folder(tmp_path, sample_sigmas=[1.0, 0.7, 0.2]))
+    pipeline, noise, rollout = case.pipeline(tmp_path), noise_for(model), rollout_of(case, steps=3)
+    close(
+        image_of(model, case, noise, rollout),
+        case.call(pipeline, model, PROMPTS, noise, rollout),
+        atol=1e-4,
+    )
+    with pytest.raises(DirectAlignError, match="4: this checkpoint is sampled at 3 levels"):
+        model.sigmas(4, SIZE, SIZE)
 
 
 @torch.no_grad()
@@ -225,6 +275,9 @@ def test_sd3_refuses_sizes_beyond_its_position_embeddings_and_a_missing_t5(tmp_p
     assert model.latent_shape(SIZE, 192) == (16, 8, 48)
     with pytest.raises(DirectAlignError, match=r"end at 192 pixels a side \(pos_embed_max_size 24"):
         model.latent_shape(SIZE, 200)
+    aura = load("aura_flow", tmp_path / "aura")
+    with pytest.raises(DirectAlignError, match="end at 192 pixels a side: choose a smaller"):
+        aura.latent_shape(SIZE, 200)
     (tmp_path / "tokenizer_3/tokenizer.json").unlink()
     with pytest.raises(DirectAlignError, match=r"tokenizer_3: lacks .*tokenizer\.json"):
         case.load(tmp_path)

@@ -7,7 +7,7 @@ from directalign.config import RunConfig
 
 
 def a_run(architecture: str, folder: Path, **model: Any) -> RunConfig:
-    guidance = {"embedded_guidance": 1.0 if architecture == "flux" else None}
+    guidance = {"embedded_guidance": 1.0 if architecture in ("flux", "flux2") else None}
     given: dict[str, Any] = {
         "name": "test",
         "model": {"architecture": architecture, "path": str(folder), **model},

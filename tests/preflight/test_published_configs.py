@@ -18,6 +18,10 @@ PUBLISHED = {  # millions of parameters
     "Qwen/Qwen-Image": "transformer 20430 text_encoder 8292 vae 126.9",
     "Tongyi-MAI/Z-Image-Turbo": "transformer 6155 text_encoder 4022",
     "black-forest-labs/FLUX.2-klein-4B": "transformer 3876 text_encoder 4022",
+    "black-forest-labs/FLUX.2-dev": "transformer 32223 text_encoder 24011",
+    "baidu/ERNIE-Image": "transformer 8034 text_encoder 3849",
+    "lodestones/Chroma1-HD": "transformer 8900",
+    "Alpha-VLLM/Lumina-Image-2.0": "transformer 2610 text_encoder 2614",
 }  # fmt: skip
 CLIP_H = {"processor": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 QWEN2_VL = {"processor": "Qwen/Qwen2-VL-7B-Instruct"}

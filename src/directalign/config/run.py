@@ -69,8 +69,8 @@ class ModelConfig(Strict):
     """The text-to-image model, and which of its weights are trained."""
 
     architecture: PathText
-    """flux, flux2_klein, sd3, sd, sdxl, qwen_image or z_image (the names in
-    directalign.models.MODELS), or a class of your own: my_model.py:MyModel."""
+    """flux, sdxl, qwen_image, z_image and so on (the names in directalign.models.MODELS, see
+    docs/architectures.md), or a class of your own: my_model.py:MyModel."""
     args: dict[str, Any] = {}
     """Keyword arguments of a class of your own, beside those that every model gets."""
     path: PathText

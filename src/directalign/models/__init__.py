@@ -6,13 +6,16 @@ attributes of its class (see `common.DiffusersModel`). A class of the user's own
 """
 
 import importlib
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
 from .. import config
+from ..errors import first_line
 from ..interfaces import Model
 from ..io.user_code import load_object
 from ..types import DirectAlignError
@@ -22,12 +25,20 @@ from .checkpoint_source import Source, open_source
 
 MODELS: dict[str, str] = {
     "flux": "flux:Flux",
-    "flux2_klein": "flux2_klein:Flux2Klein",
+    "flux2": "flux2:Flux2Dev",
+    "flux2_klein": "flux2:Flux2Klein",
     "sd3": "sd3:StableDiffusion3",
     "sd": "sd:StableDiffusion",
     "sdxl": "sd:StableDiffusionXL",
     "qwen_image": "qwen_image:QwenImage",
     "z_image": "z_image:ZImage",
+    "chroma": "chroma:Chroma",
+    "ernie_image": "ernie_image:ErnieImage",
+    "krea2": "krea2:Krea2",
+    "lumina2": "lumina2:Lumina2",
+    "qwen_image_21": "qwen_image_21:QwenImage21",
+    "sana": "sana:Sana",
+    "aura_flow": "aura_flow:AuraFlow",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 
@@ -35,11 +46,18 @@ MODELS: dict[str, str] = {
 def model_class(name: str) -> Any:
     """The class behind `model.architecture`: a name in `MODELS`, or "file.py:Class".
 
-    Raises DirectAlignError for an unknown name, or a file without that class.
+    Raises DirectAlignError for an unknown name, a file without that class, or an architecture that
+    the installed diffusers does not have.
     """
     module, _, class_name = MODELS.get(name, name).rpartition(":")
     if name in MODELS:
-        return getattr(importlib.import_module(f".{module}", __name__), class_name)
+        try:
+            return getattr(importlib.import_module(f".{module}", __name__), class_name)
+        except ImportError as error:
+            raise DirectAlignError(
+                f"model.architecture: {name} is not in the installed diffusers "
+                f"{diffusers.__version__} ({first_line(error)}): pip install --upgrade diffusers"
+            ) from error
     if not module.endswith(".py"):
         near = get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]}?" if near else "or a class of your own, my_model.py:MyModel"
@@ -51,7 +69,11 @@ def model_class(name: str) -> Any:
 
 def architectures() -> dict[str, str]:
     """The architecture of each pipeline class of diffusers that is supported, by its name."""
-    return {model_class(name).pipeline: name for name in MODELS}
+    found = dict[str, str]()
+    for name in MODELS:
+        with suppress(DirectAlignError):  # not in the installed diffusers
+            found[model_class(name).pipeline] = name
+    return found
 
 
 def load_model(

@@ -61,6 +61,10 @@ class DiffusersModel:
     """
     components: str = ""
     """A hub id that completes a single file: an example for messages, never loaded by default."""
+    usual_cfg: float = 1.0
+    """`cfg_scale` that it is usually sampled with; 1 where guidance is an input."""
+    is_distilled: bool = False
+    """Whether the checkpoint is not guided by a second pass: `cfg_scale` must be 1."""
     published: str = ""
     """Config in models/known whose sizes stand for a hub id that is neither cached nor known."""
     path: PathName = "flow"
@@ -208,6 +212,14 @@ class DiffusersModel:
                 f"embedded guidance: {self.title} has no input for it: leave "
                 "rollout.embedded_guidance and method.embedded_guidance out, use cfg_scale"
             )
+        self._check_passes(cond)
+
+    def _check_passes(self, cond: Conditioning) -> None:
+        if self.is_distilled and cond.cfg_scale != 1.0:
+            raise DirectAlignError(
+                f"cfg_scale {cond.cfg_scale}: this {self.title} is distilled, without a second "
+                "pass: set cfg_scale: 1, or give a base model"
+            )
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         """The pipeline's grid: linspace(1, 1/n), shifted by a constant or by the number of tokens.
@@ -275,10 +287,11 @@ def parts_of(
     part: str = "transformer",
     vae: type = diffusers.AutoencoderKL,
     scheduler: type = diffusers.FlowMatchEulerDiscreteScheduler,
+    tokenizer: str = "tokenizer",
 ) -> dict[str, type | None]:
     """`DiffusersModel.parts` of a denoiser and its text encoders, each with its own tokenizer."""
     numbers = ["", *(f"_{number}" for number in range(2, len(encoders) + 1))]
-    tokenizers = {f"tokenizer{number}": None for number in numbers}
+    tokenizers = {f"{tokenizer}{number}": None for number in numbers}
     texts = {f"text_encoder{n}": kind for n, kind in zip(numbers, encoders, strict=True)}
     return {**tokenizers, **texts, part: denoiser, "vae": vae, "scheduler": scheduler}
 

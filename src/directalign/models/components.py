@@ -121,6 +121,8 @@ def _part_classes(index_file: FilePath, index: Mapping[str, Any], parts: Parts) 
         pair = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
         library, class_name = pair
         found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
+        if str(class_name).endswith("Processor"):  # it may need torchvision, its tokenizer does not
+            found = transformers.PreTrainedTokenizerFast
         if not isinstance(found, type) or not issubclass(found, BASES):
             raise DirectAlignError(
                 f"{index_file}: {name} is {class_name} of {library}, which is no class of models, "

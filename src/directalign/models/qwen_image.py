@@ -11,21 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .. import config
-from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
-from . import vae
+from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from .common import JOINT_ATTENTION, DiffusersModel, pack, parts_of, unpack
+from .vae import VideoLatents
 
 MAX_SEQUENCE_LENGTH = 512
 """Tokens of a prompt that the network sees, as in QwenImagePipeline's call."""
 
 
-class QwenImage(DiffusersModel):
+class QwenImage(VideoLatents, DiffusersModel):
     """A Qwen-Image checkpoint; a prompt's prediction does not depend on the others in its batch."""
 
     title = "Qwen-Image"
@@ -35,6 +33,7 @@ class QwenImage(DiffusersModel):
     unconditional = " "
     lora_layout = "qwen_image"
     components = "Qwen/Qwen-Image"
+    usual_cfg = 4.0
     published = "qwen_image"
     lora_targets = (
         *JOINT_ATTENTION,
@@ -75,27 +74,6 @@ class QwenImage(DiffusersModel):
         mask = tokens.attention_mask[:, self.dropped :].bool()
         return {"sequence": states[:, self.dropped :] * mask[..., None], "mask": mask}
 
-    def encode_image(self, images: Images) -> Latents:
-        with torch.no_grad():
-            frames = (images.to(self.vae.device, self.vae.dtype) * 2 - 1)[:, :, None]
-            mode = self.vae.encode(frames, return_dict=False)[0].mode()[:, :, 0].float()
-        return (mode - self._per_channel("latents_mean")) / self._per_channel("latents_std")
-
-    def decode(self, x0: Latents) -> Images:
-        """The VAE's own call clamps. With gradient checkpointing, its blocks run again in the
-        backward pass."""
-        latents = x0 * self._per_channel("latents_std") + self._per_channel("latents_mean")
-        decoder, recompute = self.vae.decoder, self.model.gradient_checkpointing
-        hidden = self.vae.post_quant_conv(latents.to(self.vae.dtype)[:, :, None])
-        hidden = decoder.conv_in(hidden)
-        for block in (decoder.mid_block, *decoder.up_blocks):
-            hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
-        frames = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(hidden)))
-        return frames[:, :, 0].float() / 2 + 0.5
-
-    def _per_channel(self, name: str) -> Tensor:
-        return torch.tensor(self.vae.config[name], device=self.vae.device).view(1, -1, 1, 1)
-
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         b, _, h, w = x_t.shape
         mask = cond.tensors["mask"]
@@ -113,11 +91,6 @@ class QwenImage(DiffusersModel):
         tokens, own = pack(super()._guide(cond, uncond, scale)), pack(cond)
         norms = own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
         return unpack(tokens * norms, *cond.shape[2:])
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(c, h, w); both sides must be multiples of 2x2 latents."""
-        cell = self.downscaling
-        return self.vae.config["z_dim"], *vae.grid(height, width, cell, 2 * cell)
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """Arguments for one prompt."""

@@ -33,6 +33,7 @@ class StableDiffusion(DDPMModel):
     parts = parts_of(UNet2DConditionModel, part="unet", scheduler=SchedulerMixin)
     lora_layout = "sd"
     components = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    usual_cfg = 7.5
     published = "sd1_5"
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -62,6 +63,7 @@ class StableDiffusionXL(DDPMModel):
     text_parts = ("text_encoder", "text_encoder_2")
     lora_layout = "sdxl"
     components = "stabilityai/stable-diffusion-xl-base-1.0"
+    usual_cfg = 5.0
     published = "sdxl_base"
 
     @classmethod

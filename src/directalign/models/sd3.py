@@ -39,6 +39,7 @@ class StableDiffusion3(DiffusersModel):
     packing = 1
     lora_layout = "sd3"
     components = "stabilityai/stable-diffusion-3.5-medium"
+    usual_cfg = 4.5
     published = "sd3_5_large"
     lora_targets = JOINT_ATTENTION
 

@@ -153,7 +153,7 @@ class PromptEncoder:
         if self.cache is not None and not self.modules:
             rows = [self.cache.read(prompt) for prompt in prompts]
             return {name: padded([row[name] for row in rows]).to(self.device) for name in rows[0]}
-        with self._on_device():
+        with self.on_device():
             return self.embed(list(prompts))
 
     def conditioning(self, prompts: Sequence[str], empty: Mapping[str, Tensor]) -> Conditioning:
@@ -175,7 +175,7 @@ class PromptEncoder:
         Each prompt is encoded by itself and stored unpadded. `show` may wrap the missing prompts
         for a progress bar. Raises DirectAlignError if the disk is too small for them.
         """
-        with self._on_device():
+        with self.on_device():
             fingerprint = fingerprint_of(self.modules, self.embed([PROBE]))
             self.cache = cache = EmbeddingCache(folder, fingerprint)
             unique = dict.fromkeys(prompts)
@@ -196,7 +196,7 @@ class PromptEncoder:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """The encoders are on the device inside, and where `mode` puts them afterwards."""
         if self.mode == "keep":
             yield
@@ -215,3 +215,9 @@ class PromptEncoder:
 def padded(rows: Sequence[Tensor]) -> Tensor:
     """Concatenate (1, n, ...) to (b, max n, ...), zeros at the end of shorter rows."""
     return pad_sequence([row[0] for row in rows], batch_first=True)
+
+
+def joined(rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Rows (1, n, ...) as `sequence` (b, max n, ...) and its boolean `mask` (b, max n)."""
+    masks = [torch.ones(row.shape[:2], dtype=torch.bool, device=row.device) for row in rows]
+    return {"sequence": padded(rows), "mask": padded(masks)}

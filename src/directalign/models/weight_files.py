@@ -19,7 +19,8 @@ from ..types import DirectAlignError
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files in diffusers and transformers."""
-INDEX = dict[str, list[str | None] | str | float | bool | dict[str, Any] | None]
+Entry = list[str | None] | list[int] | list[float] | str | float | bool | dict[str, Any] | None
+INDEX = dict[str, Entry]
 """model_index.json: library and class of each part, null without it, and settings."""
 
 

@@ -33,6 +33,7 @@ class ZImage(DiffusersModel):
     packing = 1
     lora_layout = "z_image"
     components = "Tongyi-MAI/Z-Image"
+    usual_cfg = 5.0
     published = "z_image"
     lora_targets = (
         *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),

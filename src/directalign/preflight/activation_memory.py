@@ -62,8 +62,8 @@ class MemoryTracker(TorchDispatchMode):
             return args[0].fake_device  # half of all calls, and slow
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()
-        if func is aten.index.Tensor:
-            args = (args[0], _as_numbers(args[1]))
+        if func in (aten.index.Tensor, aten.index_put_.default):
+            args = (args[0], _as_numbers(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
         for made in out if isinstance(out, tuple | list) else (out,):
             if isinstance(made, Tensor):
@@ -145,6 +145,8 @@ def make_fake(network: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:
                 setattr(module, name, faked(value))
+            elif isinstance(value, list) and any(isinstance(each, Tensor) for each in value):
+                setattr(module, name, [faked(each) for each in value])
 
 
 # Repeated blocks and calls

@@ -48,6 +48,7 @@ from ..types import DirectAlignError
 from .cost import Cost, cost_of
 from .early_stopping import check_early_stopping, early_stopping_warnings
 from .files import ModelFiles, files_of
+from .guidance import check_guidance, guidance_warnings
 from .lower_memory import suggestions
 from .memory import Estimate, Place, binary, estimate, image_size, this_machine
 from .meta_models import (
@@ -136,8 +137,9 @@ def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str
     except Exception:  # any error of user code; `estimate` names it
         return about, warnings
     check_model(run, model)
+    warnings = guidance_warnings(run, model.model)
     if place.is_here:
-        warnings = check_machine(run.model, model, online)
+        warnings += check_machine(run.model, model, online)
     height, width = image_size(run, model)
     state = f", {folder.state}" if folder.state else ""
     return f"{run.model.path}{state}, {run.model.tune}, {height}x{width}", warnings
@@ -424,29 +426,7 @@ def check_model(run: config.RunConfig, meta: MetaModel) -> None:
             remedy = "" if near is None else f": the nearest is {near[0]}x{near[1]}"
             message = f"{key}: {height}x{width} does not fit: {error}{remedy}"
             raise DirectAlignError(message) from error
-    scales = {
-        "rollout.cfg_scale": run.rollout.cfg_scale,
-        "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0),
-    }
-    for key, scale in scales.items():
-        if scale != 1.0 and getattr(model, "is_distilled", False):
-            raise DirectAlignError(
-                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to "
-                "1, or give a base model in model.path"
-            )
-    embeds = getattr(model, "embeds_guidance", False)
-    guidance = {"rollout": run.rollout.embedded_guidance}
-    if isinstance(run.method, config.SRPOConfig):
-        guidance["method"] = run.method.embedded_guidance
-    for section, value in guidance.items():
-        key = f"{section}.embedded_guidance"
-        if embeds and value is None:
-            raise DirectAlignError(f"{key}: missing; this model needs it as an input, often 3.5")
-        if not embeds and value is not None:
-            raise DirectAlignError(
-                f"{key}: {value}, and this model has no input for it; leave it out (set it to null "
-                "over a preset), or use cfg_scale"
-            )
+    check_guidance(run, model)
 
 
 def _is_remote(source: str, online: bool) -> bool:

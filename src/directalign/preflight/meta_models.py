@@ -174,20 +174,22 @@ def _written(name: str) -> Path:
         (folder / part).mkdir()
         (folder / part / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     for part, kind in model.parts.items():
-        if "tokenizer" in part:
+        if "tokenizer" in part or part == "processor":
             index[part] = ["transformers", "PreTrainedTokenizerFast"]
         elif part == "scheduler":
-            scheduler = _usual_scheduler(kind)
+            scheduler = _usual_scheduler(kind, model.path)
             scheduler.save_pretrained(folder / part)
             index[part] = ["diffusers", type(scheduler).__name__]
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
 
-def _usual_scheduler(kind: Any) -> Any:
+def _usual_scheduler(kind: Any, path: str) -> Any:
     """A scheduler with default settings; the noise levels do not change the memory."""
     if kind is not diffusers.SchedulerMixin:
         return kind()
+    if path == "flow":
+        return diffusers.FlowMatchEulerDiscreteScheduler()
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     return diffusers.DDIMScheduler(**betas, clip_sample=False)
 
@@ -372,7 +374,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     kind = model_class(settings.architecture)
 
     def build(name: str, part: Any, dtype: torch.dtype) -> Any:
-        if "tokenizer" in name:
+        if "tokenizer" in name or name == "processor":
             longest = _longest(found.folder / name.replace("tokenizer", "text_encoder"))
             load = partial(part.from_pretrained, found.folder / name, local_files_only=True)
             return Tokenizer(longest, load)

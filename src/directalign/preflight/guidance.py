@@ -1,0 +1,77 @@
+"""Whether guidance and steps of a run fit its model: errors, and warnings where it may be meant."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..toyworld.worlds import world_of
+from ..types import DirectAlignError
+
+DISTILLED = re.compile(r"turbo|schnell|lightning|lcm|hyper|flash|sprint|distill", re.IGNORECASE)
+"""Names of models and LoRAs that are distilled to a few steps without guidance."""
+FEW_STEPS = 12
+
+
+def distilled_name(model: config.ModelConfig) -> str | None:
+    """The name by which a base model, or the LoRA that training begins with, is distilled."""
+    names = [Path(path).name for path in (model.path, model.lora.init) if path is not None]
+    return next((name for name in names if DISTILLED.search(name)), None)
+
+
+def check_guidance(run: config.RunConfig, model: Any) -> None:
+    """Raise DirectAlignError for guidance that the model has no input or no second pass for."""
+    for key, scale in _scales(run).items():
+        if scale != 1.0 and getattr(model, "is_distilled", False):
+            raise DirectAlignError(
+                f"{key}: {scale:g}, and this model is distilled, without a second pass: set it to "
+                "1, or give a base model in model.path"
+            )
+    embeds = getattr(model, "embeds_guidance", False)
+    guidance = {"rollout": run.rollout.embedded_guidance}
+    if isinstance(run.method, config.SRPOConfig):
+        guidance["method"] = run.method.embedded_guidance
+    for section, value in guidance.items():
+        key = f"{section}.embedded_guidance"
+        if embeds and value is None:
+            raise DirectAlignError(f"{key}: missing; this model needs it as an input, often 3.5")
+        if not embeds and value is not None:
+            raise DirectAlignError(
+                f"{key}: {value}, and this model has no input for it; leave it out (set it to null "
+                "over a preset), or use cfg_scale"
+            )
+
+
+def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
+    """Guidance and steps that are unusual for the model; none for the toy worlds' models."""
+    if world_of(run.model.path):
+        return []
+    name, steps = distilled_name(run.model), run.rollout.num_inference_steps
+    if name is not None:
+        found = [
+            f"{key}: {scale:g}, and {name} is by its name distilled, to be sampled without a "
+            "second pass: set it to 1"
+            for key, scale in _scales(run).items()
+            if scale != 1.0
+        ]
+        if steps > FEW_STEPS:
+            found.append(
+                f"rollout.num_inference_steps: {steps}, and {name} is by its name distilled to a "
+                "few: set what it is sampled with, often 4 to 8"
+            )
+        return found
+    usual = getattr(model, "usual_cfg", 1.0)
+    is_distilled = getattr(model, "is_distilled", False)
+    if run.rollout.cfg_scale != 1.0 or usual == 1.0 or is_distilled:
+        return []
+    return [
+        f"rollout.cfg_scale: 1: rollouts and samples are unguided, and {model.title} is usually "
+        f"sampled with {usual:g}: set it, unless yours is distilled"
+    ]
+
+
+def _scales(run: config.RunConfig) -> dict[str, float]:
+    return {
+        "rollout.cfg_scale": run.rollout.cfg_scale,
+        "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0),
+    }
