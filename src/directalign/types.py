@@ -95,6 +95,8 @@ class Batch:
     kept: tuple[bool, ...] = ()
     """Of each row of the *global* batch, whether it trains without reward, by the base alone; empty
     if none does."""
+    rollout: int | None = None
+    """The update whose weights and draws make this batch's rollout; None: its own."""
 
     @property
     def own_kept(self) -> tuple[bool, ...]:

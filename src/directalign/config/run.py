@@ -239,6 +239,9 @@ class RolloutConfig(Strict):
     """Pixels; none uses the checkpoint's own size."""
     width: Pixels | None = None
     """Pixels; none uses the checkpoint's own size."""
+    reuse: Positive = 1
+    """Updates per rollout of srpo, prompt_distillation and raft, each with its own noise levels and
+    fresh noise; the prompts change with the rollout."""
     sizes: Sizes | None = None
     """Several [height, width] for training, one drawn per update; height and width then apply to
     samples and measurements only."""
@@ -460,6 +463,14 @@ class RunConfig(Strict):
             raise ValueError(
                 f"method {method.name} trains on rollouts only: remove data.images, or set "
                 "method.name: srpo"
+            )
+        if self.rollout.reuse > 1 and not method.REUSES_ROLLOUTS:
+            remedy = "remove rollout.reuse, or set method.name: srpo"
+            if method.name == "flow_grpo":
+                remedy = f"set method.updates_per_rollout: {self.rollout.reuse} instead"
+            raise ValueError(
+                f"rollout.reuse: {self.rollout.reuse}, and method {method.name} trains on the "
+                f"steps of a rollout of its own weights: {remedy}"
             )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:

@@ -52,7 +52,7 @@ class SRPO(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
-        x0, rollout_noise, cond = self._clean_latents(batch)
+        x0, rollout_noise, cond = self.clean_latents(batch)
         fresh_scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
         for index in range(self.settings.injections):
             noise = rollout_noise
@@ -64,9 +64,6 @@ class SRPO(ObjectiveMethod):
             for branch in self.branches:
                 step = getattr(self.sampler, branch)(target)
                 yield self._branch(batch, self.trained(cond), x0, noise.to(x0), step, branch)
-
-    def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
-        return sampling.clean_latents(self.model, self.settings, self.rollout, batch)
 
     def _branch(
         self,
