@@ -71,7 +71,7 @@ class Plan:
     memory: Estimate
     files: tuple[ModelFiles, ...] = ()
     cost: Cost | None = None
-    """None if the model's calls could not be counted."""
+    """None if nothing could be traced."""
 
 
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
@@ -113,13 +113,12 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
 def _files_and_cost(
     run: config.RunConfig, place: Place, memory: Estimate
 ) -> tuple[tuple[ModelFiles, ...], Cost | None]:
-    """The files behind the recipe, and the cost of its network calls, where they can be known."""
-    files, cost = tuple[ModelFiles, ...](), None
+    """The files behind the recipe, and its cost, where they can be known."""
+    files = tuple[ModelFiles, ...]()
+    cost = None if memory.work is None else cost_of(run, memory.work, place.ranks)
     with suppress(Exception):  # any error of user code; `estimate` names it
         model = meta_model(run.model, place.is_gpu)
         files = tuple(files_of(run, model.folder, model, memory))
-        if memory.calls is not None:
-            cost = cost_of(run, model.model.denoiser, memory.calls, place.ranks)
     return files, cost
 
 
