@@ -222,6 +222,10 @@ class TrackersConfig(Strict):
     """trackio; needs pip install 'directalign[trackio]'."""
 
 
+TRAINING_ONLY = ("reuse", "sizes")
+"""Keys of `rollout` that do not change how a trained model is sampled."""
+
+
 class RolloutConfig(Strict):
     """How clean images are sampled, without gradient."""
 
