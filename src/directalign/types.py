@@ -97,6 +97,8 @@ class Batch:
     if none does."""
     rejected: Images | None = None
     """With pairs: the image that each of `images` was preferred to."""
+    rollout: int | None = None
+    """The update whose weights and draws make this batch's rollout; None: its own."""
 
     @property
     def own_kept(self) -> tuple[bool, ...]:

@@ -89,7 +89,7 @@ def test_the_gradient_equals_finite_differences_of_the_log_probability():
     grpo = method(family, updates_per_rollout=2)
     with torch.enable_grad():
         ours = gradient(grpo, batch)[1]
-    made, cond = grpo.stored[0], family.encode_prompt(SIX)
+    made, cond = grpo.rollouts[0], family.encode_prompt(SIX)
 
     def objective() -> float:
         total = 0.0
@@ -163,7 +163,7 @@ def test_updates_alternate_over_the_steps_of_one_rollout():
     grpo = method(family, trained_steps=1, updates_per_rollout=3)
     sigmas = [next(grpo.losses(Batch(step, PROMPTS))).levels["sigma"][0] for step in range(3)]
     assert sorted(sigmas) == [0.5, 0.75, 1.0]
-    assert len(family.calls) == 4 + 3 and grpo.stored == {}
+    assert len(family.calls) == 4 + 3 and grpo.rollouts == {}
     list(grpo.losses(Batch(3, PROMPTS)))
     assert len(family.calls) == 4 + 3 + 4 + 1
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "awm": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
+REUSE = "reused "
+"""Before the name of a method: two updates per rollout."""
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}
 NAMES = [name for name in METHODS if name != "python"]  # "python" is a file of the user
 FILES = {"lora": "lora.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
@@ -86,12 +89,15 @@ def trained(given: dict[str, Any], out: Path, resume: bool = False) -> list[dict
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """An uninterrupted run by method ("kl": SRPO with kl_beta) and tune mode."""
+    """An uninterrupted run by method ("kl": SRPO with kl_beta; see REUSE) and tune mode."""
 
     @cache
     def run(name: str, tune: str) -> tuple[dict[str, Any], Path]:
-        method = KL if name == "kl" else {"name": name, **SETTINGS.get(name, {})}
-        given, out = recipe(folder, method, tune), folder / f"{name}-{tune}"
+        own, out = name.removeprefix(REUSE), folder / f"{name}-{tune}"
+        method = KL if own == "kl" else {"name": own, **SETTINGS.get(own, {})}
+        given = recipe(folder, method, tune)
+        if own != name:
+            given["rollout"] |= {"reuse": 2}
         trained(given, out)
         return given, out
 
@@ -102,6 +108,7 @@ def whole(folder):
     ("name", "tune"),
     [
         *((name, "lora") for name in NAMES),
+        *((REUSE + name, "lora") for name in ("srpo", "prompt_distillation", "raft")),
         *((name, "full") for name in ("srpo", "kl", "diffusion_nft", "dpo")),
         ("kl", "lora"),
     ],
@@ -116,6 +123,10 @@ def test_records_and_exact_resume(whole, tmp_path, name, tune):
     assert [record["step"] for record in found] == [1, 2, 3]
     assert all(set(record) == STEP and record["grad_norm"] > 0 for record in found)
     assert all(record["nfe"]["forward"] >= record["nfe"]["backward"] > 0 for record in found)
+    if name.startswith(REUSE):
+        first, second, third = (record["nfe"]["forward"] for record in found)
+        rollout = BATCH_SIZE * NUM_INFERENCE_STEPS * given["method"].get("candidates", 1)
+        assert first == third == second + rollout
 
     shutil.copytree(out, resumed)
     for step in (2, 3):
@@ -172,6 +183,11 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     images = "trains on rollouts only: remove data.images"
     if name == "dpo":
         images = "pairs are trained on alone: remove data.images"
+    of_its_own = f"rollout.reuse: 2, and method {name} trains on the steps of a rollout of its own"
+    given = recipe_of(folder, name)
+    given["rollout"] |= {"reuse": 2}
+    with nullcontext() if name == "raft" else pytest.raises(ValueError, match=of_its_own):
+        config.RunConfig.model_validate(given)
     for section, values, message in (
         ("data", {"images": "somewhere"}, images),
         ("method", {"form": "relative"}, two),

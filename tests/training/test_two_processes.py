@@ -154,6 +154,19 @@ def test_two_processes_stop_early_at_the_same_step(tmp_path):
     assert "stopped after step" in log.read_text()
 
 
+def test_two_processes_reuse_a_rollout_as_one_does(tmp_path):
+    """Killed between the two updates of a rollout, and continued from there."""
+    recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
+    one, two, more = tmp_path / "one", tmp_path / "two", ("--set=rollout.reuse=2",)
+    assert one_process(train(recipe, one, *more), log) == 0, log.read_text()
+    more = (*more, "--set=train.save_every=1", HALF)
+    killed = launching.kill_once(3, rank=1)
+    assert torchrun(train(recipe, two, *more), log, killed, 1) == 0, log.read_text()
+    assert distance(two, one) < 1e-5 and alike(records(two, "step"), records(one, "step"))
+    forward = [record["nfe"]["forward"] for record in records(one, "step")]
+    assert forward == [forward[0], forward[0] - 4 * 2] * 2 + [forward[0]]
+
+
 @pytest.mark.parametrize(("best", "how"), [
     ("", "asked with the positive phrases"), (", best: 0.5", "unasked, the best 3"),
 ])  # fmt: skip

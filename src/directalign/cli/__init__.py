@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..io import bitsandbytes
 from . import arena, check, evaluate, export, recipes, reward, sweep, train, ui
 from .common import protect_streams
 
@@ -77,6 +78,7 @@ def main() -> None:
 
 def _silence_libraries() -> None:
     """Switch off library warnings about unused parts, and progress bars without a terminal."""
+    bitsandbytes.hide()
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if not sys.stderr.isatty():

@@ -151,7 +151,7 @@ def _files(files: Sequence[ModelFiles]) -> Iterator[tuple[str, str]]:
 
 
 def _flop(count: float) -> str:
-    for factor, unit in ((1e15, "PFLOP"), (1e12, "TFLOP")):
+    for factor, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")):
         if count >= factor:
             return f"{count / factor:,.1f} {unit}"
     return f"{count / 1e9:,.1f} GFLOP"
@@ -160,16 +160,23 @@ def _flop(count: float) -> str:
 def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str]]:
     if cost is None:
         return
-    work = (
-        f"{_flop(cost.update)} an update, {_flop(cost.training)} for all, {_flop(cost.measuring)} "
-        "to measure"
-    )
+    parts = ", ".join(f"{part} {_flop(n)}" for part, n in cost.parts.items() if n)
+    yield "an update", f"{_flop(cost.update)}: {parts}"
+    yield "100 updates", _flop(100 * cost.update)
+    work = f"{_flop(cost.training)} to train, {_flop(cost.measuring)} to measure"
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"
     else:
-        hours = cost.hours(teraflops)
-        time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-        yield "time", f"about {time} at {teraflops:g} TFLOPS (estimate, network calls only): {work}"
+        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops))
+        yield (
+            "time",
+            f"about {hundred} for 100 updates, {whole} in all at {teraflops:g} TFLOPS (estimate): "
+            f"{work}",
+        )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def memory_table(needed: Estimate) -> Table:

@@ -29,6 +29,7 @@ from .common import (
     require_room,
     seed_option,
     shared_options,
+    without_garbage_collection,
 )
 
 CONTINUES = "; the same command continues"
@@ -130,8 +131,9 @@ def evaluate(
     """Evaluate a run and its base model on the same prompts and seeds."""
     with one_line_errors(debug, CONTINUES):
         announce(f"evaluating {folder}")
-        from ..evaluation.compare import evaluate_run
-        from ..evaluation.run_weights import suffix_of
+        with without_garbage_collection():
+            from ..evaluation.compare import evaluate_run
+            from ..evaluation.run_weights import suffix_of
 
         sources, suffix = (str(folder),), suffix_of(step, strength)
         if suffix:
@@ -169,7 +171,8 @@ def compare(
     with one_line_errors(debug, CONTINUES):
         _require_files(csv, latex)
         announce(f"comparing, in {out}")
-        from ..evaluation.compare import compare as compare_models
+        with without_garbage_collection():
+            from ..evaluation.compare import compare as compare_models
 
         found = _compare(compare_models, tuple(sources), out, base, rollout=rollout, **settings)
         if group_by is None:
@@ -338,7 +341,8 @@ def sample(
         texts += read_prompts(prompts) if prompts is not None else []
         if not texts:
             raise DirectAlignError("no prompts: give --prompt 'a red star' or --prompts FILE")
-        from ..evaluation.generate import sample_images
+        with without_garbage_collection():
+            from ..evaluation.generate import sample_images
 
         pairs = [(text, number) for text in texts for number in seed]
         all_prompts, seeds = [text for text, _ in pairs], [number for _, number in pairs]

@@ -21,6 +21,7 @@ from .common import (
     one_line_errors,
     option,
     require_room,
+    without_garbage_collection,
 )
 
 
@@ -61,8 +62,9 @@ def export(
             raise DirectAlignError(
                 "--private is for --push-to-hub OWNER/NAME: give both, or neither"
             )
-        from ..export import export_run
-        from ..io.hub import check_upload, push
+        with without_garbage_collection():
+            from ..export import export_run
+            from ..io.hub import check_upload, push
 
         if push_to_hub is not None:
             check_upload(push_to_hub)
@@ -99,7 +101,8 @@ def average(
                 f"--steps {steps}: give whole numbers with commas between them, such as 20,30,40"
             )
         require_room(out)
-        from ..export.average import RECORD, average_run
+        with without_garbage_collection():
+            from ..export.average import RECORD, average_run
 
         selected = None if numbers is None else [int(each) for each in numbers]
         done = average_run(folder, out, selected, last, ema, base_share, rank)

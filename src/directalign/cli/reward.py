@@ -26,6 +26,7 @@ from .common import (
     require_new_file,
     require_room,
     seed_option,
+    without_garbage_collection,
 )
 
 app = typer.Typer(
@@ -153,11 +154,12 @@ def phrases(
     Without images: on renders of the toy world.
     """
     with one_line_errors(debug), log_to_stderr():
-        from ..reward_analysis import candidate_sides
-        from ..reward_analysis.images import load_examples, source_text
-        from ..reward_analysis.phrases import PhraseTable, analyze_phrases
-        from ..reward_analysis.phrases_report import write_report
-        from ..rewards import load_named_reward, reward_settings
+        with without_garbage_collection():
+            from ..reward_analysis import candidate_sides
+            from ..reward_analysis.images import load_examples, source_text
+            from ..reward_analysis.phrases import PhraseTable, analyze_phrases
+            from ..reward_analysis.phrases_report import write_report
+            from ..rewards import load_named_reward, reward_settings
 
         require_new_file(out / "phrases.html")
         settings = reward_settings(reward)
@@ -257,12 +259,13 @@ def soft_prompts(
     """
     with one_line_errors(debug), log_to_stderr():
         *files, recipe = _token_files(out)
-        from ..io.atomic import write_text
-        from ..reward_analysis import require_words
-        from ..reward_analysis import soft_prompts as fit
-        from ..reward_analysis.images import load_examples
-        from ..rewards import load_named_reward, recipe_words, reward_settings
-        from ..rewards.soft_prompts import write_tokens
+        with without_garbage_collection():
+            from ..io.atomic import write_text
+            from ..reward_analysis import require_words
+            from ..reward_analysis import soft_prompts as fit
+            from ..reward_analysis.images import load_examples
+            from ..rewards import load_named_reward, recipe_words, reward_settings
+            from ..rewards.soft_prompts import write_tokens
 
         named, source = reward_settings(reward), _examples(images, wanted, unwanted)
         start = _phrases(positive, negative, *SIDES)
@@ -351,9 +354,10 @@ def finetune(
 ) -> None:
     """Finetune a reward to respond to control phrases, and measure it before and after."""
     with one_line_errors(debug), log_to_stderr():
-        from ..reward_analysis import require_words
-        from ..reward_analysis.finetune import FinetuneConfig, finetune_to_folder
-        from ..rewards import recipe_words
+        with without_garbage_collection():
+            from ..reward_analysis import require_words
+            from ..reward_analysis.finetune import FinetuneConfig, finetune_to_folder
+            from ..rewards import recipe_words
 
         require_room(out)
         source = _examples(images, wanted, unwanted)
@@ -425,7 +429,8 @@ def bias_directions(
 ) -> None:
     """Find directions along which a reward is exploited, so that it can ignore them."""
     with one_line_errors(debug), log_to_stderr():
-        from ..reward_analysis.bias_directions import Request, make_directions
+        with without_garbage_collection():
+            from ..reward_analysis.bias_directions import Request, make_directions
 
         require_new_file(out)
         keep = _phrases(keep_words, against, "--keep-words", "--against")

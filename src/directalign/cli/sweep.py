@@ -15,7 +15,15 @@ from typing import IO, TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import DirectAlignError
-from .common import Debug, Overrides, Recipe, Settings, one_line_errors, option
+from .common import (
+    Debug,
+    Overrides,
+    Recipe,
+    Settings,
+    one_line_errors,
+    option,
+    without_garbage_collection,
+)
 
 if TYPE_CHECKING:
     from ..sweep import SweepRun
@@ -59,9 +67,10 @@ def sweep(
                 "sweep: nothing to vary; give --seeds 0,1,2 or --grid KEY=VALUE,..."
             )
         typer.echo(f"directalign: preparing {recipe} in {out}")
-        import torch
+        with without_garbage_collection():
+            import torch
 
-        from ..sweep import runs_of  # slow imports: diffusers
+            from ..sweep import runs_of  # slow imports: diffusers
 
         if gpus and not torch.cuda.is_available():
             typer.echo(

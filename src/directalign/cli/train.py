@@ -25,6 +25,7 @@ from .common import (
     one_line_errors,
     option,
     seed_option,
+    without_garbage_collection,
 )
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def train(
     again += ["--out", str(out), "--resume"]
     page = _page_last(out) if is_first_rank() else nullcontext()
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"), page:
-        with alike_on_all_ranks():
+        with alike_on_all_ranks(), without_garbage_collection():
             run, overrides, resume = _prepared(recipe, overrides, out, resume)
-        from ..training import run as run_training
+            from ..training import run as run_training
 
         finished = run_training(run, out, resume, overrides)
         if is_first_rank():
@@ -141,8 +142,9 @@ def demo(
     with one_line_errors(debug, "; the same command continues"):
         out = out or Path("runs/demo_quick" if quick else "runs/demo")
         typer.echo(f"three runs of the toy FLUX in {out}")
-        from ..demo import QUICK  # slow imports: diffusers
-        from ..demo import demo as run_demo
+        with without_garbage_collection():
+            from ..demo import QUICK  # slow imports: diffusers
+            from ..demo import demo as run_demo
 
         typer.echo(run_demo(out, QUICK if quick else (), world))
 

@@ -42,6 +42,8 @@ class ObjectiveConfig(Strict):
     """Whether the method can train on real images (data.images) instead of rollouts."""
     PAIRS: ClassVar[bool] = False
     """Whether the method trains on preference pairs (data.pairs), and on nothing else."""
+    REUSES_ROLLOUTS: ClassVar[bool] = False
+    """Whether the method can train on x0 that weights of earlier updates made (rollout.reuse)."""
     DIFFERENTIATES_REWARD: ClassVar[bool] = True
     """Whether the method needs the reward's gradient with respect to the image."""
 
@@ -181,6 +183,7 @@ class SRPOConfig(DirectGradientConfig):
     2509.06942)."""
 
     OFFLINE = True
+    REUSES_ROLLOUTS = True
 
     name: Literal["srpo"] = "srpo"
     form: Literal["absolute", "relative", "anchored"] = "relative"
@@ -217,6 +220,7 @@ class PromptDistillationConfig(KeepConfig):
     reward."""
 
     OFFLINE = True
+    REUSES_ROLLOUTS = True
     DIFFERENTIATES_REWARD = False
 
     name: Literal["prompt_distillation"] = "prompt_distillation"
@@ -397,6 +401,7 @@ class RAFTConfig(KLConfig):
     """Fine-tuning with the pre-training loss on the best of several images of each prompt (arXiv
     2304.06767)."""
 
+    REUSES_ROLLOUTS = True
     DIFFERENTIATES_REWARD = False
 
     name: Literal["raft"] = "raft"

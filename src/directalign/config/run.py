@@ -222,6 +222,10 @@ class TrackersConfig(Strict):
     """trackio; needs pip install 'directalign[trackio]'."""
 
 
+TRAINING_ONLY = ("reuse", "sizes")
+"""Keys of `rollout` that do not change how a trained model is sampled."""
+
+
 class RolloutConfig(Strict):
     """How clean images are sampled, without gradient."""
 
@@ -239,6 +243,9 @@ class RolloutConfig(Strict):
     """Pixels; none uses the checkpoint's own size."""
     width: Pixels | None = None
     """Pixels; none uses the checkpoint's own size."""
+    reuse: Positive = 1
+    """Updates per rollout of srpo, prompt_distillation and raft, each with its own noise levels and
+    fresh noise; the prompts change with the rollout."""
     sizes: Sizes | None = None
     """Several [height, width] for training, one drawn per update; height and width then apply to
     samples and measurements only."""
@@ -476,6 +483,14 @@ class RunConfig(Strict):
             raise ValueError(
                 f"method {method.name} trains on preference pairs: set data.pairs in the place of "
                 "data.prompts and data.images"
+            )
+        if self.rollout.reuse > 1 and not method.REUSES_ROLLOUTS:
+            remedy = "remove rollout.reuse, or set method.name: srpo"
+            if method.name == "flow_grpo":
+                remedy = f"set method.updates_per_rollout: {self.rollout.reuse} instead"
+            raise ValueError(
+                f"rollout.reuse: {self.rollout.reuse}, and method {method.name} trains on the "
+                f"steps of a rollout of its own weights: {remedy}"
             )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:

@@ -6,7 +6,6 @@ noise, which are combined at the next level.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -58,21 +57,6 @@ def start_rollout(
     noise = batch_noise(batch, NOISE, shape, scope)
     device = next(model.denoiser.parameters()).device
     return RolloutStart(cond, noise.to(device), rollout_sigmas(model, settings, height, width))
-
-
-@torch.no_grad()
-def clean_latents(
-    model: Model, settings: Any, rollout: RolloutConfig, batch: Batch
-) -> tuple[Latents, Latents | None, Conditioning]:
-    """x0, the noise to inject (None: fresh noise), the conditioning of the training call."""
-    call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
-    if batch.images is not None:
-        cond = model.encode_prompt(batch.prompts)
-        return model.encode_image(batch.images), None, cond.guided(*call)
-    start = start_rollout(model, rollout, batch, settings.noise.scope)
-    x0 = sample(model, start.cond, start.noise, start.sigmas)
-    noise = start.noise if settings.noise.source == "rollout" else None
-    return x0, noise, start.cond.guided(*call)
 
 
 def rollout_conditioning(cond: Conditioning, settings: RolloutConfig) -> Conditioning:

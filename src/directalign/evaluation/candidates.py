@@ -171,7 +171,7 @@ def _base_identity(candidate: Candidate) -> str:
     """The model that a run began with, and how it is sampled."""
     assert candidate.run is not None
     model = {name: getattr(candidate.run.model, name) for name in BASE_SETTINGS}
-    return f"{model} {candidate.run.rollout.model_dump(exclude={'sizes'})}"
+    return f"{model} {candidate.run.rollout.model_dump(exclude=set(config.TRAINING_ONLY))}"
 
 
 def with_references(

@@ -67,7 +67,7 @@ class FlowGRPO(ObjectiveMethod):
     ) -> None:
         self.check(settings, rollout, model.path)
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.stored, self.warned = dict[int, Rollouts](), False
+        self.warned = False
 
     @staticmethod
     def check(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig, path: str) -> None:
@@ -90,9 +90,9 @@ class FlowGRPO(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 or reuse a rollout; for each trained step: predict, weigh by advantage, yield."""
-        made = self.stored.pop(batch.offset, None) or self._roll_out(batch)
+        made: Rollouts = self.rollouts.pop(batch.offset, None) or self._roll_out(batch)
         if batch.step - made.step + 1 < self.settings.updates_per_rollout:  # for the next update
-            self.stored[batch.offset] = made
+            self.rollouts[batch.offset] = made
         cond = rollout_conditioning(self.model.encode_prompt(made.prompts), self.rollout)
         trained = self._trained_steps(made, batch)
         for index in trained:
@@ -184,16 +184,16 @@ class FlowGRPO(ObjectiveMethod):
     def state_dict(self) -> Mapping[str, Any]:
         stored = {
             offset: {each.name: getattr(made, each.name) for each in fields(made)}
-            for offset, made in self.stored.items()
+            for offset, made in self.rollouts.items()
         }
         return {**super().state_dict(), "rollouts": stored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.stored, device = {}, next(self.model.denoiser.parameters()).device
-        for offset, made in state["rollouts"].items():
+        device = next(self.model.denoiser.parameters()).device
+        for offset, made in self.rollouts.items():
             moved = {name: _to_device(value, device) for name, value in made.items()}
-            self.stored[offset] = Rollouts(**moved)
+            self.rollouts[offset] = Rollouts(**moved)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

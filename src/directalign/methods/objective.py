@@ -12,7 +12,7 @@ units, `share_<label>` its part of the mixed reward, `gradient_<label>` its grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,9 +88,45 @@ class ObjectiveMethod:
     ) -> None:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings, differentiable)
+        self.rollouts = dict[int, Any]()
+        """By offset of the batch: what updates with `rollout.reuse` still need of a rollout."""
         self.centre = None
         if isinstance(settings, config.KLConfig) and settings.kl_beta > 0:
             self.centre = BaseTarget(model, settings.control_phrases, settings.kl_asked)
+
+    def rolled_out(
+        self, batch: Batch, make: Callable[[Batch], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """What `make` returns for the batch of the update that makes the rollout: this one, or one
+        of the `rollout.reuse` - 1 before it. Tensors, numbers and strings, saved for a resume."""
+        first, reuse = batch.step if batch.rollout is None else batch.rollout, self.rollout.reuse
+        made = self.rollouts.pop(batch.offset, None)
+        if made is None or made["step"] != first:
+            made = {"step": first, **make(replace(batch, step=first))}
+        if batch.step + 1 < first + reuse:
+            self.rollouts[batch.offset] = made
+        device = next(self.model.denoiser.parameters()).device  # checkpoints are read on the CPU
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in made.items()}
+
+    @torch.no_grad()
+    def clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
+        """x0, the noise to inject (None: fresh noise), the conditioning of the training call."""
+        settings, cond = self.settings, None
+        call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
+        if batch.images is not None:
+            cond = self.model.encode_prompt(batch.prompts)
+            return self.model.encode_image(batch.images), None, cond.guided(*call)
+
+        def make(first: Batch) -> dict[str, Any]:
+            nonlocal cond
+            start = start_rollout(self.model, self.rollout, first, settings.noise.scope)
+            cond = start.cond
+            x0 = sample(self.model, cond, start.noise, start.sigmas)
+            return {"x0": x0, "noise": start.noise if settings.noise.source == "rollout" else None}
+
+        made = self.rolled_out(batch, make)
+        cond = cond or self.model.encode_prompt(batch.prompts)
+        return made["x0"], made["noise"], cond.guided(*call)
 
     def start(self, batch: Batch) -> RolloutStart:
         """The start of a rollout whose calls may train."""
@@ -151,10 +187,12 @@ class ObjectiveMethod:
         return {}
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
+        rollouts = {"rollouts": dict(self.rollouts)} if self.rollouts else {}
+        return {**self.objective.state_dict(), **rollouts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.objective.load_state_dict(state)
+        self.rollouts = dict(state.get("rollouts", {}))
 
 
 class RewardObjective:

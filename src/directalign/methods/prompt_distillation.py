@@ -39,7 +39,7 @@ class PromptDistillation(ObjectiveMethod):
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; inject noise; predict; compare with the target; yield."""
         model = self.model
-        x0, noise, cond = sampling.clean_latents(model, self.settings, self.rollout, batch)
+        x0, noise, cond = self.clean_latents(batch)
         if noise is None:
             scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
             noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), scope)

@@ -7,10 +7,13 @@ images, and the loss is the squared distance of the prediction from its target (
 flow; epsilon or v for a DDPM) at the kept image, with fresh noise at drawn levels. The objective
 may have any form: with the relative one the images are ranked by pos − neg. The training call is
 that of the rollout without classifier-free guidance, as in pre-training. `kl_beta` adds the
-velocity-space KL at the same call. Left out: several passes over a set of kept images.
+velocity-space KL at the same call. Left out: passes over a larger
+set of kept images; `rollout.reuse` makes several over those of one update.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -19,7 +22,7 @@ from ..device import to_device
 from ..diffusion import path, recovery, rng
 from ..diffusion.sampling import predict
 from ..interfaces import Model, Reward
-from ..types import Batch, Latents, LossTerm, PerSample
+from ..types import Batch, LossTerm
 from . import objective_math
 from .objective import ObjectiveMethod, build_sigma_sampler
 
@@ -36,7 +39,8 @@ class RAFT(ObjectiveMethod):
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make candidates; keep the best; inject noise; predict; compare with the target; yield."""
         model, rollout = self.model, self.rollout
-        x0, reward, metrics = self._best(batch)
+        made = self.rolled_out(batch, self._best)
+        x0, reward, metrics = made["x0"], made["reward"], dict(made["metrics"])
         noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape)).to(x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
@@ -62,14 +66,15 @@ class RAFT(ObjectiveMethod):
         yield LossTerm(loss.mean(), "best", metrics, lists)
 
     @torch.no_grad()
-    def _best(self, batch: Batch) -> tuple[Latents, PerSample, dict[str, float]]:
-        """Latents and rewards (b,) of the best image of each prompt, and means for the log.
+    def _best(self, batch: Batch) -> dict[str, Any]:
+        """Latents and reward (b,) of the best image of each prompt, and means for the log.
 
         Candidates are sampled, decoded and scored in slices of b images.
         """
         count, b = self.settings.candidates, len(batch.prompts)
         _, latents, images = self.sampled(batch, count)
-        output, x0 = self.objective(torch.cat(images), batch), torch.cat(latents)
+        counted = replace(batch, step=batch.step // self.rollout.reuse)
+        output, x0 = self.objective(torch.cat(images), counted), torch.cat(latents)
         groups = output.reward.to(x0.device).view(b, count)
         reward, best = groups.max(1)
         rows = torch.arange(b, device=x0.device) * count + best
@@ -81,4 +86,4 @@ class RAFT(ObjectiveMethod):
             name: float(torch.where(kept, 0.0, each).cpu().double().mean()) / share
             for name, each in means.items()
         }
-        return x0[rows], reward, {**output.metrics, **metrics}
+        return {"x0": x0[rows], "reward": reward, "metrics": {**output.metrics, **metrics}}

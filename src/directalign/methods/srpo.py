@@ -52,7 +52,7 @@ class SRPO(ObjectiveMethod):
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
-        x0, rollout_noise, cond = self._clean_latents(batch)
+        x0, rollout_noise, cond = self.clean_latents(batch)
         fresh_scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
         for index in range(self.settings.injections):
             noise = rollout_noise
@@ -66,9 +66,6 @@ class SRPO(ObjectiveMethod):
                 yield self._branch(batch, self.trained(cond), x0, noise.to(x0), step, branch)
         if self.settings.kl_noise_levels is not None:
             yield from self.kl_losses(batch, x0, self.trained(cond))
-
-    def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
-        return sampling.clean_latents(self.model, self.settings, self.rollout, batch)
 
     def _branch(
         self,

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
+from ..io import bitsandbytes
 from ..types import DirectAlignError
 
 SMALLEST = 4096
@@ -53,8 +54,9 @@ def quantize(
 def check_quantization(quantization: str) -> None:
     """Raise DirectAlignError if the library that rounds is not installed; 8bit needs none."""
     if quantization == "4bit":
+        bitsandbytes.show()
         try:
-            import bitsandbytes  # noqa: F401
+            import bitsandbytes as _  # noqa: F401
         except ImportError:
             raise DirectAlignError(
                 "model.quantization: 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', "

@@ -1,10 +1,10 @@
-"""Track bytes of live tensors while code runs, on real or fake tensors (shape and dtype, no data).
+"""Track bytes of live tensors and count operations, on real or fake tensors (without data).
 
 `MemoryTracker` is a dispatch mode: it sees every tensor that an operation creates, in the forward
 and the backward pass; a weak reference to the storage tells when it is freed. With fake weights
 nothing is computed, so a training step of a 12 B model takes seconds.
 
-Tracing every block of a deep network, in every step of a rollout, would take minutes. Memory is
+Tracing every block of a deep network, in every step of a rollout, would take minutes. Both are
 linear in the number of alike blocks, so `pass_repeated` runs three of them, and `trace_once` traces
 a call without gradient once.
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,15 +24,27 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 """The mode of all fake tensors here. It is not entered: results without a weight (noise levels,
 token ids, seeds) stay real and can be read; the others become fake from a fake weight."""
 aten: Any = torch.ops.aten
+FORMULAS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        aten._scaled_dot_product_flash_attention
+    ],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""torch's formulas of floating-point operations, by operation; it has none for these two."""
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts storages created inside: `now` live bytes, `peaks` their maximum by `phase`.
+    """Counts storages created inside: `now` live bytes, `peaks` their maximum by `phase`; and
+    `flops`, floating-point operations by `part` (two for each multiplication and addition).
 
     Tensors created before do not count. Reading a number from a fake tensor gives 1.
     """
@@ -43,6 +55,8 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()
         self.now, self.phase = 0, ""
         self.peaks: dict[str, int] = defaultdict(int)
+        self.flops, self.part = Counter[str](), ""
+        self.backward_part = "train"
         self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __enter__(self) -> MemoryTracker:
@@ -65,6 +79,8 @@ class MemoryTracker(TorchDispatchMode):
         if func in (aten.index.Tensor, aten.index_put_.default):
             args = (args[0], _as_numbers(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
+        if (formula := FORMULAS.get(getattr(func, "_overloadpacket", None))) is not None:
+            self.flops[self.part] += formula(*args, **(kwargs or {}), out_val=out)
         for made in out if isinstance(out, tuple | list) else (out,):
             if isinstance(made, Tensor):
                 storage = made.untyped_storage()
@@ -156,7 +172,7 @@ def pass_repeated(network: nn.Module) -> None:
     """Run the first two and the last of alike blocks in a row; the others return at once.
 
     What they would have kept, each as much as the second block, is held in their place: until the
-    backward pass reaches them, or until the network returns.
+    backward pass reaches them, or until the network returns. Their operations are counted too.
     """
     held, running = list[Tensor](), list[nn.Module]()
 
@@ -168,7 +184,7 @@ def pass_repeated(network: nn.Module) -> None:
     for module in network.modules():
         rows = list(_rows_of_alike(module))
         for row in rows:
-            _pass(row[1], row[2:-1], held)
+            _pass(row[0], row[1], row[2:-1], held)
         if rows or module is network:  # some callers run a part of the network
             module.register_forward_pre_hook(lambda each, _: running.append(each))
             module.register_forward_hook(leave, always_call=True)
@@ -191,15 +207,19 @@ def _signature(module: nn.Module) -> Any:
     return parts, [(name, p.shape, p.dtype, p.requires_grad) for name, p in parameters]
 
 
-def _pass(second: Any, passed: Sequence[Any], held: list[Tensor]) -> None:
+def _pass(first: Any, second: Any, passed: Sequence[Any], held: list[Tensor]) -> None:
     """Let the `passed` blocks return what the second block returned."""
     start, made, original = 0, None, second.forward
+    work, backward = 0, _BackwardWork(len(passed))
+    first.register_forward_hook(lambda _, __, answer: backward.ends_at(answer))
 
     def measured(*args: Any, **kwargs: Any) -> Any:
-        nonlocal start, made
+        nonlocal start, made, work
         _hold_casts(held)
-        start = _active().now
+        start, work = _active().now, _active().flops.total()
         answer = original(*args, **kwargs)
+        work = _active().flops.total() - work
+        backward.begins_at(answer)
         made = tree_map_only(Tensor, weakref.ref, answer)
         return answer
 
@@ -208,6 +228,7 @@ def _pass(second: Any, passed: Sequence[Any], held: list[Tensor]) -> None:
 
     def again_and_hold(*_: Any, **__: Any) -> Any:
         answer, casts = again(), _hold_casts(held)
+        _active().flops[_active().part] += len(passed) * work
         saved = [_bytes(len(passed) * (_active().now - start - casts))]
         tensors = (each for each in tree_leaves(answer) if isinstance(each, Tensor))
         lead = next((each for each in tensors if each.requires_grad), None)
@@ -222,6 +243,39 @@ def _pass(second: Any, passed: Sequence[Any], held: list[Tensor]) -> None:
     for block in passed:
         returns = again_and_hold if block is passed[0] else again
         block.forward = functools.wraps(block.forward)(returns)
+
+
+class _BackwardWork:
+    """Counts the operations of a block's backward pass `times` times more.
+
+    They lie between the first gradients of its outputs and of the outputs of the block before it:
+    autograd runs the latest operation first.
+    """
+
+    def __init__(self, times: int) -> None:
+        self.times, self.before = times, -1
+
+    def begins_at(self, answer: Any) -> None:
+        self._when_reached(answer, self._begin)
+
+    def ends_at(self, answer: Any) -> None:
+        self._when_reached(answer, self._end)
+
+    def _when_reached(self, answer: Any, call: Callable[[Tensor], None]) -> None:
+        for each in tree_leaves(answer):
+            if isinstance(each, Tensor) and each.requires_grad:
+                each.register_hook(call)
+
+    def _begin(self, _: Tensor) -> None:
+        if self.before < 0:
+            self.before = _active().flops.total()
+
+    def _end(self, _: Tensor) -> None:
+        tracker = _active()
+        if self.before >= 0:
+            own = tracker.flops.total() - self.before
+            tracker.flops[tracker.part] += self.times * own
+        self.before = -1
 
 
 def _active() -> MemoryTracker:
@@ -244,7 +298,7 @@ def _hold_casts(held: list[Tensor]) -> int:
 
 def trace_once(network: Any) -> None:
     """Trace calls without gradient once for each layout of the inputs; others have its peak."""
-    original, known = network.forward, dict[str, tuple[int, Any]]()
+    original, known = network.forward, dict[str, tuple[int, int, Any]]()
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -255,13 +309,16 @@ def trace_once(network: Any) -> None:
         off = any(vars(module).get("_disable_adapters") for module in network.modules())
         key = repr((off, tree_map_only(Tensor, _layout, (args, kwargs))))
         if key in known:
-            peak, layouts = known[key]
+            peak, work, layouts = known[key]
+            tracker.flops[tracker.part] += work
             answer = tree_map_only(functools.partial, lambda make: make(), layouts)
         else:
+            work = tracker.flops.total()
             with tracker.having(phase="aside", peaks=defaultdict(int)):
                 answer = original(*args, **kwargs)
                 peak = tracker.peaks["aside"] - before
-            known[key] = peak, tree_map_only(Tensor, _layout, answer)
+            work = tracker.flops.total() - work
+            known[key] = peak, work, tree_map_only(Tensor, _layout, answer)
         tracker.reach(before + peak)
         return answer
 

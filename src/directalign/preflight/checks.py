@@ -73,7 +73,7 @@ class Plan:
     memory: Estimate
     files: tuple[ModelFiles, ...] = ()
     cost: Cost | None = None
-    """None if the model's calls could not be counted."""
+    """None if nothing could be traced."""
 
 
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
@@ -115,13 +115,12 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
 def _files_and_cost(
     run: config.RunConfig, place: Place, memory: Estimate
 ) -> tuple[tuple[ModelFiles, ...], Cost | None]:
-    """The files behind the recipe, and the cost of its network calls, where they can be known."""
-    files, cost = tuple[ModelFiles, ...](), None
+    """The files behind the recipe, and its cost, where they can be known."""
+    files = tuple[ModelFiles, ...]()
+    cost = None if memory.work is None else cost_of(run, memory.work, place.ranks)
     with suppress(Exception):  # any error of user code; `estimate` names it
         model = meta_model(run.model, place.is_gpu)
         files = tuple(files_of(run, model.folder, model, memory))
-        if memory.calls is not None:
-            cost = cost_of(run, model.model.denoiser, memory.calls, place.ranks)
     return files, cost
 
 
@@ -242,6 +241,8 @@ def unused_settings(run: config.RunConfig) -> list[str]:
         unused.append("model.lora: tune is full")
     if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
         unused.append("method.kl_to: kl_beta is 0")
+    if run.rollout.reuse > 1 and run.data.prompts is None:
+        unused.append("rollout.reuse: data.images are trained on, without rollouts")
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
         unused.append(f"method.denoise, method.inversion: form {form} has no ramps")

@@ -15,6 +15,7 @@ part that cannot be traced is "not estimated" and named in `warnings`; the run m
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,11 +33,11 @@ from ..methods.ceiling import unmeasured
 from ..models import model_class
 from ..rewards import reward_class
 from ..rewards.mixture import Member, MixReward, key_of
-from ..training.data import accumulation
+from ..training.data import accumulation, updates_per_rollout
 from ..training.distributed import TorchProcessGroup, is_sharded_run
-from ..types import Batch, DirectAlignError, Images, PerSample
+from ..types import Batch, DirectAlignError, Images, Latents, PerSample
 from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
-from .cost import CallCounter
+from .cost import PARTS, Work
 from .meta_models import MetaModel, RewardConfigs, meta_model, on_meta
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
@@ -114,7 +115,7 @@ class Estimate:
     trained: int
     place: Place
     warnings: tuple[str, ...]
-    calls: CallCounter | None = None
+    work: Work | None = None
     """Calls of the denoiser for one batch; None if they could not be traced."""
 
     def at(self, phase: str, kinds: Sequence[Kind] = get_args(Kind)) -> int:
@@ -175,7 +176,7 @@ def estimate(run: config.RunConfig, place: Place) -> Estimate:
         rows.append(Row("fragments", note, pieces, "allowance"))
     trained = sum(parameter.numel() for parameter in found.trained.values())
     warnings = *found.folder.warnings, *rewards.warnings, *traced.warnings
-    return Estimate(tuple(rows), trained, place, warnings, traced.calls)
+    return Estimate(tuple(rows), trained, place, warnings, traced.work)
 
 
 # Rewards
@@ -263,7 +264,7 @@ class Traced:
     held_by_method: int = 0
     note: str = ""
     warnings: tuple[str, ...] = ()
-    calls: CallCounter | None = None
+    work: Work | None = None
 
 
 def trace(run: config.RunConfig, model: MetaModel, rewards: MetaRewards) -> Traced:
@@ -292,7 +293,7 @@ def first_line(error: Exception) -> str:
 def _traced(
     run: config.RunConfig, model: MetaModel, reward: Reward, held_out: Sequence[Reward]
 ) -> Traced:
-    tracker, kept, calls = MemoryTracker(), 0, None
+    tracker, kept, updates = MemoryTracker(), 0, list[dict[str, float]]()
     with tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about types that only this trace has
         tracker.phase = "method"
@@ -301,23 +302,31 @@ def _traced(
             each.base_means = (0.0, 0.0)  # any number needs the same memory
         held = tracker.now
         for batch in _batches(run, model):
-            own = CallCounter()
-            with _encode_phase(run, model, tracker):
-                kept = max(kept, _update(method, batch, model, tracker, own) - held)
-            calls = own if calls is None or own.forward > calls.forward else calls
-        tracker.phase = "measure"
-        with torch.no_grad(), _encode_phase(run, model, tracker):
-            _evaluation(run, model, [reward, *held_out])
+            every = updates_per_rollout(run) if batch.images is None else 1
+            mean: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+            for step, times in ((0, 1), (1, every - 1))[: 1 + (every > 1)]:
+                tracker.flops = Counter()
+                with _phases(run, model, tracker):
+                    later = replace(batch, step=step)
+                    kept = max(kept, _update(method, later, model, tracker) - held)
+                for part in PARTS:
+                    mean[part] += times * tracker.flops[part] / every
+            updates.append(mean)
+        tracker.phase, tracker.flops = "measure", Counter()
+        with torch.no_grad(), _phases(run, model, tracker):
+            count = _evaluation(run, model, [reward, *held_out])
+    work = Work(max(updates, key=lambda each: sum(each.values())), tracker.flops.total() / count)
     peaks = {phase: max(0, tracker.peaks[phase] - held) for phase in PHASES if phase != "update"}
     note = f"train: {binary(kept)} kept for the backward pass"
-    return Traced({**peaks, "update": 0}, held, note, calls=calls)
+    return Traced({**peaks, "update": 0}, held, note, work=work)
 
 
 def _batches(run: config.RunConfig, model: MetaModel) -> Iterator[Batch]:
     """A batch of prompts and one of real images, if the recipe has them, of the largest size."""
     prompts, size = (PROMPT,) * run.data.batch_size, image_size(run, model)
     if run.data.prompts is not None:
-        yield Batch(0, prompts, image_size=max(run.rollout.sizes or [size], key=math.prod))
+        largest = max(run.rollout.sizes or [size], key=math.prod)
+        yield Batch(0, prompts, image_size=largest, rollout=0)
     if run.data.images is not None:
         size = max(run.data.buckets or [size], key=math.prod)
         images = fake((len(prompts), 3, *size), torch.float32)
@@ -335,53 +344,66 @@ def image_size(run: config.RunConfig, model: MetaModel) -> tuple[int, int]:
 
 
 @contextmanager
-def _encode_phase(
-    run: config.RunConfig, model: MetaModel, tracker: MemoryTracker
-) -> Iterator[None]:
-    """Inside, `encode_prompt` is tracked as phase "encode", wherever it is called."""
+def _phases(run: config.RunConfig, model: MetaModel, tracker: MemoryTracker) -> Iterator[None]:
+    """Inside, `encode_prompt` is tracked as phase "encode", wherever it is called, and operations
+    of the text encoders, the decoder and the rewards, forward and backward, are told apart."""
     encode, instance = model.model.encode_prompt, vars(model.model)
+    decode = model.model.decode
 
-    def tracked(prompts: Sequence[str]) -> Any:
-        with tracker.having(phase="encode"):
+    def encoded(prompts: Sequence[str]) -> Any:
+        with tracker.having(phase="encode", part="encode"):
             if run.model.text_encoders == "free":  # prompts are encoded one by one in advance
-                encode(prompts[:1])
+                with tracker.having(flops=Counter()):
+                    encode(prompts[:1])
                 tracker.phase = "cache"
             return encode(prompts)
 
-    instance["encode_prompt"] = tracked
+    def becomes(part: str) -> Any:
+        return lambda _: setattr(tracker, "part", part)
+
+    def decoded(x0: Latents) -> Images:
+        if x0.requires_grad:
+            x0.register_hook(becomes("train"))
+        with tracker.having(part="decode"):
+            images = decode(x0)
+        if images.requires_grad:
+            images.register_hook(becomes("decode"))
+            tracker.backward_part = "reward"
+        tracker.part = "reward"
+        return images
+
+    instance |= {"encode_prompt": encoded, "decode": decoded}
     try:
         yield
     finally:
-        del instance["encode_prompt"]
+        del instance["encode_prompt"], instance["decode"]
 
 
-def _update(
-    method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker, calls: CallCounter
-) -> int:
+def _update(method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker) -> int:
     """All losses of a batch, each with its backward pass; the most bytes live between the two."""
     kept = 0
 
     def set_phase(*_: Any) -> None:
+        tracker.part = "rollout"
         if torch.is_grad_enabled():
-            tracker.phase = "train"
+            tracker.phase = tracker.part = tracker.backward_part = "train"
 
     denoiser = model.model.denoiser
     hook = denoiser.register_forward_pre_hook(set_phase)
-    counting = denoiser.register_forward_pre_hook(calls.hook, with_kwargs=True)
-    tracker.phase = "rollout"
+    tracker.phase = tracker.part = "rollout"
     try:
         for loss in method.losses(batch):
             tracker.phase, kept = "train", max(kept, tracker.now)
+            tracker.part = tracker.backward_part
             loss.value.backward()
             del loss
     finally:
         hook.remove()
-        counting.remove()
     return kept
 
 
-def _evaluation(run: config.RunConfig, model: MetaModel, rewards: Sequence[Reward]) -> None:
-    """Sample one batch of an evaluation, decode it and score it with every reward."""
+def _evaluation(run: config.RunConfig, model: MetaModel, rewards: Sequence[Reward]) -> int:
+    """Sample one batch of an evaluation, decode it and score it with every reward; its size."""
     grid = len(run.train.sample_prompts) if run.train.sample_prompts is not None else SAMPLE_GRID
     count = min(run.evaluate.batch_size, max(grid, run.evaluate.num_samples))
     batch = Batch(0, (PROMPT,) * count, image_size=image_size(run, model))
@@ -390,6 +412,7 @@ def _evaluation(run: config.RunConfig, model: MetaModel, rewards: Sequence[Rewar
     images = model.model.decode(x0).clamp(0, 1)
     for reward in rewards:
         reward.score(reward.encode(images), batch.prompts)
+    return count
 
 
 # Weights and optimizer

@@ -163,9 +163,9 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
     own = _load(folder / (f"rank-{group.rank}.pt" if is_same else "rank-0.pt"))
     if not is_same and own["method"].get(OWN_SAMPLES):
         raise DirectAlignError(
-            f"{folder} holds unfinished rollouts (method.updates_per_rollout) for {written[0]} "
-            f"ranks with data.batch_size {written[1]}: continue with these, or from a checkpoint "
-            "between two rollouts"
+            f"{folder} holds unfinished rollouts (rollout.reuse, method.updates_per_rollout) for "
+            f"{written[0]} ranks with data.batch_size {written[1]}: continue with these, or from a "
+            "checkpoint between two rollouts"
         )
     read_tensors(folder, {WEIGHTS: state.parameters, **state.of_method})
     if state.average is not None:

@@ -51,7 +51,7 @@ class TrainData:
         if offline is not None:
             return offline.captions(step, total)
         assert self.prompts is not None
-        return self.prompts.batch(step, total)
+        return self.prompts.batch(self._rollout(step)[0], total)
 
     @property
     def skipped(self) -> Sequence[str]:
@@ -72,7 +72,8 @@ class TrainData:
         size, seed = self.run.data.batch_size, self.run.seed
         total = global_batch_size(self.run, self.group)
         offset = (micro * self.group.size + self.group.rank) * size
-        offline, kept = self._offline(step), kept_phrases(self.run.method, step, total)
+        offline, (number, made) = self._offline(step), self._rollout(step)
+        kept = kept_phrases(self.run.method, number, total)
         rows = tuple(each is not None for each in kept)
         if offline is not None:
             captions, images = offline.batch(step, size, offset, total)
@@ -80,12 +81,21 @@ class TrainData:
             rejected, shape = offline.rejected(step, size, offset, total), offline.size(step)
             return Batch(step, captions, images, seed, offset, total, shape, rows, rejected)
         assert self.prompts is not None
-        prompts, sizes = self.prompts.batch(step, size, offset, total), self.run.rollout.sizes
+        prompts, sizes = self.prompts.batch(number, size, offset, total), self.run.rollout.sizes
         image_size = None
         if sizes is not None:  # each size equally often
-            image_size = sizes[turn((1,) * len(sizes), seed, step, "sizes")[0]]
+            image_size = sizes[turn((1,) * len(sizes), seed, number, "sizes")[0]]
         prompts = _with_phrases(prompts, kept[offset:])
-        return Batch(step, prompts, None, seed, offset, total, image_size, rows)
+        return Batch(step, prompts, None, seed, offset, total, image_size, rows, made)
+
+    def _rollout(self, step: int) -> tuple[int, int]:
+        """Of step `step`: what its prompts are counted by, which is the step itself unless
+        rollouts are reused, and the step that makes its rollout."""
+        reuse, first = self.run.rollout.reuse, self.run.data.offline_steps or 0
+        if self._offline(step) is not None:
+            return step, step
+        number, later = divmod(step - first, reuse)
+        return first + number, step - later
 
     def _offline(self, step: int) -> ImageStream | None:
         """The images if step `step` trains on them."""
@@ -111,6 +121,11 @@ def _with_phrases(prompts: Sequence[str], phrases: Sequence[str | None]) -> tupl
     given = [*phrases, *[None] * len(prompts)]
     pairs = zip(prompts, given, strict=False)
     return tuple(text if phrase is None else f"{phrase}. {text}" for text, phrase in pairs)
+
+
+def updates_per_rollout(run: config.RunConfig) -> int:
+    """Updates that train on one rollout."""
+    return max(run.rollout.reuse, getattr(run.method, "updates_per_rollout", 1))
 
 
 def accumulation(run: config.RunConfig, ranks: int) -> int:
