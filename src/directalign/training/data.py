@@ -79,14 +79,14 @@ class TrainData:
             captions, images = offline.batch(step, size, offset, total)
             captions = _with_phrases(captions, kept[offset:])
             rejected, shape = offline.rejected(step, size, offset, total), offline.size(step)
-            return Batch(step, captions, images, seed, offset, total, shape, rows, rejected)
+            return Batch(step, captions, images, seed, offset, total, shape, rows, rejected=rejected)
         assert self.prompts is not None
         prompts, sizes = self.prompts.batch(number, size, offset, total), self.run.rollout.sizes
         image_size = None
         if sizes is not None:  # each size equally often
             image_size = sizes[turn((1,) * len(sizes), seed, number, "sizes")[0]]
         prompts = _with_phrases(prompts, kept[offset:])
-        return Batch(step, prompts, None, seed, offset, total, image_size, rows, made)
+        return Batch(step, prompts, None, seed, offset, total, image_size, rows, rollout=made)
 
     def _rollout(self, step: int) -> tuple[int, int]:
         """Of step `step`: what its prompts are counted by, which is the step itself unless
