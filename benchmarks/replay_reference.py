@@ -123,7 +123,7 @@ class RecordedStep(SRPO):
             )
         self.sampler = FixedTarget(**{**vars(self.sampler), "target": point})
 
-    def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
+    def clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
         settings = self.settings
         call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
         cond = Conditioning(batch.prompts, {}).guided(*call)

@@ -117,7 +117,7 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, monkey
     for expected in (
         "FLUX.1-dev, not downloaded yet",
         "black-forest-labs/FLUX.1-dev: to be downloaded, about 31.4 GiB",  # 16.9 B in 16 bits
-        "download  about 38.8 GiB in all",
+        "about 38.8 GiB in all",
         "for 100 updates",
         "at 150 TFLOPS",
     ):

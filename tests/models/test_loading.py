@@ -151,7 +151,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 DAMAGE = {
     r"model_index\.json: no such file": lambda d: (d / "model_index.json").unlink(),
     r"model_index\.json: not readable as JSON": lambda d: tear(d / "model_index.json", 9),
-    r"model_index\.json: not readable .*\(vae:": lambda d: edit(d / "model_index.json", vae=[1]),
+    r"model_index\.json: vae is \[1\] of None": lambda d: edit(d / "model_index.json", vae=[1]),
     "FluxTransformer2DModel is needed": lambda d: edit(
         d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
     ),
