@@ -1,4 +1,4 @@
-"""Every architecture as a user meets it: train, resume, sample, export.
+"""An architecture as a user meets it: train, resume, sample, export.
 
 The diffusers pipeline with the exported LoRA makes the sampled image. Tiny random checkpoints in
 the real format, a tiny CLIP as the relative reward, and a learning rate large enough to change it.
@@ -19,9 +19,11 @@ from tiny import SIZE, WRITERS
 
 Command = Callable[..., Result]
 LORA = {"rank": 2, "alpha": 4}
+OLDEST = ("sd", "sdxl", "sd3", "flux", "flux2_klein", "qwen_image", "z_image")
+"""Of the others tests/models/test_chain.py shows the same from Python, in less time."""
 
 
-@pytest.mark.parametrize("architecture", WRITERS)
+@pytest.mark.parametrize("architecture", OLDEST)
 def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
     architecture, tmp_path, clip_folder, command, monkeypatch
 ):

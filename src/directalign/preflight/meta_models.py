@@ -269,6 +269,8 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
         self, text: Any, max_length: Any = None, return_tensors: Any = None, **_: Any
     ) -> Any:
         texts = [text] if isinstance(text, str) else list(text)
+        if self.real is not None and max_length is None and return_tensors is None:
+            return {"input_ids": self.real(text, verbose=False)["input_ids"]}
         if self.real is not None and max_length:
             rows = self.real(texts, verbose=False)["input_ids"]
             self.cut, self.read = self.cut + sum(len(r) > max_length for r in rows), max_length
