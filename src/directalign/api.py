@@ -70,8 +70,7 @@ def align(
     `directalign train` to the bit.
 
     Args:
-        pipe: a pipeline of FLUX, SDXL, Qwen-Image, Z-Image or another of `models.MODELS`, in
-            float32 or bfloat16, on one device, not offloaded.
+        pipe: of an architecture in `models.MODELS`, float32 or bfloat16, on one device.
         reward: a section of a recipe, a hub id or folder of a CLIP, a reward of `load_reward`, or
             a function, torch module, or object with `encode` and `score`. A function gets images
             (b, 3, H, W), float32 in [0, 1], on the pipeline's device in their graph, and b prompts;
@@ -430,12 +429,9 @@ def _defaults(
     if "preset" not in given:
         rate = {} if tune == "full" else {"learning_rate": LORA_RATE}
         found["train"] = {"num_steps": LORA_STEPS, **rate}
-        takes_guidance = getattr(denoiser.config, "guidance_embeds", False)
-        found["rollout"] = {"embedded_guidance": GUIDANCE} if takes_guidance else {}
-        usual = getattr(model_class(architecture), "usual_cfg", 1.0)
-        named = guidance.DISTILLED.search(Path(origin).name)
-        if usual != 1.0 and not named and not pipe.config.get("is_distilled"):
-            found["rollout"]["cfg_scale"] = usual
+        embeds = getattr(denoiser.config, "guidance_embeds", False)
+        found["rollout"] = {"embedded_guidance": GUIDANCE} if embeds else {}
+        found["rollout"] |= guidance.usual(architecture, Path(origin).name, pipe.config)
     return found
 
 

@@ -434,7 +434,6 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
         """Rules between sections; the message names the key."""
-        method, rollout_steps = self.method, self.rollout.num_inference_steps
         if self.early_stopping is not None and self.evaluate.every == 0:
             raise ValueError(
                 "early_stopping: needs measurements, and evaluate.every is 0: set it to the "
@@ -469,6 +468,12 @@ class RunConfig(Strict):
                 "train.parallel: sharded cannot split quantized weights: remove "
                 "model.quantization, or set parallel: data"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_method(self) -> RunConfig:
+        """Whether the method fits the data and the rollout."""
+        method, rollout_steps = self.method, self.rollout.num_inference_steps
         if self.data.images is not None and not method.OFFLINE:
             raise ValueError(
                 f"method {method.name} trains on rollouts only: remove data.images, or set "

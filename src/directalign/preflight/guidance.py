@@ -1,10 +1,12 @@
 """Whether guidance and steps of a run fit its model: errors, and warnings where it may be meant."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import config
+from ..models import model_class
 from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
 
@@ -75,3 +77,11 @@ def _scales(run: config.RunConfig) -> dict[str, float]:
         "rollout.cfg_scale": run.rollout.cfg_scale,
         "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0),
     }
+
+
+def usual(architecture: str, name: str, index: Mapping[str, Any]) -> dict[str, float]:
+    """The key of a rollout that guides a model as usual; none where its pipeline's `index` or
+    the `name` of its checkpoint says that it is distilled."""
+    scale = getattr(model_class(architecture), "usual_cfg", 1.0)
+    passes = scale != 1.0 and not (index.get("is_distilled") or DISTILLED.search(name))
+    return {"cfg_scale": scale} if passes else {}

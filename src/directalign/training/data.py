@@ -79,7 +79,9 @@ class TrainData:
             captions, images = offline.batch(step, size, offset, total)
             captions = _with_phrases(captions, kept[offset:])
             rejected, shape = offline.rejected(step, size, offset, total), offline.size(step)
-            return Batch(step, captions, images, seed, offset, total, shape, rows, rejected=rejected)
+            return Batch(
+                step, captions, images, seed, offset, total, shape, rows, rejected=rejected
+            )
         assert self.prompts is not None
         prompts, sizes = self.prompts.batch(number, size, offset, total), self.run.rollout.sizes
         image_size = None
