@@ -253,7 +253,7 @@ def _record(
         about |= {"phrase": each.phrase} if each.phrase else {}
         models.append(about)
     runs = [each.run.rollout for each in candidates if each.run is not None]
-    left_out = set(config.TRAINING_ONLY)
+    left_out: set[str] = set(config.TRAINING_ONLY)
     rollouts = [flat({"rollout": e.model_dump(mode="json", exclude=left_out)}) for e in runs]
     first = rollouts[0] if rollouts else {}
     differing = [name for name in first if any(e.get(name) != first[name] for e in rollouts)]

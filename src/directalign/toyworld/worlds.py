@@ -73,7 +73,7 @@ WORLDS = {
         drawings,
         _HERE / "assets2",
         {
-            "flux": _flux() | {"transformer": "flux_promptable/transformer"},
+            "flux": {**_flux(), "transformer": "flux_promptable/transformer"},
             "flux_promptable": _flux("flux_promptable"),
         },
         (
