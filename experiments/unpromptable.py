@@ -51,7 +51,7 @@ WORLD2 = (
     "rollout.num_inference_steps=10",
     "method.control_phrases.negative=[CG render, Glossy plastic, Soft pastel]",
 )
-LOW, NO_KL = "method.noise_levels.sigma_low", "method.kl_noise_levels=null"
+NO_KL = "method.kl_noise_levels=null"
 ARMS = [
     Arm("srpo", "SRPO", "world2_srpo", WORLD2),
     Arm("lora", "SRPO, LoRA", "world2_srpo_lora", WORLD2),
@@ -71,9 +71,8 @@ ABLATIONS = [
     Arm("no_kl", "without the KL", "world2_srpo", (*WORLD2, NO_KL, "method.kl_beta=0")),
     Arm("no_ceiling", "without the ceiling", "world2_srpo", (*WORLD2, "method.ceiling=null")),
     Arm("no_anchor", "without the anchor", "world2_srpo", (*WORLD2, "method.form=relative")),
-    Arm("wide", "reward from level .5 on", "world2_srpo", (*WORLD2, f"{LOW}=0.5")),
 ]
-OTHER_REWARDS = ("saturation", "smooth", "exposure", "tint_rho25", "tint_rho50", "tint_rho100")
+OTHER_REWARDS = ("saturation", "smooth", "exposure", "tint_rho50", "tint_rho100")
 TASTES = [
     Arm(name, f"SRPO, reward {name}", "world2_srpo", (*WORLD2, f"reward.path=world2:reward_{name}"))
     for name in OTHER_REWARDS
