@@ -188,7 +188,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     trained = [
         [title, str(step), *means(COLUMNS, runs.at(arm, step))]
         for arm, title in runs.arms.items()
-        for step in sorted({row["step"] for row in runs if row["step"] > 0})
+        for step in sorted({row["step"] for row in runs if row["arm"] == arm and row["step"] > 0})
     ]
     answers = ("photo_rate", "style_reject", "content")
     changes = [
