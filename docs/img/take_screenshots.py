@@ -45,8 +45,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         samples = sample(Path(work, "samples"))
         with chromium(Path(work, "profile")) as browser:
-            resize(browser, 1280, 1330, 1, False)
+            resize(browser, 1280, 1480, 1, False)
             browser.get(page)
+            heading = (
+                "[...document.querySelectorAll('h2')].find(e => /^Same prompts/.test(e.innerText))"
+            )
+            browser.execute_script(f"{heading}.scrollIntoView()")
             save(browser, "demo")
             with serving("ui", page_file.parent, "--port", "0") as address:
                 for size, scheme in (("desktop", "light"), ("phone", "dark")):
