@@ -83,7 +83,7 @@ def align(
             "grad_norm", "seconds", ... Training ends after the step for which one returns True.
         out: folder for a complete run. None keeps no file and measures nothing without `evaluate`.
         resume: continue the interrupted run in `out` from its newest checkpoint.
-        progress: print progress and messages; False prints warnings alone.
+        progress: print progress and messages; False prints warnings only.
         sections: other sections and keys of a recipe: `train={"num_steps": 30}`, `rollout={...}`,
             `model={"tune": "full"}`, `seed=1`. Defaults are those of recipes, and for a LoRA 60
             steps at a learning rate of 1e-4.
@@ -203,7 +203,7 @@ class Run:
             resume: continue the run in `out` from its newest checkpoint, as its run.yaml says with
                 `overrides`; keys that the recipe has otherwise now are named and not used.
             callbacks: see `align`; under torchrun each process calls its own.
-            progress: print progress and messages; False prints warnings alone.
+            progress: print progress and messages; False prints warnings only.
 
         Returns:
             The content of `out`/summary.json: "num_steps", "align_seconds", "before" and "after"
@@ -298,7 +298,7 @@ def compare(
         control_prompts: prompts to measure leakage on.
         adherence: model that measures prompt adherence, as `--adherence`.
         batch_size: images generated or evaluated at once.
-        progress: print messages; False prints warnings alone.
+        progress: print messages; False prints warnings only.
 
     Returns:
         The content of summary.json: "models" by key and metric: "value", "low", "high", "n"; ...

@@ -337,3 +337,16 @@ def test_the_kl_may_have_a_call_and_levels_of_its_own():
     kl = (ours - base).square().flatten(1).mean(1)
     assert term.levels["kl"] == pytest.approx(kl.tolist())
     assert term.value.item() == pytest.approx(KL_BETA * float(kl.mean()))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kl_beta": 0.0}, "kl_noise_levels is for the KL term: set kl_beta"),
+        ({"kl_beta": 1.0}, "kl_noise_levels: sigma_low 0.8 is not below sigma_high 0.1"),
+    ],
+)
+def test_levels_of_the_kl_that_cannot_be_used(given, message):
+    levels = {"kind": "uniform", "sigma_low": 0.8, "sigma_high": 0.1}
+    with pytest.raises(ValueError, match=message):
+        Settings.model_validate({"form": "absolute", "kl_noise_levels": levels, **given})

@@ -182,7 +182,7 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     two = "needs control_phrases.positive and control_phrases.negative"
     images = "trains on rollouts only: remove data.images"
     if name == "dpo":
-        images = "pairs are trained on alone: remove data.images"
+        images = "pairs take no other data: remove data.images"
     of_its_own = f"rollout.reuse: 2, and method {name} trains on the steps of a rollout of its own"
     given = recipe_of(folder, name)
     given["rollout"] |= {"reuse": 2}

@@ -130,7 +130,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Print the package's log messages from level INFO on stderr alone, one line each."""
+    """Print the package's log messages from level INFO on stderr, one line each, and no others."""
     logger = logging.getLogger("directalign")
     level, handlers = logger.level, logger.handlers
     logger.handlers = [logging.StreamHandler(sys.stderr)]

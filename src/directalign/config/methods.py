@@ -24,6 +24,7 @@ from .method_parts import (
     AnchorConfig,
     BranchConfig,
     CeilingConfig,
+    ConstantGainNoiseLevels,
     ControlPhrases,
     FractionBelowOne,
     GridNoiseLevels,
@@ -173,8 +174,16 @@ class DirectGradientConfig(KLConfig):
 
     @model_validator(mode="after")
     def _check_levels(self) -> DirectGradientConfig:
-        if self.kl_noise_levels is not None and not self.kl_beta:
+        levels = self.kl_noise_levels
+        if levels is not None and not self.kl_beta:
             raise ValueError("kl_noise_levels is for the KL term: set kl_beta, or remove it")
+        if isinstance(levels, UniformNoiseLevels | ConstantGainNoiseLevels):
+            low, high = levels.sigma_low, levels.sigma_high
+            if low >= high:
+                raise ValueError(
+                    f"kl_noise_levels: sigma_low {low} is not below sigma_high {high}; swap or "
+                    "change them"
+                )
         return self
 
 

@@ -278,7 +278,7 @@ class DataConfig(Strict):
     def _check_sources(self) -> DataConfig:
         for key in ("prompts", "images"):
             if self.pairs is not None and getattr(self, key) is not None:
-                raise ValueError(f"pairs are trained on alone: remove data.{key}, or data.pairs")
+                raise ValueError(f"pairs take no other data: remove data.{key}, or data.pairs")
         if self.prompts is None and self.images is None and self.pairs is None:
             raise ValueError(
                 "nothing to train on: give data.prompts (online) or data.images (offline)"
@@ -363,7 +363,7 @@ UserMetric = Annotated[
         json_schema_input_type=str | UserMetricConfig,
     ),
 ]
-"""A section, or its path alone."""
+"""A section, or only its path."""
 
 
 class EvaluateConfig(Strict):

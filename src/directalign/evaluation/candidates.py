@@ -92,7 +92,7 @@ def _split_label(text: str) -> tuple[str | None, str]:
 
 
 def _runs_in(label: str | None, source: str) -> list[tuple[str | None, str]]:
-    """The finished runs of a folder of runs, as sources; any other source alone."""
+    """The finished runs of a folder of runs, as sources; any other source as it is."""
     folder, own = Path(source), ("run.yaml", "model_index.json", RECORD)
     if label is not None or not folder.is_dir() or any((folder / name).is_file() for name in own):
         return [(label, source)]
