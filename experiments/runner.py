@@ -50,6 +50,7 @@ STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
     "asking": "What asking reaches, and training towards it without a reward",
     "unpromptable": "A base model that does not do what words ask: references, methods, rewards",
+    "rivals": "All methods on the second world, each at its own best rate and length",
     "table1": "All methods at equal compute, equal reward and equal photo rate",
     "convergence": "What it costs to reach the same photo rate",
     "timesteps": "Training at high noise, low noise or everywhere",
@@ -202,15 +203,22 @@ def run_arms(study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path) -
     return [row for each in found for row in rows_of(study, *each, folder_of(*each, out))]
 
 
-def run_arm(arm: Arm, seed: int, out: Path) -> Path:
-    """Train one arm from one seed, or resume it; returns its folder, which keeps no checkpoints.
+def run_arm(arm: Arm, seed: int, out: Path, keeps_weights: bool = False) -> Path:
+    """Train one arm from one seed, or resume it; returns its folder, which keeps no checkpoints
+    unless `keeps_weights`.
 
     Raises: DirectAlignError where a finished run of other settings lies there.
     """
     folder = folder_of(arm, seed, out)
     train_once(settings_of(arm, seed), folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if not keeps_weights:
+        drop_weights(folder)
     return folder
+
+
+def drop_weights(folder: Path) -> None:
+    """Remove a run's checkpoints."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def rows_of(study: str, arm: Arm, seed: int, folder: Path) -> list[Row]:
@@ -231,14 +239,19 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
             forward += record["nfe"]["forward"]
             backward += record["nfe"]["backward"]
         elif record["event"] == "evaluate":
-            numbers: Row = {}
-            skipped = ("event", "step", "seconds", "during", "each")
-            found = {**record, **record.get("during", {})}
-            for name, value in ((name, found[name]) for name in found if name not in skipped):
-                numbers |= flat(name, value) if isinstance(value, Mapping) else {name: value}
+            numbers = row_of({**record, **record.get("during", {})})
             calls = {"forward_calls": forward, "backward_calls": backward}
             calls["call_equivalents"] = nfe_equivalents(forward, backward)
             yield {"step": record["step"], "seconds": seconds, **calls}, numbers
+
+
+def row_of(measured: Mapping[str, Any]) -> Row:
+    """The numbers of one measurement."""
+    numbers: Row = {}
+    for name, value in measured.items():
+        if name not in ("event", "step", "seconds", "during", "each"):
+            numbers |= flat(name, value) if isinstance(value, Mapping) else {name: value}
+    return numbers
 
 
 def flat(name: str, interval: Mapping[str, Any]) -> Row:
@@ -299,12 +312,14 @@ def piece(
     return read_rows(rows)
 
 
-def measurer_of(folder: Path, base: bool = False) -> Measurer:
-    """The measurements of a finished run, with its trained weights or its base model."""
+def measurer_of(folder: Path, base: bool = False, settings: RunConfig | None = None) -> Measurer:
+    """The measurements of a finished run, with its trained weights or its base model, as the run
+    or other `settings` say."""
     run, trained = run_of(folder)
     if trained is None:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
     model = load_run_model(run, None if base else find_weights(run, trained))
+    run = settings or run
     device = next(model.denoiser.parameters()).device
     judge = load_judge(WORLDS[run.evaluate.judge]) if run.evaluate.judge != "none" else None
     return Measurer(run, model, load_reward(run.reward, device), judge)
