@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
@@ -352,6 +353,22 @@ def plane(file: Path, title: str, x: str, y: str, points: Sequence[Point], note:
         _ticks(axes, "x", False, "drift" not in x)
         _ticks(axes, "y", False, "drift" not in y)
         axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor=GRID, fontsize=FONT)
+        return sheet.save(file)
+
+
+def strips(file: Path, title: str, rows: Sequence[tuple[str, Image.Image]]) -> Path:
+    """Write one row of images of equal size per name."""
+    wide = WIDTH - NAMES - 0.45
+    high = wide * rows[0][1].height / rows[0][1].width
+    with rc_context(STYLE):
+        sheet = Sheet(title, "", len(rows) * (high + 0.07) + 0.1)
+        for place, (name, image) in enumerate(reversed(rows)):
+            bottom = 0.1 + place * (high + 0.07)
+            axes = sheet.box(NAMES + 0.25, bottom, wide, high)
+            axes.imshow(np.asarray(image), interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            middle = (bottom + high / 2) / sheet.height
+            sheet.figure.text(0.25 / WIDTH, middle, fill(name, 20), va="center")
         return sheet.save(file)
 
 

@@ -16,15 +16,29 @@ only if every other arm is worse after correction.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
+from directalign.config import RunConfig
+from directalign.evaluation.eval_prompts import fixed_pairs, prompts_to_measure
+from directalign.evaluation.generate import generate
+from directalign.evaluation.in_training import photographs
+from directalign.models import load_model
 from directalign.stats import holm
+from directalign.toyworld.judges import load_judge
+from directalign.toyworld.worlds import WORLDS
+from directalign.types import Images
 
+from .asking import REFERENCES, judged
 from .learning_rates import with_rate
-from .plots import Line, Panel, Point, curves, plane
+from .plots import Line, Panel, Point, curves, plane, strips
 from .rows import Row, Rows, SeedInterval, over
 from .runner import (
     ALWAYS,
@@ -46,6 +60,8 @@ from .unpromptable import COLUMNS, WORLD2
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 TUNING_SEEDS, BEST_RATES, SEEDS = (100, 101, 102), 2, tuple(range(8))
 TUNED = "photo_and_content"
+PAIRS, SHOWN = 256, 10
+"""Pairs on which a told run is measured, and of how many images are kept."""
 TUNING = Budget(calls=6_000, measurements=3, num_samples=60, diversity_prompts=0)
 QUICK = Budget(calls=32, measurements=1, num_samples=4, diversity_prompts=0, probed=1)
 OBJECTIVE = (
@@ -85,8 +101,28 @@ ARMS = (
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
-    """Tune and tell the arms one after the other; rows of tuning have kind `tuning`."""
-    return [row for arm in (ARMS[:2] if quick else ARMS) for row in measure_arm(arm, out, quick)]
+    """Tune and tell the arms one after the other.
+
+    Rows of kind `tuning` and `images` (the first pairs, of one seed), and one per told run.
+    """
+    settings, pairs = settings_of(SRPO, 0), 4 if quick else PAIRS
+    rows = piece(out, "references", settings, partial(_references, settings, pairs))
+    return [
+        *rows,
+        *(row for arm in ARMS[: 2 if quick else None] for row in measure_arm(arm, out, quick)),
+    ]
+
+
+def _references(settings: RunConfig, count: int) -> Iterator[Row]:
+    """The base model and photographs."""
+    model, judge = load_model(settings.model, torch.device("cpu")), load_judge(WORLDS["world2"])
+    pairs = fixed_pairs(prompts_to_measure(settings.evaluate.prompts), count)
+    base = generate(model, pairs.prompts, pairs.seeds, settings.rollout, 64)
+    for arm, images in (("base", base), ("photographs", photographs(pairs))):
+        named = {"study": "rivals", "kind": "reference", "arm": arm, "title": REFERENCES[arm]}
+        answers = judge(images, pairs.prompts)[TUNED].int().tolist()
+        yield {**named, "seed": 0, **judged(judge, images, pairs), "answers": answers}
+        yield {**named, "kind": "images", "seed": 0, "images": as_text(images[:SHOWN])}
 
 
 def measure_arm(arm: Arm, out: Path, quick: bool) -> list[Row]:
@@ -104,7 +140,7 @@ def measure_arm(arm: Arm, out: Path, quick: bool) -> list[Row]:
     length = (f"train.num_steps={found['step']}", f"train.learning_rate={found['learning_rate']}")
     told = arm.plus(*small, *ALWAYS, *length, *UNMEASURED)
     seeds = SEEDS[:1] if quick else SEEDS
-    rows = [row for seed in seeds for row in _told(told, seed, 4 if quick else 256, out)]
+    rows = [row for seed in seeds for row in _told(told, seed, 4 if quick else PAIRS, out)]
     return [*({**row, "kind": "tuning", "method": arm.name} for row in tuning), *rows]
 
 
@@ -115,12 +151,24 @@ def _told(arm: Arm, seed: int, pairs: int, out: Path) -> list[Row]:
 
     def make() -> Iterator[Row]:
         folder = run_arm(arm, seed, out, keeps_weights=True)
-        measured = measurer_of(folder, settings=settings).measure(pairs)
+        measurer = measurer_of(folder, settings=settings)
+        measured = measurer.measure(pairs)
         answers = [int(answer) for answer in measured.pop("each")[TUNED]]
         yield rows_of("rivals", arm, seed, folder)[-1] | row_of(measured) | {"answers": answers}
+        if seed == SEEDS[0]:
+            named = {"study": "rivals", "kind": "images", "arm": arm.name, "title": arm.title}
+            yield {**named, "seed": seed, "images": as_text(measurer.images(SHOWN))}
         drop_weights(folder)
 
     return piece(out, f"{arm.name}-seed{seed}", settings, make)
+
+
+def as_text(images: Images) -> str:
+    """Images (n, 3, H, W) in [0, 1] in one row, as base64 of a lossless WebP."""
+    row = (torch.cat(list(images), dim=-1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(row.numpy()).save(buffer, "WEBP", lossless=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _peak(rows: Rows) -> Row:
@@ -202,6 +250,10 @@ def tables(rows: Rows) -> dict[str, Table]:
         p = f"{compared[arm][1]:.3f}" if arm in compared else ""
         fixed = [f"{rate:.0e}", str(run[0]["step"]), with_interval(both, 3), versus, p]
         results.append([title, *fixed, *means(NUMBERS, run)])
+    for row in rows.where(kind="reference"):
+        both = interval(resampled(Rows([row])), float(np.mean(row["answers"])), 1)
+        fixed = ["", "", with_interval(both, 3), "", ""]
+        results.append([row["title"], *fixed, *means(NUMBERS, [row])])
     grid = [f"{rate:.0e}" for rate in sorted(_rates(tuning))]
     heads = ("learning rate", "updates", "photo and content", "minus SRPO", "p")
     return {
@@ -237,4 +289,10 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     title = "Photo and content against colour, every method at its best setting"
     note = "95 % intervals over seeds, of photo and content over seeds and prompts"
     axes = ("colour drift per image", "photo with its content")
+    shown = [
+        (row["title"], Image.open(io.BytesIO(base64.b64decode(row["images"]))))
+        for row in rows.where(kind="images")
+    ]
+    title = "Equal captions and noise, each method at its best setting"
+    figures.append(strips(folder / "rivals_images.png", title, shown))
     return [*figures, plane(folder / "rivals_frontier.png", title, *axes, points, note)]
