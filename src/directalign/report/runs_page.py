@@ -115,10 +115,14 @@ def _group(runs: Sequence[RunFiles], styles: dict[str, str]) -> dict[str, Any]:
     }
 
 
+Lineup = tuple[str, str, list[str], list[tuple[str, Any]]]
+"""Title, style, images, and (label, value) of what the judge and the colour drift say of them."""
+
+
 def lineups(
     runs: Sequence[tuple[RunFiles, EmbeddedCells]], styles: dict[str, str]
-) -> list[tuple[list[str], list[tuple[str, str, list[str]]]]]:
-    """(prompts, rows of (title, style, images)) of runs whose sample grids have the same prompts.
+) -> list[tuple[list[str], list[Lineup]]]:
+    """(prompts, rows) of runs whose sample grids have the same prompts.
 
     The first row is the base model if all have the same one, from the first run's first grid; the
     others are each run's last grid.
@@ -129,12 +133,23 @@ def lineups(
             groups.setdefault((*prompts_of(run), str(len(cells[0][1]))), []).append((run, cells))
     found = []
     for group in groups.values():
-        rows = [(cut(run.name), styles[run.key], cells[-1][1]) for run, cells in group]
+        rows = [
+            (cut(run.name), styles[run.key], cells[-1][1], _facts(run, 1)) for run, cells in group
+        ]
         bases = {str(run.setting("model", "path")) for run, _ in group}
         step, first = group[0][1][0]
-        base = [("Base model", "", first)] if step == 0 and len(bases) == 1 else []
-        found.append((prompts_of(group[0][0]), [*base, *rows]))
+        base = [("Base model", "", first, _facts(group[0][0], 0))]
+        rows = [*base, *rows] if step == 0 and len(bases) == 1 else rows
+        found.append((prompts_of(group[0][0]), rows))
     return found
+
+
+def _facts(run: RunFiles, end: int) -> list[tuple[str, Any]]:
+    """The judge's rate and the colour drift of a run, before (0) or after (1) training."""
+    judge, record = run_page.judge_of([run]), run.ends.get(common_count([run]))
+    names = [judge.name] if judge else []
+    found = [] if record is None else [(n, record[end].get(n)) for n in (*names, "color_drift")]
+    return [(metric_of([run], name).label, value) for name, value in found if value is not None]
 
 
 def table(runs: Sequence[RunFiles]) -> list[tuple[RunFiles, tuple[Record, Record] | None]]:
