@@ -39,9 +39,9 @@ def measure(out: Path, quick: bool) -> list[Row]:
         for seed in range(1 if quick else 4):
             make = partial(stretch, run, seed, 4 if quick else STRETCH, f"{arm.name}_", REFERENCES)
             found = piece(out, f"{arm.name}-stretch-{seed}", run, make)
-            named = {"study": "unpromptable_sd", "kind": "reference", "seed": seed}
+            named = {"study": "world2_sd", "kind": "reference", "seed": seed}
             rows += [{**named, **row} for row in found]
-    rows += run_arms("unpromptable_sd", sized(ARMS, quick), (0,) if quick else range(8), out)
+    rows += run_arms("world2_sd", sized(ARMS, quick), (0,) if quick else range(8), out)
     return [row | derived(row, Rows(rows), f"{_prefix(row)}_") for row in rows]
 
 
@@ -70,4 +70,4 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         for column in COLUMNS[:-1]
     ]
     title = "Second world, Stable Diffusion: a base model that does not do what words ask"
-    return [curves(folder / "unpromptable_sd_curves.png", title, panels, "Means over seeds")]
+    return [curves(folder / "world2_sd_curves.png", title, panels, "Means over seeds")]
