@@ -5,7 +5,7 @@ its published form, and those that differentiate the reward also with the object
 world2_srpo: anchor, ceiling and a KL at low noise. All may spend the same NFE. Six learning rates
 from one training seed, the best two of them from two more; the rate and the length with the best
 mean of photo and content on validation captions are trained again from eight other seeds and told
-on test captions. Intervals are over seeds and prompts together (two-level bootstrap); differences
+on test captions. Intervals are over seeds and captions together (two-level bootstrap); differences
 to SRPO are corrected for their number (Holm 1979).
 
 Expected beforehand: with the same objective the other ways to differentiate the reward come within
@@ -192,22 +192,30 @@ def chosen(tuning: Rows) -> Row:
     )
 
 
-# --- intervals over seeds and prompts -------------------------------------------------------------
+# --- intervals over seeds and captions -------------------------------------------------------------
 
 
 def resampled(rows: Rows, draws: int = 4000) -> np.ndarray:
-    """(draws,) means of the answers, seeds and prompts drawn anew; prompts alike in every call."""
+    """(draws,) means of the answers, training seeds and captions drawn anew.
+
+    The captions are drawn alike in every call, the seeds alike for one arm.
+    """
     answers = np.array([row["answers"] for row in rows], dtype=float)
-    return np.einsum("ds,sp,dp->d", *_counts(answers, rows[0]["arm"], draws)) / answers.size
+    caption_of, sizes = _captions(answers.shape[1])
+    sums = np.stack([np.bincount(caption_of, row, len(sizes)) for row in answers])
+    own = np.random.default_rng(list(rows[0]["arm"].encode()))
+    seeds = own.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), draws)
+    captions = np.random.default_rng(0).multinomial(
+        len(sizes), np.full(len(sizes), 1 / len(sizes)), draws
+    )
+    return np.einsum("ds,sc,dc->d", seeds, sums, captions) / (len(sums) * (captions @ sizes))
 
 
-def _counts(answers: np.ndarray, arm: str, draws: int) -> tuple[np.ndarray, ...]:
-    seeds, prompts = answers.shape
-    own = np.random.default_rng(sorted(arm.encode()))
-    of_seeds = own.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
-    shared = np.random.default_rng(0)
-    of_prompts = shared.multinomial(prompts, np.full(prompts, 1 / prompts), draws)
-    return of_seeds, answers, of_prompts
+def _captions(pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """The caption of each test pair as a number, and the pairs of each caption."""
+    prompts = fixed_pairs(prompts_to_measure("world2:test"), pairs).prompts
+    _, caption_of, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    return caption_of, sizes
 
 
 def interval(values: np.ndarray, mean: float, n: int) -> SeedInterval:
@@ -287,7 +295,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         x, y = over(run, "color_distance"), interval(resampled(run), value, len(run))
         points.append(Point(title, x, y))
     title = "Photo and content against colour, every method at its best setting"
-    note = "95 % intervals over seeds, of photo and content over seeds and prompts"
+    note = "95 % intervals over seeds, of photo and content over seeds and captions"
     axes = ("colour drift per image", "photo with its content")
     shown = [
         (row["title"], Image.open(io.BytesIO(base64.b64decode(row["images"]))))

@@ -1,4 +1,4 @@
-"""Intervals over seeds and prompts, and the choice of rate and length."""
+"""Intervals over seeds and captions, and the choice of rate and length."""
 
 import numpy as np
 import pytest
@@ -16,10 +16,11 @@ def told(arm: str, answers: np.ndarray) -> Rows:
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_interval_knows_what_varies(axis: int) -> None:
-    """Answers that vary over seeds alone, or over prompts alone, have the spread of that sample."""
-    size, draw = (8, 200)[axis], np.random.default_rng(5)
-    varied = draw.random(size) < 0.5
-    answers = np.broadcast_to(varied[:, None] if axis == 0 else varied, (8, 200))
+    """Answers that vary over seeds alone, or over captions alone, have the spread of that sample."""
+    caption_of, sizes = rivals._captions(240)
+    size = (8, len(sizes))[axis]
+    varied = np.random.default_rng(5).random(size) < 0.5
+    answers = np.broadcast_to(varied[:, None] if axis == 0 else varied[caption_of], (8, 240))
     drawn = rivals.resampled(told("srpo", answers))
     assert drawn.mean() == pytest.approx(varied.mean(), abs=0.02)
     assert drawn.std() == pytest.approx(varied.std() / size**0.5, rel=0.05)
