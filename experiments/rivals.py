@@ -192,7 +192,7 @@ def chosen(tuning: Rows) -> Row:
     )
 
 
-# --- intervals over seeds and captions -------------------------------------------------------------
+# --- intervals over seeds and captions ------------------------------------------------------------
 
 
 def resampled(rows: Rows, draws: int = 4000) -> np.ndarray:

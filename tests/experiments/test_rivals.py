@@ -16,7 +16,7 @@ def told(arm: str, answers: np.ndarray) -> Rows:
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_interval_knows_what_varies(axis: int) -> None:
-    """Answers that vary over seeds alone, or over captions alone, have the spread of that sample."""
+    """Answers that vary over seeds or captions alone have the spread of that sample."""
     caption_of, sizes = rivals._captions(240)
     size = (8, len(sizes))[axis]
     varied = np.random.default_rng(5).random(size) < 0.5
