@@ -50,7 +50,6 @@ STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
     "asking": "What asking reaches, and training towards it without a reward",
     "unpromptable": "A base model that does not do what words ask: references, methods, rewards",
-    "world2_sd": "The second world on Stable Diffusion: references and SRPO",
     "rivals": "All methods on the second world, each at its own best rate and length",
     "table1": "All methods at equal compute, equal reward and equal photo rate",
     "convergence": "What it costs to reach the same photo rate",

@@ -17,7 +17,7 @@ Everything here is measured on the test captions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from directalign.toyworld.judges import load_judge
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import Images
 
-from .asking import KEPT, PHRASES, REFERENCES, references
+from .asking import KEPT, REFERENCES, references
 from .plots import Panel, Point, curves, lines_along, plane
 from .rows import Row, Rows, over
 from .runner import FULL_SIZE, Arm, piece, run_arms, settings_of, sized
@@ -85,7 +85,6 @@ BASES = {
 }
 """Prefixes of the reference rows, and what differs from the arms: the base itself, the base whose
 style words are true, and the base on held-out pairs and on others."""
-ASKED = [name for name in REFERENCES if name != "autoencoded"]
 STRETCH = 60
 COLUMNS = (
     Column("photo_and_content", "photo and content"),
@@ -106,7 +105,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
     for prefix, overrides in BASES.items():
         run = settings_of(ARMS[0].plus(*overrides), 0)
         for seed in range(stretches):
-            make = partial(stretch, run, seed, size, prefix, REFERENCES if not prefix else ASKED)
+            make = partial(_references, run, seed, size, prefix)
             found = piece(out, f"{prefix}stretch-{seed}", run, make)
             rows += [
                 {"study": "unpromptable", "kind": "reference", "seed": seed, **r} for r in found
@@ -118,21 +117,21 @@ def measure(out: Path, quick: bool) -> list[Row]:
     others = sized([*RIVALS, *ABLATIONS, *TASTES], quick)
     others += [LONG.plus(*FULL_SIZE)] if not quick else []
     rows += run_arms("unpromptable", others, seeds[:FEW_SEEDS], out)
-    return [row | derived(row, Rows(rows)) for row in rows]
+    return [row | _derived(row, Rows(rows)) for row in rows]
 
 
-def derived(row: Row, rows: Rows, prefix: str = "") -> Row:
+def _derived(row: Row, rows: Rows) -> Row:
     """Detail and diversity relative to photographs through the autoencoder, of photos only where
     they are known; of references also how far asking moves the photo rate, and how much right
     content held-out pairs miss."""
     found, asked = {}, rows.where(kind="reference")
-    best = asked.where(arm=f"{prefix}autoencoded")
+    best = asked.where(arm="autoencoded")
     for key in KEPT:
         value = row.get(f"photos_{key}", row.get(key) if row.get("kind") else None)
         if value is not None:
             found[f"{key}_kept"] = value * len(best) / sum(each[key] for each in best)
-    if row.get("kind") == "reference" and row["arm"] in (f"{prefix}{name}" for name in PHRASES):
-        (base,) = asked.where(arm=f"{prefix}base", seed=row["seed"])
+    if row.get("kind") == "reference" and row["arm"] in ("asked", "asked_light"):
+        (base,) = asked.where(arm="base", seed=row["seed"])
         found["moved"] = row["photo_rate"] - base["photo_rate"]
     if row.get("arm") == "held_out_base":
         (drawn,) = asked.where(arm="drawn_base", seed=row["seed"])
@@ -140,13 +139,9 @@ def derived(row: Row, rows: Rows, prefix: str = "") -> Row:
     return found
 
 
-def stretch(
-    run: RunConfig, seed: int, size: int, prefix: str, wanted: Iterable[str]
-) -> Iterator[Row]:
-    """The `wanted` rows of `asking.references`, their arms under a prefix."""
-    for row in references(run, seed, size):
-        if row["arm"] in wanted:
-            yield row | {"arm": prefix + row["arm"]}
+def _references(run: RunConfig, seed: int, size: int, prefix: str) -> list[Row]:
+    found = [row | {"arm": prefix + row["arm"]} for row in references(run, seed, size)]
+    return found if not prefix else [row for row in found if "auto" not in row["arm"]]
 
 
 @torch.no_grad()

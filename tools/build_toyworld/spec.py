@@ -190,10 +190,10 @@ SPECS = {
         },
         encoders_only="flux",
         sd={
-            "flux_promptable": Budget(3200, 32, 1.2e-3),
-            "flux": Budget(400, 32, 1e-3, ema_decay=0.99, warmup=30),
+            "flux_promptable": Budget(3600, 48, 1.2e-3),
+            "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30),
         },
-        sd_v=Budget(500, 32, 6e-4),
+        sd_v=Budget(800, 48, 6e-4),
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={
