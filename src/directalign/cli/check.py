@@ -167,16 +167,15 @@ def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"
     else:
-        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops))
+        hundred, whole = (
+            f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+            for hours in cost.hours(teraflops)
+        )
         yield (
             "time",
             f"about {hundred} for 100 updates, {whole} in all at {teraflops:g} TFLOPS (estimate): "
             f"{work}",
         )
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def memory_table(needed: Estimate) -> Table:
