@@ -96,7 +96,10 @@ def report(
     yield rows
     if verbose:
         yield memory_table(memory)
-        yield notes_table(memory)
+        parts = _table("part", "what it is", title="Parts")
+        for row in memory.rows:
+            parts.add_row(row.part, row.note)
+        yield parts
 
 
 def _table(*columns: str, **settings: Any) -> Table:
@@ -190,12 +193,4 @@ def memory_table(needed: Estimate) -> Table:
         cells = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
         table.add_row(row.part, *cells)
     table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), style="bold")
-    return table
-
-
-def notes_table(needed: Estimate) -> Table:
-    """What each part is."""
-    table = _table("part", "what it is", title="Parts")
-    for row in needed.rows:
-        table.add_row(row.part, row.note)
     return table

@@ -57,11 +57,6 @@ class RunWeights:
         return _words(self.step, self.strength)
 
     @property
-    def suffix(self) -> str:
-        """See `suffix_of`."""
-        return suffix_of(self.step, self.strength)
-
-    @property
     def options(self) -> str:
         """The options of the commands that select these weights: ` --step 10 --strength 0.5`."""
         return "".join(f" --{each}" for each in self.words)
