@@ -445,16 +445,13 @@ def render_store(store: Store, folder: str) -> str:
     results = _gather(store)
     found = main_comparison(results)
     order = found[1].ranking.order() if found else []
-    pictures, reason = pictured(store, _votes(store), order)
+    if store.mode == "vote":
+        votes = latest(store.votes())
+    else:
+        votes = statistics.implied_votes(latest(store.ratings()), "overall")
+    pictures, reason = pictured(store, votes, order)
     notes = [*([OPEN] if open_to_all else []), *filter(None, [reason])]
     return render_results(results, store.title, links, notes, pictures)
-
-
-def _votes(store: Store) -> list[Vote]:
-    """The votes, or the ratings as votes by their overall level."""
-    if store.mode == "vote":
-        return latest(store.votes())
-    return statistics.implied_votes(latest(store.ratings()), "overall")
 
 
 def write_results(database: Path, out: Path) -> list[Path]:
