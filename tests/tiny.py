@@ -8,6 +8,8 @@ those of the denoiser. The session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_
 
 import json
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,18 @@ def tiny_sd_v(tmp_path_factory):
     return write_sd(tmp_path_factory.mktemp("sd_v"), "v_prediction", ZERO_SNR)
 
 
+def saved(write: Callable[..., Any]) -> Callable[..., Path]:
+    """Save the pipeline that `write` makes, its weights drawn with `seed`, into a folder."""
+
+    @wraps(write)
+    def written(folder: Path, *arguments: Any, seed: int = 0, **settings: Any) -> Path:
+        torch.manual_seed(seed)
+        write(*arguments, **settings).save_pretrained(folder)
+        return folder
+
+    return written
+
+
 def write_flux(
     folder: Path,
     guidance_embeds: bool = True,
@@ -87,18 +101,14 @@ def write_flux(
     return folder
 
 
+@saved
 def write_sd(
-    folder: Path,
-    prediction_type: str = "epsilon",
-    scheduler: Overrides = None,
-    in_channels: int | None = None,
-    seed: int = 0,
-) -> Path:
+    prediction_type: str = "epsilon", scheduler: Overrides = None, in_channels: int | None = None
+) -> Any:
     """Stable Diffusion with a two-level UNet and the scheduler of SD 1.5 (`set_alpha_to_one`)."""
-    torch.manual_seed(seed)
     clip = clip_tokenizer()
     settings = SIZES["sd_scheduler"] | {"prediction_type": prediction_type} | (scheduler or {})
-    diffusers.StableDiffusionPipeline(
+    return diffusers.StableDiffusionPipeline(
         vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
         text_encoder=clip_encoder(transformers.CLIPTextModel, clip, num_hidden_layers=1),
         tokenizer=clip,
@@ -107,26 +117,23 @@ def write_sd(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
+@saved
 def write_sdxl(
-    folder: Path,
     prediction_type: str = "epsilon",
     scheduler: Overrides = None,
     unet: Overrides = None,
     force_zeros_for_empty_prompt: bool = True,
     force_upcast: bool = True,
-    seed: int = 0,
-) -> Path:
+) -> Any:
     """Stable Diffusion XL with a two-level UNet and SDXL 1.0's scheduler, which is not DDIM.
 
     Six time ids of 4 numbers each stand beside a pooled embedding of 12. The text encoders have two
     layers, so that the penultimate hidden state is not the last one; the second tokenizer pads with
     "!", as OpenCLIP's does.
     """
-    torch.manual_seed(seed)
     first, second = clip_tokenizer(), clip_tokenizer(pad="!")
     vae = autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4)
     vae.register_to_config(force_upcast=force_upcast)
@@ -134,7 +141,7 @@ def write_sdxl(
     settings = SIZES["sdxl_scheduler"] | {"prediction_type": prediction_type} | (scheduler or {})
     sizes = SIZES["sd"] | SIZES["sdxl"] | (unet or {})
     narrow = {"hidden_size": 8, "intermediate_size": 16}
-    diffusers.StableDiffusionXLPipeline(
+    return diffusers.StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=clip_encoder(clip, first),
         text_encoder_2=clip_encoder(projected, second, **narrow, projection_dim=12),
@@ -144,27 +151,20 @@ def write_sdxl(
         scheduler=diffusers.EulerDiscreteScheduler(**settings),
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_sd3(
-    folder: Path,
-    t5: bool = True,
-    scheduler: Overrides = None,
-    transformer: Overrides = None,
-    seed: int = 0,
-) -> Path:
+@saved
+def write_sd3(t5: bool = True, scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """SD3 with 16 image tokens, 24 at the most along a side, and a static shift of 3.
 
     Without `t5` its third text encoder is null.
     """
-    torch.manual_seed(seed)
     first, second = clip_tokenizer(), clip_tokenizer(pad="!")
     third = t5_tokenizer() if t5 else None
     clip = transformers.CLIPTextModelWithProjection
     narrow = {"hidden_size": 8, "intermediate_size": 16}
-    diffusers.StableDiffusion3Pipeline(
+    return diffusers.StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
         vae=autoencoder(latent_channels=16, shift_factor=0.1, scaling_factor=0.4),
         text_encoder=clip_encoder(clip, first, projection_dim=12),
@@ -174,15 +174,12 @@ def write_sd3(
         text_encoder_3=third and t5_encoder(third, width=32),
         tokenizer_3=third,
         transformer=diffusers.SD3Transformer2DModel(**SIZES["sd3"] | (transformer or {})),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_qwen_image(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_qwen_image(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """Qwen-Image with 16 image tokens and its shift by size."""
-    torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     encoder = transformers.Qwen2_5_VLConfig(
@@ -190,81 +187,67 @@ def write_qwen_image(
     )
     settings = SIZES["qwen_image_scheduler"] | (scheduler or {})
     sizes = SIZES["qwen_image"] | (transformer or {})
-    diffusers.QwenImagePipeline(
+    return diffusers.QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
         vae=diffusers.AutoencoderKLQwenImage(**SIZES["qwen_vae"]),
         text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.QwenImageTransformer2DModel(**sizes),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_z_image(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_z_image(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """Z-Image with 16 image tokens and a static shift of 3."""
-    torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     denoiser = diffusers.ZImageTransformer2DModel(**SIZES["z_image"] | (transformer or {}))
     for token in (denoiser.x_pad_token, denoiser.cap_pad_token):
         torch.nn.init.normal_(token)
     encoder = transformers.Qwen3Config(**SIZES["qwen3"], vocab_size=len(tokenizer))
-    diffusers.ZImagePipeline(
+    return diffusers.ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
         vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
         text_encoder=transformers.Qwen3Model(encoder),
         tokenizer=tokenizer,
         transformer=denoiser,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
+@saved
 def write_klein(
-    folder: Path,
-    is_distilled: bool = False,
-    scheduler: Overrides = None,
-    transformer: Overrides = None,
-    seed: int = 0,
-) -> Path:
+    is_distilled: bool = False, scheduler: Overrides = None, transformer: Overrides = None
+) -> Any:
     """FLUX.2 klein with 16 image and 512 text tokens and a shift by size and steps."""
-    torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
     narrow = {"hidden_size": 8, "intermediate_size": 16, "head_dim": 4, "num_hidden_layers": 28}
     encoder = transformers.Qwen3Config(**SIZES["qwen3"] | narrow, vocab_size=len(tokenizer))
-    diffusers.Flux2KleinPipeline(
+    return diffusers.Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
         vae=block_autoencoder(),
         text_encoder=transformers.Qwen3ForCausalLM(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.Flux2Transformer2DModel(**SIZES["klein"] | (transformer or {})),
         is_distilled=is_distilled,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_chroma(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_chroma(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """Chroma with 16 image tokens, 512 text tokens and a static shift of 3."""
-    torch.manual_seed(seed)
     t5 = t5_tokenizer()
-    diffusers.ChromaPipeline(
+    return diffusers.ChromaPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
         vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
         text_encoder=t5_encoder(t5, width=16),
         tokenizer=t5,
         transformer=diffusers.ChromaTransformer2DModel(**SIZES["chroma"] | (transformer or {})),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_flux2(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_flux2(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """FLUX.2 dev with 16 image and 512 text tokens, read from 3 of 30 layers, padded in front."""
-    torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     tokenizer.bos_token, tokenizer.padding_side = "<|im_start|>", "left"
     tokenizer.chat_template = CHAT_OF_PARTS
@@ -272,21 +255,18 @@ def write_flux2(
     encoder = transformers.Mistral3Config(text_config=text, vision_config=SIZES["pixtral"])
     settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
     sizes = SIZES["klein"] | {"guidance_embeds": True} | (transformer or {})
-    diffusers.Flux2Pipeline(
+    return diffusers.Flux2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
         vae=block_autoencoder(),
         text_encoder=transformers.Mistral3ForConditionalGeneration(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.Flux2Transformer2DModel(**sizes),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_ernie_image(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_ernie_image(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """ERNIE-Image with 16 image tokens and a static shift of 3; no weight is zero."""
-    torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     tokenizer.model_max_length = 512
     text = {**SIZES["mistral"], "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
@@ -295,25 +275,20 @@ def write_ernie_image(
     denoiser = diffusers.ErnieImageTransformer2DModel(**sizes)
     for layer in (denoiser.adaLN_modulation[-1], denoiser.final_linear):
         torch.nn.init.normal_(layer.weight, std=0.2)
-    diffusers.ErnieImagePipeline(
+    return diffusers.ErnieImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
         vae=block_autoencoder(),
         text_encoder=transformers.Mistral3Model(encoder),
         tokenizer=tokenizer,
         transformer=denoiser,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
+@saved
 def write_krea2(
-    folder: Path,
-    is_distilled: bool = False,
-    scheduler: Overrides = None,
-    transformer: Overrides = None,
-    seed: int = 0,
-) -> Path:
+    is_distilled: bool = False, scheduler: Overrides = None, transformer: Overrides = None
+) -> Any:
     """Krea 2 with 16 image tokens and a shift by size, read from 2 of 3 layers."""
-    torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     encoder = transformers.Qwen3VLConfig(
         text_config={**SIZES["qwen3_vl_text"], "vocab_size": len(tokenizer)},
@@ -322,7 +297,7 @@ def write_krea2(
     denoiser = diffusers.Krea2Transformer2DModel(**SIZES["krea2"] | (transformer or {}))
     for block in (*denoiser.transformer_blocks, denoiser.final_layer):
         torch.nn.init.normal_(block.scale_shift_table, std=0.2)
-    diffusers.Krea2Pipeline(
+    return diffusers.Krea2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**BY_TOKENS | (scheduler or {})),
         vae=diffusers.AutoencoderKLQwenImage(**SIZES["qwen_vae"]),
         text_encoder=transformers.Qwen3VLModel(encoder),
@@ -330,26 +305,22 @@ def write_krea2(
         transformer=denoiser,
         text_encoder_select_layers=(1, 2),
         is_distilled=is_distilled,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_lumina2(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_lumina2(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """Lumina 2 with 16 image tokens and a static shift of 6."""
-    torch.manual_seed(seed)
     tokenizer = gemma_tokenizer()
     encoder = transformers.Gemma2Config(**SIZES["gemma2"], vocab_size=len(tokenizer))
     sizes = SIZES["lumina2"] | (transformer or {})
-    diffusers.Lumina2Pipeline(
+    return diffusers.Lumina2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 6.0} | (scheduler or {})),
         vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
         text_encoder=transformers.Gemma2Model(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.Lumina2Transformer2DModel(**sizes),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 def write_qwen_image_21(
@@ -390,15 +361,13 @@ def write_qwen_image_21(
     return folder
 
 
-def write_sana(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_sana(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """Sana with 64 image tokens, 300 text tokens and the multistep solver of the releases."""
-    torch.manual_seed(seed)
     tokenizer = gemma_tokenizer()
     encoder = transformers.Gemma2Config(**SIZES["gemma2"], vocab_size=len(tokenizer))
     sizes = SIZES["sana"] | (transformer or {})
-    diffusers.SanaPipeline(
+    return diffusers.SanaPipeline(
         scheduler=diffusers.DPMSolverMultistepScheduler(
             **SIZES["sana_scheduler"] | (scheduler or {})
         ),
@@ -406,18 +375,15 @@ def write_sana(
         text_encoder=transformers.Gemma2Model(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.SanaTransformer2DModel(**sizes),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
-def write_aura_flow(
-    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
-) -> Path:
+@saved
+def write_aura_flow(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
     """AuraFlow with 16 image tokens, 24 at the most along a side, and a static shift.
 
     The few tokens of a prompt weigh more than in a fresh network, beside 256 of padding.
     """
-    torch.manual_seed(seed)
     tokenizer = t5_tokenizer()
     encoder = transformers.UMT5Config(**SIZES["t5"], vocab_size=len(tokenizer))
     sizes = SIZES["aura_flow"] | (transformer or {})
@@ -426,14 +392,13 @@ def write_aura_flow(
         block.attn.add_v_proj.weight.data *= 40
     for block in denoiser.single_transformer_blocks:
         block.attn.to_v.weight.data *= 10
-    diffusers.AuraFlowPipeline(
+    return diffusers.AuraFlowPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 1.73} | (scheduler or {})),
         vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
         text_encoder=transformers.UMT5EncoderModel(encoder),
         tokenizer=tokenizer,
         transformer=denoiser,
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 WRITERS = {

@@ -13,9 +13,8 @@ from PIL import Image
 import comparison_folders
 from directalign.arena import sources
 from directalign.arena.records import ArenaError
-from directalign.arena.session import open_arena
+from directalign.arena.session import new_secret, open_arena
 from directalign.arena.sources import read_sources
-from directalign.arena.tokens import new_secret
 
 
 @pytest.fixture

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 
 from directalign.arena.records import AXES, LEVELS, ArenaError, Mode
 from directalign.arena.results import write_results
-from directalign.arena.session import VOTE_QUESTION, Arena, TaskScheduler, open_arena, tasks_of
+from directalign.arena.session import (
+    VOTE_QUESTION,
+    Arena,
+    TaskScheduler,
+    TokenSigner,
+    new_secret,
+    open_arena,
+    tasks_of,
+)
 from directalign.arena.sources import read_sources
 from directalign.arena.store import SIDES, Answer, Store, create_store, lock
-from directalign.arena.tokens import TokenSigner, new_secret
 
 MODELS = ("x", "y", "z")
 ANNOTATORS, ITEMS = st.integers(1, 3), st.integers(0, 3)

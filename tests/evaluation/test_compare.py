@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_runs import recipe, trained, with_settings, write_run_folder
 
 from directalign.evaluation import candidates, image_metrics
+from directalign.evaluation.candidate_scores import JsonlStore
 from directalign.evaluation.compare import Request, compare, evaluate_run
 from directalign.evaluation.generate import generate, sample_images
 from directalign.io.atomic import exclusive
-from directalign.io.jsonl import JsonlStore
 from directalign.types import DirectAlignError
 
 LIGHT = "light={name: pixels, statistic: brightness}"

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from directalign.io.jsonl import JsonlStore
+from directalign.evaluation.candidate_scores import JsonlStore
 from directalign.types import DirectAlignError
 
 KEYS = [(key, index) for key in ("a", "b") for index in range(3)]

@@ -17,6 +17,9 @@ from methods.toy import ToyFamily, ToyReward
 CASES = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
 PROMPTS = ("a red star", "a blue ring")
 PHRASES = {"positive": ["Photo", "Real"], "negative": ["Render"]}
+DIRECT = ["srpo", "refl", "draft", "alignprop", "drtune", "leapalign", "flowbp"]
+METHODS = [*DIRECT, "flow_grpo", "raft", "diffusion_nft", "awm"]
+"""Those that differentiate the reward; these and those that only rank or weigh by it."""
 GUIDANCE = 1.0
 ROLLOUT = RolloutConfig(num_inference_steps=4, embedded_guidance=GUIDANCE)
 

@@ -14,23 +14,10 @@ from directalign.methods.ceiling import measure_ceiling, unmeasured
 from directalign.methods.objective import build_objective
 from directalign.types import Batch
 from methods import by_hand
-from methods.by_hand import CASES, PHRASES, PROMPTS, make
+from methods.by_hand import CASES, METHODS, PHRASES, PROMPTS, make
 from methods.toy import ToyFamily, ToyReward
 
 TOLERANCE, MARGIN = 0.05, 0.1
-METHODS = [
-    "srpo",
-    "refl",
-    "draft",
-    "alignprop",
-    "drtune",
-    "leapalign",
-    "flowbp",
-    "flow_grpo",
-    "raft",
-    "diffusion_nft",
-    "awm",
-]
 TEXTS = ("a red star", "a blue ring", "a green disc", "a gray star", "a pink ring")
 
 

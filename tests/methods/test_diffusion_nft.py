@@ -164,7 +164,7 @@ def test_what_it_cannot_train_on_is_refused():
     assert not any(term.value.isfinite() for term in terms)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"group_size": 1}, "greater than or equal to 2"),
-        ({"margin": 0.5}, "which only weighs here: remove it"),
+        ({"margin": 0.5}, "margin belongs to a hinge"),
         ({"old_decay": 1.0}, "less than 1"),
     ]
     for changes, message in refused:

@@ -9,10 +9,8 @@ import tiny
 from directalign import config
 from directalign.models import load_model
 from directalign.types import Batch
-from methods.by_hand import PROMPTS, make
+from methods.by_hand import DIRECT, PROMPTS, make
 from methods.toy import ToyFamily
-
-DIRECT = ["srpo", "refl", "draft", "alignprop", "drtune", "leapalign", "flowbp"]
 
 
 def test_a_detached_negative_pass_leaves_the_gradient_of_the_prompt_times_the_scale(tmp_path):

@@ -9,24 +9,11 @@ import torch
 from directalign.training.data import kept_phrases
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand
-from methods.by_hand import PHRASES, PROMPTS, make
+from methods.by_hand import METHODS, PHRASES, PROMPTS, make
 from methods.test_kl_term import Watching, moved
 from methods.test_objective import mix
 from methods.toy import ToyDenoiser, ToyReward
 
-METHODS = [
-    "srpo",
-    "refl",
-    "draft",
-    "alignprop",
-    "drtune",
-    "leapalign",
-    "flowbp",
-    "flow_grpo",
-    "raft",
-    "diffusion_nft",
-    "awm",
-]
 KEPT = Batch(0, (PROMPTS[0], f"Render. {PROMPTS[1]}"), seed=7, kept=(False, True))
 KL = {"kl_beta": 0.5, "kl_to": "base_with_phrases", "asked": {"guidance": 3.0}}
 SETTINGS: dict[str, Any] = {"control_phrases": PHRASES, "form": "anchored", "keep_every": 2, **KL}

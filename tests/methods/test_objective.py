@@ -10,8 +10,7 @@ from torch import Tensor
 from directalign import config
 from directalign.interfaces import Reward
 from directalign.methods.objective import MixedObjective, build_objective
-from directalign.methods.objective_math import mixed_reward
-from directalign.methods.running_statistics import DECAY, RunningStats
+from directalign.methods.objective_math import DECAY, RunningStats, mixed_reward
 from directalign.preflight.checks import check_method, check_reward
 from directalign.rewards import load_reward
 from directalign.rewards.mixture import Member, MixReward

@@ -125,7 +125,7 @@ def test_a_reward_that_is_no_number_stops_the_run():
 def test_what_cannot_rank_is_refused():
     for changes, message in (
         ({"candidates": 1}, "greater than or equal to 2"),
-        ({"margin": 0.5}, "which only ranks here: remove it"),
+        ({"margin": 0.5}, "margin belongs to a hinge"),
     ):
         with pytest.raises(ValueError, match=message):
             make("raft", **changes)

@@ -21,7 +21,7 @@ from directalign.export.average import average_run
 from directalign.io import atomic
 from directalign.io.checkpoint_files import METHOD, read_group
 from directalign.io.checkpoint_files import WEIGHTS as WEIGHTS_GROUP
-from directalign.methods.running_statistics import Reference
+from directalign.methods.objective_math import Reference
 from directalign.models import load_model
 from directalign.training import early_stopping, run_log
 

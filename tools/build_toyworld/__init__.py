@@ -143,7 +143,8 @@ def _ship(made: Path, target: Path) -> None:
             narrow = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
             save_file(narrow, target / path.name, metadata={"format": "pt"})
         elif path.suffix == ".json":
-            text = json.dumps(json.loads(path.read_text()), indent=1) + "\n"
+            indent = None if path.name == "tokenizer.json" else 1  # not a line per token
+            text = json.dumps(json.loads(path.read_text()), indent=indent) + "\n"
             (target / path.name).write_text(text)
         else:
             (target / path.name).write_bytes(path.read_bytes())

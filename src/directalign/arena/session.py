@@ -1,19 +1,24 @@
 """A running arena without HTTP: which task each annotator gets, and how answers are stored.
 
 Browsers receive only what `Arena._view` returns: opaque tokens, the prompt and sizes; never a model
-or a file name.
+or a file name. Tokens, sides, orders and links are derived from one secret by HMAC (`TokenSigner`):
+without a table, the same after a restart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import heapq
+import hmac
+import json
 import random
+import re
+import secrets
 import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +27,46 @@ from ..web.security import Refused
 from .records import AXES, ArenaError, Mode
 from .sources import Collection, ImageCache, Size, common_size, read_sources
 from .store import Answer, Store, create_store, lock
-from .tokens import TokenSigner, new_secret
+
+_LINK = re.compile(r"([0-9]{1,9})\.([0-9a-f]{32})", re.ASCII)
+
+
+def new_secret() -> str:
+    """A random secret in hexadecimal."""
+    return secrets.token_hex(32)
+
+
+@dataclass(frozen=True)
+class TokenSigner:
+    """The secret of an arena and the tokens derived from it; `repr` hides the secret."""
+
+    secret: bytes = field(repr=False)
+
+    def token(self, *parts: str | int) -> str:
+        """32 hexadecimal digits that stand for `parts`."""
+        return hmac.new(self.secret, json.dumps(parts).encode(), "sha256").hexdigest()[:32]
+
+    def shuffled(self, models: Sequence[str], annotator: int, item: int) -> list[str]:
+        """The models in the order of an annotator's screen: random, the same at every call."""
+        return sorted(models, key=lambda model: self.token("side", annotator, item, *models, model))
+
+    def link(self, annotator: int) -> str:
+        """Value of an annotator's personal link and cookie."""
+        return f"{annotator}.{self.token('annotator', annotator)}"
+
+    def annotator(self, link: str) -> int | None:
+        """Annotator of a link, None for a forged or malformed one. Compares in constant time."""
+        found = _LINK.fullmatch(link)
+        genuine = found and self._equal(found[2], "annotator", int(found[1]))
+        return int(found[1]) if found and genuine else None
+
+    def verifies(self, role: str, token: str) -> bool:
+        """Whether `token` is that of a role: `owner` or `invitation`."""
+        return self._equal(token, role)
+
+    def _equal(self, token: str, *parts: str | int) -> bool:
+        return hmac.compare_digest(token.encode(errors="replace"), self.token(*parts).encode())
+
 
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""

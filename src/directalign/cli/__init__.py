@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..io import bitsandbytes
-from . import arena, check, evaluate, export, recipes, reward, sweep, train, ui
+from . import arena, check, evaluate, export, reward, sweep, train
 from .common import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -23,13 +23,13 @@ for command in (
     evaluate.evaluate,
     evaluate.compare,
     evaluate.report,
-    ui.ui,
+    arena.ui,
     export.export,
     export.average,
     train.schema,
 ):
     app.command()(command)
-app.add_typer(recipes.app, name="recipes")
+app.add_typer(train.recipes, name="recipes")
 app.add_typer(arena.app, name="arena")
 app.add_typer(reward.app, name="reward")
 app.add_typer(train.world, name="world")

@@ -1,4 +1,4 @@
-"""`directalign arena`: blind human comparison in a browser, and its results."""
+"""`directalign arena` and `ui`: blind human comparison, and the runs of a folder, in a browser."""
 
 import importlib
 from pathlib import Path
@@ -134,3 +134,25 @@ def require(what: str, *modules: str) -> None:
                 f"{what} needs {error.name}, which is not installed: "
                 "pip install 'directalign[arena]'"
             ) from None
+
+
+def ui(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of the runs; created if missing.", metavar="DIR")
+    ] = Path("runs"),
+    host: Annotated[
+        str | None, option("Address to listen on, 0.0.0.0 for the network; default this machine.")
+    ] = None,
+    port: Annotated[int, option("Port; 0 takes a free one.", min=0, max=65535)] = 8001,
+    debug: Debug = False,
+) -> None:
+    """All runs of DIR in a browser: live curves and samples; start, stop and continue a recipe."""
+    with one_line_errors(debug, "; runs that were started go on"):
+        require("the page of runs", "fastapi", "uvicorn")
+        from ..report.read import is_run
+
+        if is_run(folder):
+            raise DirectAlignError(f"{folder}: is a run; name the folder it is in, {folder.parent}")
+        from ..ui.server import serve
+
+        serve(folder, host, port, typer.echo)

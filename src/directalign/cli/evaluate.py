@@ -266,7 +266,8 @@ def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
     A cell has wins against the first model and mean, and below them the 95 % interval. The title
     has the number of images per model, and so have rows of another number.
     """
-    counts = {name: _count(name, summary) for name in summary["names"]}
+    found = summary["models"].values()  # those that have a metric have it of as many images
+    counts = {n: next(each[n]["n"] for each in found if n in each) for n in summary["names"]}
     usual = max(counts.values(), key=list(counts.values()).count, default=0)
     title = "↑ larger is better, ↓ smaller is better, † trained on; 95 % intervals over prompts"
     title += f"; n = {usual} pairs"
@@ -282,11 +283,6 @@ def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
             label, *cells = _row(name, models, summary)
             table.add_row(label + f" (n = {counts[name]})" * (counts[name] != usual), *cells)
     return table
-
-
-def _count(name: str, summary: Mapping[str, Any]) -> int:
-    """The images per model of a metric: the same for all models that have it."""
-    return next(each[name]["n"] for each in summary["models"].values() if name in each)
 
 
 def _row(

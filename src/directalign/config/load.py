@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -178,17 +179,13 @@ def resumed_run(recipe: str | Path, out: Path, overrides: Sequence[str] = ()) ->
     if found and f"{_PROCESSES}{os.environ.get('WORLD_SIZE', '1')}" not in lines:
         rule, plain = {RESUME: LAYOUT}, load_run(recipe)
         keys = [key for key, field in all_keys(RunConfig) if field.json_schema_extra == rule]
-        layout = {key: _value(plain, key) for key in keys if key in recorded and key not in new}
+        layout = {key: attrgetter(key)(plain) for key in keys if key in recorded and key not in new}
     again = [f"{key}={json.dumps(value)}" for key, value in layout.items()]
     run = load_run(file, [*again, *overrides])
     kept = [each for key, each in recorded.items() if key not in new and key not in layout]
     now = load_run(recipe, [*kept, *overrides])
     unused = [_change(*each) for each in differences(run, now)]
     return ResumedRun(run, [*kept, *overrides], unused)
-
-
-def _value(run: RunConfig, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), run)
 
 
 def with_rollout(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

@@ -73,6 +73,11 @@ class ObjectiveConfig(Strict):
             )
         if self.ceiling is not None and self.form == "absolute":
             raise ValueError("ceiling is for the relative and the anchored form: remove it")
+        if self.margin is not None and not self.DIFFERENTIATES_REWARD:
+            raise ValueError(
+                "margin belongs to a hinge on the reward, whose gradient this method does not use: "
+                "remove it"
+            )
         self.asked_phrases()
         return self
 
@@ -250,14 +255,6 @@ class PromptDistillationConfig(KeepConfig):
         asked = self.asked.phrases(self.control_phrases)
         return list(dict.fromkeys([*super().asked_phrases(), *asked]))
 
-    @model_validator(mode="after")
-    def _check_asked(self) -> PromptDistillationConfig:
-        if self.margin is not None:
-            raise ValueError(
-                "margin belongs to a hinge on a reward, which does not train: remove it"
-            )
-        return self
-
 
 class ReFLConfig(DirectGradientConfig):
     """Gradient through one late step to the predicted x0 (arXiv 2304.05977)."""
@@ -394,13 +391,9 @@ class FlowGRPOConfig(KLConfig):
     step's length and so is 5 to 28 times smaller."""
 
     @model_validator(mode="after")
-    def _check_margin_and_noise(self) -> FlowGRPOConfig:
+    def _check_noise(self) -> FlowGRPOConfig:
         if self.kl_form == "released" and self.sde == "ddim":
             raise ValueError("kl_form released is that of sde: flow_grpo; set kl_form: exact")
-        if self.margin is not None:
-            raise ValueError(
-                "margin belongs to a hinge, which a policy gradient does not have: remove it"
-            )
         if self.sde == "ddim" and self.noise_level > 1:
             raise ValueError(f"noise_level {self.noise_level}: with sde: ddim it is at most 1")
         return self
@@ -421,14 +414,6 @@ class RAFTConfig(KLConfig):
     kl_beta: NonNegativeFloat = 0.0
     """Weight of mean((pred − centre)²) at the same x_t and sigma, added to the loss
     (velocity-space KL, see kl_to)."""
-
-    @model_validator(mode="after")
-    def _check_margin(self) -> RAFTConfig:
-        if self.margin is not None:
-            raise ValueError(
-                "margin belongs to a hinge on the reward, which only ranks here: remove it"
-            )
-        return self
 
 
 class ForwardProcessConfig(KLConfig):
@@ -451,14 +436,6 @@ class ForwardProcessConfig(KLConfig):
     kl_beta: NonNegativeFloat = 0.0
     """Weight of mean((pred − centre)²) at the same x_t and sigma, added to every loss
     (velocity-space KL, see kl_to)."""
-
-    @model_validator(mode="after")
-    def _check_margin(self) -> ForwardProcessConfig:
-        if self.margin is not None:
-            raise ValueError(
-                "margin belongs to a hinge on the reward, which only weighs here: remove it"
-            )
-        return self
 
 
 class DiffusionNFTConfig(ForwardProcessConfig):
@@ -508,14 +485,6 @@ class DPOConfig(ObjectiveConfig):
     to its base (Diffusion-DPO: 2000 for Stable Diffusion 1.5, 5000 for SDXL)."""
     noise_levels: NoiseLevels = UniformNoiseLevels(sigma_low=0.02)
     """How noise levels are drawn; each step's higher one is used."""
-
-    @model_validator(mode="after")
-    def _check_margin(self) -> DPOConfig:
-        if self.margin is not None:
-            raise ValueError(
-                "margin belongs to a hinge on a reward, which does not train: remove it"
-            )
-        return self
 
 
 class PythonMethodConfig(ObjectiveConfig):

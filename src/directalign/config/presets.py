@@ -1,25 +1,11 @@
 """The presets of presets.yaml. A recipe names one under `preset` and overrides any key."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from .methods import DEFAULT_METHOD
-
-PresetName = Literal[
-    "official_flux",
-    "official_pickscore",
-    "official_qwen",
-    "half_cost",
-    "released_refl",
-    "released_draft_lv",
-    "released_drtune",
-    "released_leapalign",
-    "released_flowbp_sparse",
-    "released_flowbp_bridge",
-    "released_flowbp_lagrange",
-]
 
 _TAGS: dict[str, tuple[str, str | None]] = {
     "method": ("name", DEFAULT_METHOD),
@@ -48,3 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     name: merged(_GIVEN["official_flux"], differences) for name, differences in _GIVEN.items()
 }
 """The settings of presets.yaml by name."""
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]

@@ -26,7 +26,7 @@ from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images
 from .eval_prompts import Pairs, seed_noise
-from .run_weights import RunWeights, find_weights
+from .run_weights import RunWeights, find_weights, suffix_of
 
 RECORD = "images.jsonl"
 
@@ -101,7 +101,7 @@ def _diffusers_folder(trained: RunWeights) -> Path:
 
 def export_folder(trained: RunWeights, form: str) -> Path:
     """Where `directalign export` writes weights of a run unless it is told otherwise."""
-    return trained.folder / "export" / f"{form}{trained.suffix}"
+    return trained.folder / "export" / f"{form}{suffix_of(trained.step, trained.strength)}"
 
 
 def _scheduler(model: Model, shift: float | None) -> dict[str, Any]:

@@ -57,11 +57,6 @@ class RunWeights:
         return _words(self.step, self.strength)
 
     @property
-    def suffix(self) -> str:
-        """See `suffix_of`."""
-        return suffix_of(self.step, self.strength)
-
-    @property
     def options(self) -> str:
         """The options of the commands that select these weights: ` --step 10 --strength 0.5`."""
         return "".join(f" --{each}" for each in self.words)
@@ -129,13 +124,18 @@ def find_weights(
     _check_strength(run, strength)
     part = model_class(run.model.architecture).part
     exported = folder / (lora.LORA_FILE if run.model.tune == "lora" else part)
-    saved = _checkpoints(folder)
+    saved = {step_of(path): path for path in all_of(folder / "checkpoints")}
     finished = _exported_step(folder) if exported.exists() else None
     newest = None
     if step is None and finished is not None and max(saved, default=0) <= finished[0]:
         step = None
     elif step is None:
-        step = newest = _newest(folder, exported, saved)
+        if not saved:
+            raise DirectAlignError(
+                f"{exported}: no such file, the run is not finished and has no checkpoint; "
+                f"continue it with directalign train RECIPE --resume --out {folder}"
+            )
+        step = newest = max(saved)
     elif step not in saved and finished is not None and step == finished[1]:
         step = None
     if step is None:
@@ -143,8 +143,9 @@ def find_weights(
         return RunWeights(run, folder, exported, strength=strength)
     kept = {step_of(path): path for path in all_of(folder / "best")} | saved
     if step not in kept:
+        listed = ", ".join(map(str, sorted(kept))) or "none"
         raise DirectAlignError(
-            f"--step {step}: {folder} has no checkpoint of it, but of {_listed(kept)} "
+            f"--step {step}: {folder} has no checkpoint of it, but of {listed} "
             "(train.save_every and train.keep_checkpoints decide)"
         )
     group = WEIGHTS
@@ -177,10 +178,6 @@ def _check_strength(run: config.RunConfig, strength: float) -> None:
         )
 
 
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    return {step_of(path): path for path in all_of(folder / "checkpoints")}
-
-
 def _exported_step(folder: Path) -> tuple[float, int | None]:
     """(updates of the finished run, step of the exported weights); without record (inf, None)."""
     file = folder / "summary.json"
@@ -189,19 +186,6 @@ def _exported_step(folder: Path) -> tuple[float, int | None]:
     if not isinstance(done, int):
         return math.inf, None
     return float(done), kept["step"] if isinstance(kept, dict) else done
-
-
-def _newest(folder: Path, exported: Path, saved: Mapping[int, Path]) -> int:
-    if not saved:
-        raise DirectAlignError(
-            f"{exported}: no such file, the run is not finished and has no checkpoint; continue it "
-            f"with directalign train RECIPE --resume --out {folder}"
-        )
-    return max(saved)
-
-
-def _listed(steps: Mapping[int, Path]) -> str:
-    return ", ".join(map(str, sorted(steps))) or "none"
 
 
 @torch.no_grad()

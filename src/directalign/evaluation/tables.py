@@ -127,7 +127,11 @@ def as_csv(groups: Sequence[Group], labels: Mapping[str, str]) -> str:
 
 def as_latex(groups: Sequence[Group], labels: Mapping[str, str]) -> str:
     """A tabular of booktabs: metrics as rows with the number of images, groups as columns."""
-    head = ["", "$n$", *(f"{_tex(each.label)}{_count(each)}" for each in groups)]
+    head = [
+        "",
+        "$n$",
+        *(_tex(each.label) + (f" ({each.runs} runs)" if each.runs > 1 else "") for each in groups),
+    ]
     lines = [rf"\begin{{tabular}}{{lr{'c' * len(groups)}}}", r"\toprule", _row(head), r"\midrule"]
     for name, label in labels.items():
         cells = [each.cells.get(name) for each in groups]
@@ -147,10 +151,6 @@ def text(cell: Cell, plus_minus: str = r" \pm ") -> str:
         return f"{cell.mean:.3f}"
     digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half else 3
     return f"{cell.mean:.{digits}f}{plus_minus}{half:.{digits}f}"
-
-
-def _count(group: Group) -> str:
-    return f" ({group.runs} runs)" if group.runs > 1 else ""
 
 
 def _row(cells: Sequence[str]) -> str:

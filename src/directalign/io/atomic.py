@@ -40,11 +40,6 @@ def partial_of(target: Path) -> Path:
     return target.with_name(PARTIAL + target.name)
 
 
-def own_partial_of(target: Path) -> Path:
-    """Where this process writes `target` until it is complete."""
-    return target.with_name(f"{PARTIAL}{os.getpid()}-{target.name}")
-
-
 @contextmanager
 def disk_errors(path: Path, remedy: str = AGAIN) -> Iterator[None]:
     """Turn a full disk into one DirectAlignError, whichever library raises it."""
@@ -59,7 +54,7 @@ def disk_errors(path: Path, remedy: str = AGAIN) -> Iterator[None]:
 @contextmanager
 def new_file(file: Path) -> Iterator[Path]:
     """Where to write what becomes `file` on success; after an error nothing of it is left."""
-    partial = own_partial_of(file)
+    partial = file.with_name(f"{PARTIAL}{os.getpid()}-{file.name}")  # of this process
     try:
         with disk_errors(file):
             yield partial

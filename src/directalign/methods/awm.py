@@ -14,9 +14,7 @@ that are stratified over the injections.
 
 from torch import Tensor
 
-from ..config import AWMConfig, RolloutConfig
 from ..diffusion import path, sde
-from ..interfaces import Model, Reward
 from ..types import Latents, Noised, PerSample
 from .forward_process import ForwardProcessMethod
 from .objective_math import velocity_kl
@@ -27,12 +25,6 @@ SMALLEST_SQUARE = 1e-10
 
 class AWM(ForwardProcessMethod):
     """The clipped ratio of weighted matching losses, times the advantage."""
-
-    def __init__(
-        self, model: Model, reward: Reward, settings: AWMConfig, rollout: RolloutConfig
-    ) -> None:
-        old = settings.old_decay, settings.old_decay_rise
-        super().__init__(model, reward, settings, rollout, *old)
 
     def policy_loss(
         self, noised: Noised, pred: Latents, old: Latents, advantage: PerSample

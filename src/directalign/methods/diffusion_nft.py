@@ -14,8 +14,6 @@ first updates, evaluation on a second average (`train.ema_decay` is one).
 
 import torch
 
-from ..config import DiffusionNFTConfig, RolloutConfig
-from ..interfaces import Model, Reward
 from ..types import Latents, Noised, PerSample
 from .forward_process import ForwardProcessMethod
 
@@ -25,12 +23,6 @@ SMALLEST_ERROR = 1e-5
 
 class DiffusionNFT(ForwardProcessMethod):
     """The contrast of two implicit policies, weighted by the optimality of each sample."""
-
-    def __init__(
-        self, model: Model, reward: Reward, settings: DiffusionNFTConfig, rollout: RolloutConfig
-    ) -> None:
-        old = settings.old_decay, settings.old_decay_rise
-        super().__init__(model, reward, settings, rollout, *old)
 
     def policy_loss(
         self, noised: Noised, pred: Latents, old: Latents, advantage: PerSample

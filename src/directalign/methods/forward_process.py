@@ -42,15 +42,13 @@ class ForwardProcessMethod(ObjectiveMethod):
         self,
         model: Model,
         reward: Reward,
-        settings: config.ForwardProcessConfig,
+        settings: config.DiffusionNFTConfig | config.AWMConfig,
         rollout: config.RolloutConfig,
-        old_decay: float,
-        old_decay_rise: float,
     ) -> None:
         super().__init__(model, reward, settings, rollout, differentiable=False)
         self.sampler = build_sigma_sampler(settings.noise_levels, model)
-        self.old_decay, self.old_decay_rise = old_decay, old_decay_rise
-        self.old = ReferenceModel(model.denoiser, follows=True) if old_decay > 0 else None
+        follows = settings.old_decay > 0
+        self.old = ReferenceModel(model.denoiser, follows=True) if follows else None
         self.followed = {"step": -1}
         """Last update whose weights the old policy has followed; changed in place, as the old
         weights are, so that a state taken before a failed update fits them."""
@@ -72,7 +70,7 @@ class ForwardProcessMethod(ObjectiveMethod):
     def _follow(self, step: int) -> None:
         """Once per update: the old policy follows the weights that the updates before it made."""
         if self.old is not None and step > self.followed["step"]:
-            self.old.follow(min(self.old_decay_rise * step, self.old_decay))
+            self.old.follow(min(self.settings.old_decay_rise * step, self.settings.old_decay))
             self.followed["step"] = step
 
     def _samples(self, batch: Batch) -> tuple[list[Samples], dict[str, float]]:

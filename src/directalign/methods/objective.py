@@ -30,8 +30,7 @@ from ..rewards.mixture import MixReward
 from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
 from .base_target import BaseTarget, select_phrases
-from .objective_math import Ramp
-from .running_statistics import Reference, RunningStats
+from .objective_math import Ramp, Reference, RunningStats
 
 KL_LEVELS = config.UniformNoiseLevels(sigma_low=0.02)
 """Noise levels of the KL term of methods without an injected call."""

@@ -12,13 +12,9 @@ from diffusers import AuraFlowTransformer2DModel
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
-from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import vae
 from .common import JOINT_ATTENTION, DiffusersModel, parts_of
-
-MAX_SEQUENCE_LENGTH = 256
-"""Tokens of a prompt, as in AuraFlowPipeline's call."""
 
 
 class AuraFlow(DiffusersModel):
@@ -29,6 +25,7 @@ class AuraFlow(DiffusersModel):
     parts = parts_of(AuraFlowTransformer2DModel, (UMT5EncoderModel,))
     packing = 1
     components = "fal/AuraFlow-v0.3"
+    max_sequence_length = 256
     usual_cfg = 3.5
     published = "aura_flow"
     lora_targets = (*JOINT_ATTENTION, *("linear_1", "linear_2", "out_projection"))
@@ -42,7 +39,7 @@ class AuraFlow(DiffusersModel):
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, 256, d)."""
-        tokens = self._tokens(prompts, MAX_SEQUENCE_LENGTH)
+        tokens = self._tokens(prompts, self.max_sequence_length)
         mask = tokens.attention_mask
         states = self.prompts.modules["text_encoder"](tokens.input_ids, attention_mask=mask)[0]
         return {"sequence": states * mask[..., None]}
@@ -68,6 +65,3 @@ class AuraFlow(DiffusersModel):
                 f"{self.largest} pixels a side: choose a smaller size"
             )
         return shape
-
-    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {"guidance_scale": rollout.cfg_scale, "max_sequence_length": MAX_SEQUENCE_LENGTH}

@@ -26,9 +26,6 @@ from .common import (
     unpack,
 )
 
-MAX_SEQUENCE_LENGTH = 512
-"""Tokens of a prompt, as in ChromaPipeline's call."""
-
 
 class Chroma(DiffusersModel):
     """A Chroma1 checkpoint (HD, Base, Flash)."""
@@ -38,6 +35,7 @@ class Chroma(DiffusersModel):
     pipeline = "ChromaPipeline"
     parts = parts_of(ChromaTransformer2DModel)
     components = "lodestones/Chroma1-HD"
+    max_sequence_length = 512
     usual_cfg = 5.0
     published = "chroma1"
     lora_targets = (
@@ -61,9 +59,9 @@ class Chroma(DiffusersModel):
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, 512, d) from T5 and `mask` (b, 512): 1 for its tokens and one more."""
-        tokens = self._tokens(prompts, MAX_SEQUENCE_LENGTH)
+        tokens = self._tokens(prompts, self.max_sequence_length)
         kept = tokens.attention_mask
-        places = torch.arange(MAX_SEQUENCE_LENGTH, device=self.device)
+        places = torch.arange(self.max_sequence_length, device=self.device)
         sequence = self.prompts.modules["text_encoder"](tokens.input_ids, attention_mask=kept)[0]
         return {"sequence": sequence, "mask": (places <= kept.sum(1, keepdim=True)).to(sequence)}
 
@@ -80,6 +78,3 @@ class Chroma(DiffusersModel):
             attention_mask=self.mask,
         )
         return unpack(tokens, h, w)
-
-    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {"guidance_scale": rollout.cfg_scale, "max_sequence_length": MAX_SEQUENCE_LENGTH}

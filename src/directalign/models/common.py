@@ -61,8 +61,12 @@ class DiffusersModel:
     """
     components: str = ""
     """A hub id that completes a single file: an example for messages, never loaded by default."""
+    max_sequence_length: int = 0
+    """Tokens of a prompt, as in the pipeline's call; 0 where that has no such argument."""
     usual_cfg: float = 1.0
     """`cfg_scale` that it is usually sampled with; 1 where guidance is an input."""
+    guidance_origin: float = 0.0
+    """The `cfg_scale` at which the pipeline's guidance_scale is 0."""
     is_distilled: bool = False
     """Whether the checkpoint is not guided by a second pass: `cfg_scale` must be 1."""
     published: str = ""
@@ -238,7 +242,9 @@ class DiffusersModel:
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """Arguments of the diffusers pipeline's call that sample as the rollout does."""
-        return {"guidance_scale": rollout.cfg_scale}
+        length = {"max_sequence_length": self.max_sequence_length}
+        scale = {"guidance_scale": rollout.cfg_scale - self.guidance_origin}
+        return {**scale, **length} if self.max_sequence_length else scale
 
     def save(self, folder: FilePath) -> None:
         """Write `lora.safetensors` for the pipeline, or all weights as `part`/."""

@@ -25,15 +25,13 @@ from . import noise_schedule
 from .common import JOINT_ATTENTION, DiffusersModel, image_places, parts_of, text_places
 from .vae import BlockLatents
 
-MAX_SEQUENCE_LENGTH = 512
-"""Tokens of a prompt with its chat template, as in the pipelines' calls."""
-
 
 class Flux2(BlockLatents, DiffusersModel):
     """Base of both."""
 
     text_layers: tuple[int, ...]
     """Hidden states of the text encoder that a token is made of, as in the pipeline's call."""
+    max_sequence_length = 512  # with the chat template
     takes_guidance: bool
     """Whether guidance is an input of the network."""
     lora_targets = (
@@ -65,7 +63,7 @@ class Flux2(BlockLatents, DiffusersModel):
         """`sequence` (b, 512, d): the three layers side by side."""
         text_encoder: Any = self.prompts.modules["text_encoder"]
         texts = self._texts(prompts)
-        tokens = self._tokens(texts, MAX_SEQUENCE_LENGTH, add_special_tokens=False)
+        tokens = self._tokens(texts, self.max_sequence_length, add_special_tokens=False)
         states = text_encoder.model(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
@@ -97,8 +95,8 @@ class Flux2(BlockLatents, DiffusersModel):
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         return {
+            **super().call_arguments(rollout),
             "guidance_scale": rollout.embedded_guidance or rollout.cfg_scale,
-            "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "text_encoder_out_layers": self.text_layers,
         }
 

@@ -51,7 +51,7 @@ def source_of(pipe: Any) -> Source:
                 f"pipe.{name}: is offloaded or placed by a device map, which moves weights during "
                 "training: pipe.remove_all_hooks() and pipe.to('cuda'), or load it without"
             )
-    devices = {name: device_of(module) for name, module in _modules(pipe).items()}
+    devices = {name: next(module.parameters()).device for name, module in _modules(pipe).items()}
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise DirectAlignError(f"pipe: {found}: put all on one device, pipe.to('cuda')")
@@ -65,11 +65,6 @@ def _require_pipeline(pipe: Any) -> None:
             f"pipe: got {pipe!r:.60}, a loaded pipeline is needed: "
             "pipe = diffusers.DiffusionPipeline.from_pretrained(...)"
         )
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first weight."""
-    return next(module.parameters()).device
 
 
 def dtype_of(pipe: Any, part: str) -> str:

@@ -16,15 +16,12 @@ from diffusers import AutoencoderKLQwenImage, Krea2Transformer2DModel
 from torch import Tensor
 from transformers import Qwen3VLModel
 
-from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import noise_schedule
 from .common import DiffusersModel, image_places, pack, parts_of, unpack
 from .text_encoder import joined
 from .vae import VideoLatents
 
-MAX_SEQUENCE_LENGTH = 512
-"""Tokens of a prompt with the end of its template, as in Krea2Pipeline's call."""
 PREFIX = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
@@ -46,7 +43,9 @@ class Krea2(VideoLatents, DiffusersModel):
     pipeline = "Krea2Pipeline"
     parts = parts_of(Krea2Transformer2DModel, (Qwen3VLModel,), vae=AutoencoderKLQwenImage)
     components = "krea/Krea-2-Raw"
+    max_sequence_length = 512  # with the end of the template
     usual_cfg = 5.5
+    guidance_origin = 1.0
     published = "krea_2"
     lora_targets = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_gate", "attn.to_out.0"),
@@ -69,7 +68,7 @@ class Krea2(VideoLatents, DiffusersModel):
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, tokens, layers, d) and its boolean `mask` (b, tokens)."""
         text_encoder: Any = self.prompts.modules["text_encoder"]
-        length = MAX_SEQUENCE_LENGTH + PREFIX_TOKENS - SUFFIX_TOKENS
+        length = self.max_sequence_length + PREFIX_TOKENS - SUFFIX_TOKENS
         start = self._tokens([PREFIX + prompt for prompt in prompts], length)
         end = self._tokens([SUFFIX] * len(prompts), SUFFIX_TOKENS)
         mask = torch.cat([start.attention_mask, end.attention_mask], dim=1).bool()
@@ -102,6 +101,3 @@ class Krea2(VideoLatents, DiffusersModel):
         if not self.is_distilled:
             return super().sigmas(num_inference_steps, height, width)
         return noise_schedule.euler_grid(self.scheduler, num_inference_steps, DISTILLED_SHIFT)
-
-    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {"guidance_scale": rollout.cfg_scale - 1, "max_sequence_length": MAX_SEQUENCE_LENGTH}

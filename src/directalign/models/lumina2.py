@@ -14,13 +14,10 @@ import torch
 from diffusers import Lumina2Transformer2DModel
 from torch import Tensor
 
-from .. import config
 from ..types import Conditioning, Latents, PerSample
 from . import noise_schedule, vae
 from .common import DiffusersModel, parts_of
 
-MAX_SEQUENCE_LENGTH = 256
-"""Tokens of a prompt with the system message, as in Lumina2Pipeline's call."""
 SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of "
     "image-text alignment based on textual prompts or user prompts. <Prompt Start> "
@@ -37,6 +34,7 @@ class Lumina2(DiffusersModel):
     parts = parts_of(Lumina2Transformer2DModel)
     packing = 1
     components = "Alpha-VLLM/Lumina-Image-2.0"
+    max_sequence_length = 256  # with the system message
     usual_cfg = 4.0
     published = "lumina_2"
     lora_targets = (
@@ -59,7 +57,7 @@ class Lumina2(DiffusersModel):
 
     def _read(self, texts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, 256, d) and its boolean `mask` (b, 256)."""
-        tokens = self._tokens(texts, MAX_SEQUENCE_LENGTH, padding_side="right")
+        tokens = self._tokens(texts, self.max_sequence_length, padding_side="right")
         states = self.prompts.modules["text_encoder"](
             tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
         ).hidden_states[-2]
@@ -83,6 +81,3 @@ class Lumina2(DiffusersModel):
         channels = self.vae.config["latent_channels"]
         exponent = noise_schedule.shift_by_size(self.scheduler, channels)
         return noise_schedule.euler_grid(self.scheduler, num_inference_steps, exponent)
-
-    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {"guidance_scale": rollout.cfg_scale, "max_sequence_length": MAX_SEQUENCE_LENGTH}

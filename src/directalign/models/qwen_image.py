@@ -19,9 +19,6 @@ from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from .common import JOINT_ATTENTION, DiffusersModel, pack, parts_of, unpack
 from .vae import VideoLatents
 
-MAX_SEQUENCE_LENGTH = 512
-"""Tokens of a prompt that the network sees, as in QwenImagePipeline's call."""
-
 
 class QwenImage(VideoLatents, DiffusersModel):
     """A Qwen-Image checkpoint; a prompt's prediction does not depend on the others in its batch."""
@@ -33,6 +30,7 @@ class QwenImage(VideoLatents, DiffusersModel):
     unconditional = " "
     lora_layout = "qwen_image"
     components = "Qwen/Qwen-Image"
+    max_sequence_length = 512  # that the network sees
     usual_cfg = 4.0
     published = "qwen_image"
     lora_targets = (
@@ -64,7 +62,7 @@ class QwenImage(VideoLatents, DiffusersModel):
         text_encoder: Any = self.prompts.modules["text_encoder"]
         tokens = self._tokens(
             [self.template.format(prompt) for prompt in prompts],
-            self.dropped + MAX_SEQUENCE_LENGTH,
+            self.dropped + self.max_sequence_length,
             padding=True,
             padding_side="right",
         )
@@ -98,5 +96,5 @@ class QwenImage(VideoLatents, DiffusersModel):
         return {
             **({"negative_prompt": self.unconditional} if two_passes else {}),
             "true_cfg_scale": rollout.cfg_scale,
-            "max_sequence_length": MAX_SEQUENCE_LENGTH,
+            "max_sequence_length": self.max_sequence_length,
         }

@@ -26,8 +26,6 @@ from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import vae
 from .common import DiffusersModel, parts_of
 
-MAX_SEQUENCE_LENGTH = 300
-"""Tokens of a prompt, as in SanaPipeline's call."""
 INSTRUCTION = "\n".join(
     [
         "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual "
@@ -61,6 +59,7 @@ class Sana(DiffusersModel):
     parts = parts_of(SanaTransformer2DModel, vae=AutoencoderDC, scheduler=SchedulerMixin)
     packing = 1
     components = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
+    max_sequence_length = 300
     usual_cfg = 4.5
     published = "sana_1600m"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
@@ -92,13 +91,13 @@ class Sana(DiffusersModel):
         """`sequence` (b, 300, d) and its boolean `mask` (b, 300)."""
         instruction = len(self.tokenizers[0](INSTRUCTION)["input_ids"])
         texts = [INSTRUCTION + prompt.lower().strip() for prompt in prompts]
-        read = self._read(texts, instruction + MAX_SEQUENCE_LENGTH - 2)
-        kept = [0, *range(-MAX_SEQUENCE_LENGTH + 1, 0)]
+        read = self._read(texts, instruction + self.max_sequence_length - 2)
+        kept = [0, *range(1 - self.max_sequence_length, 0)]
         return {name: tensor[:, kept] for name, tensor in read.items()}
 
     def _empty_prompt(self) -> dict[str, Tensor]:
         with torch.no_grad(), self.prompts.on_device():
-            return self._read([self.unconditional], MAX_SEQUENCE_LENGTH)
+            return self._read([self.unconditional], self.max_sequence_length)
 
     def _read(self, texts: list[str], length: int) -> dict[str, Tensor]:
         tokens = self._tokens(texts, length, padding_side="right")
@@ -146,8 +145,4 @@ class Sana(DiffusersModel):
         return channels, *vae.grid(height, width, self.downscaling, self.multiple)
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {
-            "guidance_scale": rollout.cfg_scale,
-            "max_sequence_length": MAX_SEQUENCE_LENGTH,
-            "use_resolution_binning": False,
-        }
+        return {**super().call_arguments(rollout), "use_resolution_binning": False}

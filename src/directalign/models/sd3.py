@@ -15,13 +15,10 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import noise_schedule, vae
 from .common import JOINT_ATTENTION, DiffusersModel, parts_of
 
-T5_TOKENS = 256
-"""Length of the T5 sequence, as in the pipeline's call."""
 SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
@@ -39,6 +36,7 @@ class StableDiffusion3(DiffusersModel):
     packing = 1
     lora_layout = "sd3"
     components = "stabilityai/stable-diffusion-3.5-medium"
+    max_sequence_length = 256  # of the T5 sequence
     usual_cfg = 4.5
     published = "sd3_5_large"
     lora_targets = JOINT_ATTENTION
@@ -56,11 +54,11 @@ class StableDiffusion3(DiffusersModel):
         """`pooled` (b, d) from both CLIPs and `sequence` (b, tokens, D) from CLIP, then T5."""
         clip, outputs = self._clip_states(prompts)
         if "text_encoder_3" in self.prompts.modules:
-            ids = self._tokens(prompts, T5_TOKENS, 2).input_ids
+            ids = self._tokens(prompts, self.max_sequence_length, 2).input_ids
             t5 = self.prompts.modules["text_encoder_3"](ids)[0]
         else:
             width = self.network_config["joint_attention_dim"]
-            t5 = clip.new_zeros(len(prompts), T5_TOKENS, width)
+            t5 = clip.new_zeros(len(prompts), self.max_sequence_length, width)
         widened = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return {
             "pooled": torch.cat([output.text_embeds for output in outputs], -1),
@@ -93,6 +91,3 @@ class StableDiffusion3(DiffusersModel):
                 "smaller size"
             )
         return shape
-
-    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {"guidance_scale": rollout.cfg_scale, "max_sequence_length": T5_TOKENS}

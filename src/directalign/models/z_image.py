@@ -15,12 +15,8 @@ import torch
 from diffusers import ZImageTransformer2DModel
 from torch import Tensor
 
-from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from .common import DiffusersModel, parts_of
-
-MAX_SEQUENCE_LENGTH = 512
-"""Tokens of a prompt with its chat template, as in ZImagePipeline's call."""
 
 
 class ZImage(DiffusersModel):
@@ -33,7 +29,9 @@ class ZImage(DiffusersModel):
     packing = 1
     lora_layout = "z_image"
     components = "Tongyi-MAI/Z-Image"
+    max_sequence_length = 512  # with the chat template
     usual_cfg = 5.0
+    guidance_origin = 1.0
     published = "z_image"
     lora_targets = (
         *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
@@ -53,7 +51,7 @@ class ZImage(DiffusersModel):
         """`sequence` (b, tokens, d) and its boolean `mask` (b, tokens)."""
         text_encoder: Any = self.prompts.modules["text_encoder"]
         texts = self._chat(prompts, thinking=True)
-        tokens = self._tokens(texts, MAX_SEQUENCE_LENGTH, padding=True, padding_side="right")
+        tokens = self._tokens(texts, self.max_sequence_length, padding=True, padding_side="right")
         mask = tokens.attention_mask.bool()
         states = text_encoder(
             tokens.input_ids, attention_mask=mask, output_hidden_states=True
@@ -68,6 +66,3 @@ class ZImage(DiffusersModel):
         ]
         from_noise = self._network(frames, (1 - sigma).float(), sequences)
         return -torch.stack(from_noise)[:, :, 0]
-
-    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
-        return {"guidance_scale": rollout.cfg_scale - 1, "max_sequence_length": MAX_SEQUENCE_LENGTH}

@@ -109,19 +109,12 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
         *disk_warnings,
     )
     findings = [("model", about), *data, *rules, *used, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), warnings, memory, *_files_and_cost(run, place, memory))
-
-
-def _files_and_cost(
-    run: config.RunConfig, place: Place, memory: Estimate
-) -> tuple[tuple[ModelFiles, ...], Cost | None]:
-    """The files behind the recipe, and its cost, where they can be known."""
     files = tuple[ModelFiles, ...]()
     cost = None if memory.work is None else cost_of(run, memory.work, place.ranks)
     with suppress(Exception):  # any error of user code; `estimate` names it
         model = meta_model(run.model, place.is_gpu)
         files = tuple(files_of(run, model.folder, model, memory))
-    return files, cost
+    return Plan(tuple(findings), warnings, memory, files, cost)
 
 
 def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:

@@ -15,12 +15,6 @@ DISTILLED = re.compile(r"turbo|schnell|lightning|lcm|hyper|flash|sprint|distill"
 FEW_STEPS = 12
 
 
-def distilled_name(model: config.ModelConfig) -> str | None:
-    """The name by which a base model, or the LoRA that training begins with, is distilled."""
-    names = [Path(path).name for path in (model.path, model.lora.init) if path is not None]
-    return next((name for name in names if DISTILLED.search(name)), None)
-
-
 def check_guidance(run: config.RunConfig, model: Any) -> None:
     """Raise DirectAlignError for guidance that the model has no input or no second pass for."""
     for key, scale in _scales(run).items():
@@ -48,7 +42,9 @@ def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
     """Guidance and steps that are unusual for the model; none for the toy worlds' models."""
     if world_of(run.model.path):
         return []
-    name, steps = distilled_name(run.model), run.rollout.num_inference_steps
+    paths, steps = (run.model.path, run.model.lora.init), run.rollout.num_inference_steps
+    names = [Path(path).name for path in paths if path is not None]
+    name = next((each for each in names if DISTILLED.search(each)), None)
     if name is not None:
         found = [
             f"{key}: {scale:g}, and {name} is by its name distilled, to be sampled without a "

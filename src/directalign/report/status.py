@@ -74,35 +74,31 @@ def status_of(run: RunFiles) -> Status:
     step = int(run.steps[-1]["step"]) if run.steps else 0
     num_steps = int(number(run.setting("train", "num_steps")) or 0)
     seconds = [found for each in run.steps + run.measured if (found := number(each.get("seconds")))]
+    left, taken = None, [value for _, value in run.curve("seconds")]
+    if state == RUNNING and taken:
+        measured = [value for _, value in run.measured_curve("seconds")[1:]]
+        every = int(number(run.setting("evaluate", "every")) or 0)
+        left = seconds_left(step, num_steps, every, taken, measured)
+    names = [each.name.removeprefix("step-") for each in run.folder.glob("checkpoints/step-*")]
+    processes = int(number(record.get("processes")) or 1)
+    launcher = ["torchrun", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
     return Status(
         state=state,
         step=step,
         num_steps=num_steps,
-        saved=_newest_checkpoint(run.folder),
-        seconds_left=_seconds_left(run, step, num_steps) if state == RUNNING else None,
+        saved=max((int(name) for name in names if name.isdecimal()), default=0),
+        seconds_left=left,
         late_after=LATE_SECONDS + LATE_FACTOR * max(seconds, default=LATE_SECONDS),
         reason=reason,
         pid=int(number(record.get("pid")) or 0),
         host=cut(record.get("host") or "", 100),
-        command=resume_command(run.folder, int(number(record.get("processes")) or 1)),
+        command=shlex.join([*launcher, "directalign", *resume_arguments(run.folder)]),
     )
 
 
 def resume_arguments(folder: Path) -> list[str]:
     """The arguments of `directalign` that continue the run in a folder."""
     return ["train", str(folder / "run.yaml"), "--out", str(folder), "--resume"]
-
-
-def resume_command(folder: Path, processes: int = 1) -> str:
-    """The command that continues the run in a folder, on as many processes."""
-    launcher = ["torchrun", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
-    return shlex.join([*launcher, "directalign", *resume_arguments(folder)])
-
-
-def _newest_checkpoint(folder: Path) -> int:
-    """The step of the newest checkpoint, 0 without one."""
-    names = [path.name.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def seconds_left(
@@ -117,11 +113,3 @@ def seconds_left(
     left = num_steps // every - step // every if every else 0
     pause = sum(measured) / len(measured) if measured else 0.0
     return (num_steps - step) * sum(recent) / len(recent) + left * pause
-
-
-def _seconds_left(run: RunFiles, step: int, num_steps: int) -> float | None:
-    """None without steps."""
-    steps = [value for _, value in run.curve("seconds")]
-    measured = [value for _, value in run.measured_curve("seconds")[1:]]
-    every = int(number(run.setting("evaluate", "every")) or 0)
-    return seconds_left(step, num_steps, every, steps, measured) if steps else None

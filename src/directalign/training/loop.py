@@ -26,14 +26,14 @@ from ..evaluation.in_training import references_of
 from ..interfaces import Model
 from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import SAVED, Batch, DirectAlignError, NonFiniteError
-from . import checkpoint, early_stopping, resources, run_log
+from . import checkpoint, early_stopping, run_log
 from .checkpoint import TrainState
 from .data import TrainData
 from .distributed import TorchProcessGroup
 from .early_stopping import EarlyStopping
 from .optim import learning_rate
 from .run_log import Display, RunLog
-from .step import TrainStep
+from .step import TrainStep, resources_used, start_measuring
 
 STOPPED = {"reason": "callback", "says": "a callback ended the run"}
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
@@ -125,7 +125,7 @@ def train(context: TrainContext, done: int) -> int:
             apply_stop_rules(context, done)
         while done < num_steps and not context.is_over:
             start = time.perf_counter()
-            resources.start_step(context.group.device)
+            start_measuring(context.group.device)
             with checkpoint_on_error(context, done):
                 batches = context.data.batches(done)
                 record = train_step(context, done, batches)
@@ -133,7 +133,7 @@ def train(context: TrainContext, done: int) -> int:
             context.step.is_updating = False
             record["seconds"] = time.perf_counter() - start
             images = sum(len(batch.prompts) for batch in batches) * context.group.size
-            record["resources"] = resources.used(context.group.device, images, record["seconds"])
+            record["resources"] = resources_used(context.group.device, images, record["seconds"])
             if context.log is not None:
                 context.log.write(record)
             context.display.step(record)

@@ -1,6 +1,7 @@
 """One optimizer step. Each loss is backpropagated as the method yields it: one graph at a time.
 
-If a loss or gradient is not finite, weights and optimizer stay as they are.
+If a loss or gradient is not finite, weights and optimizer stay as they are. What a step took of
+the machine is no part of its result.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -164,3 +166,27 @@ class NFECounter:
 
     def _count_backward(self, samples: int) -> None:
         self._backward += samples
+
+
+GIB = 2**30
+
+
+def start_measuring(device: torch.device) -> None:
+    """Call before a step: its peak is counted from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def resources_used(device: torch.device, images: int, seconds: float) -> dict[str, float]:
+    """`images_per_second` over all ranks, and `peak_memory_gib` of this rank.
+
+    The peak is that of tensors on a CUDA GPU during the step; on Apple's GPU and the CPU, what the
+    driver or the process holds at its end.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    elif device.type == "mps":
+        memory = torch.mps.driver_allocated_memory()
+    else:
+        memory = psutil.Process().memory_info().rss
+    return {"images_per_second": images / seconds, "peak_memory_gib": memory / GIB}

@@ -82,9 +82,7 @@ class Form:
         return {key: error for key, error in self.errors.items() if key not in keys}
 
 
-@cache
-def _schema() -> dict[str, Any]:
-    return recipe_schema()
+_schema = cache(recipe_schema)
 
 
 def form_of(text: str) -> Form:
