@@ -96,10 +96,7 @@ def report(
     yield rows
     if verbose:
         yield memory_table(memory)
-        parts = _table("part", "what it is", title="Parts")
-        for row in memory.rows:
-            parts.add_row(row.part, row.note)
-        yield parts
+        yield notes_table(memory)
 
 
 def _table(*columns: str, **settings: Any) -> Table:
@@ -170,15 +167,16 @@ def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"
     else:
-        hundred, whole = (
-            f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-            for hours in cost.hours(teraflops)
-        )
+        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops))
         yield (
             "time",
             f"about {hundred} for 100 updates, {whole} in all at {teraflops:g} TFLOPS (estimate): "
             f"{work}",
         )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def memory_table(needed: Estimate) -> Table:
@@ -193,4 +191,12 @@ def memory_table(needed: Estimate) -> Table:
         cells = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
         table.add_row(row.part, *cells)
     table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), style="bold")
+    return table
+
+
+def notes_table(needed: Estimate) -> Table:
+    """What each part is."""
+    table = _table("part", "what it is", title="Parts")
+    for row in needed.rows:
+        table.add_row(row.part, row.note)
     return table
