@@ -96,7 +96,22 @@ def _linear_4bit_class() -> Any:
 
     class Linear4bit(bnb.nn.Linear4bit):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(_in_autocast_dtype(x))
+            return Product.apply(_in_autocast_dtype(x), self.weight, super().forward)
+
+    class Product(torch.autograd.Function):
+        """The library's own keeps the weight where gradient checkpointing cannot drop it."""
+
+        @staticmethod
+        def forward(ctx: Any, input: Tensor, weight: Any, product: Any) -> Tensor:
+            ctx.save_for_backward(weight)
+            ctx.state = weight.quant_state
+            return product(input)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+            (gradient,), (weight,) = gradients, ctx.saved_tensors
+            dequantized = bnb.functional.dequantize_4bit(weight.data, ctx.state)
+            return gradient @ dequantized.to(gradient.dtype), None, None
 
     return Linear4bit
 
