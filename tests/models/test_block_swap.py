@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES, PLAIN
+from test_equality import noisy
+from test_quantized import NEEDS_BITSANDBYTES
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cases import CASES, PLAIN
 from directalign.config import LoRAConfig
 from directalign.models import block_swap, trainable
 from directalign.types import DirectAlignError
-from test_equality import noisy
 
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten.detach.default, aten.empty_like.default)
@@ -59,15 +60,21 @@ def gradients(model: Any, case: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
     return pred, {name: each.grad for name, each in trainable(model).items()}
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
-@pytest.mark.parametrize("name", PLAIN)
-def test_swapped_blocks_give_the_same_numbers_and_hold_one_copy(name, share, tmp_path):
-    case = CASES[name]
-    folder = case.folder(tmp_path)
-    plain = case.load(folder, **SETTINGS)
+RUNS = [(name, 1.0, {}) for name in PLAIN] + [
+    ("flux", 0.5, {}),
+    ("flux2", 1.0, {"quantization": "8bit"}),
+    pytest.param("flux2", 1.0, {"quantization": "4bit"}, marks=NEEDS_BITSANDBYTES),
+]
+
+
+@pytest.mark.parametrize(("name", "share", "more"), RUNS)
+def test_swapped_blocks_give_the_same_numbers_and_hold_one_copy(name, share, more, tmp_path):
+    case, settings = CASES[name], SETTINGS | more
+    folder = case.folder(tmp_path, **(case.eight_bits if more else {}))
+    plain = case.load(folder, **settings)
     blocks = block_swap.blocks_of(plain.denoiser)
     number = max(1, int(share * len(blocks)))
-    model = case.load(folder, **SETTINGS, block_swap=number)
+    model = case.load(folder, **settings, block_swap=number)
     blocks = block_swap.blocks_of(model.denoiser)
     swapped = [blocks[place] for place in block_swap.swapped_places(len(blocks), number)]
     stored = [w for block in swapped for _, _, w in block_swap.frozen_weights(block)]

@@ -91,7 +91,7 @@ class _BlockSwap:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
         for (owner, name, weight), copy in zip(self.stored[block], self.copies[block], strict=True):
             if (scales := getattr(weight, "quant_state", None)) is not None:
-                setattr(copy, "quant_state", scales)
+                copy.quant_state = scales  # pyright: ignore
             owner._parameters[name] = copy  # pyright: ignore
         if block not in self.order:
             self.order.append(block)
