@@ -319,7 +319,7 @@ def test_swapped_blocks_are_in_main_memory_but_for_two(models, monkeypatch, bits
     assert after["two swapped blocks"] == 2 * max(blocks)
     few = sizes(changed(run, model={"block_swap": 1}))
     assert before["transformer"] - few["transformer"] == blocks[0]
-    with pytest.raises(DirectAlignError, match="model.block_swap: 99, and this model has"):
+    with pytest.raises(DirectAlignError, match=r"model.block_swap: 99, and this model has"):
         sizes(changed(run, model={"block_swap": 99}))
 
 

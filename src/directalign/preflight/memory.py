@@ -440,9 +440,8 @@ def _static(
         size = (model.frozen_bytes - sum(swapped)) // split
         yield Row(model.model.part, note, dict.fromkeys(late, size))
         if swapped:
-            note = (
-                f"{len(swapped)} of {len(model.blocks)}, of {binary(sum(swapped))} in main memory"
-            )
+            count, stored = f"{len(swapped)} of {len(model.blocks)}", binary(sum(swapped))
+            note = f"of {count} blocks, {stored}, in main memory"
             sizes = dict.fromkeys(("rollout", "train", "measure"), 2 * max(swapped))
             yield Row("two swapped blocks", note, sizes)
     vae = sum(parameter.nbytes for parameter in model.parts["vae"].parameters())
