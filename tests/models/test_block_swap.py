@@ -25,7 +25,7 @@ SETTINGS = {"tune": "lora", "lora": LoRAConfig(rank=2, alpha=3), "gradient_check
 class OnlyCopied(TorchDispatchMode):
     """Fails where anything is computed of these weights themselves, as another device would."""
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
+    def __init__(self, weights: list[torch.Tensor]) -> None:
         super().__init__()
         self.stored = {weight.untyped_storage()._cdata for weight in weights}
 

@@ -9,22 +9,28 @@ Left out: diffusers' group offloading. It moves the adapters too, and under grad
 it leaves every block on the device: a recomputation ends before the hook that moves a block away.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..types import DirectAlignError
 
 
 def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: of the classes that diffusers names, else those of the outer lists."""
+    """The repeated blocks: of the classes that diffusers names, else those of the outer lists.
+
+    Without the refiners of Lumina 2, which gradient checkpointing does not repeat.
+    """
     names = getattr(denoiser, "_repeated_blocks", None)
     if names:
         return [each for each in denoiser.modules() if type(each).__name__ in names]
-    lists = [each for each in denoiser.children() if isinstance(each, nn.ModuleList)]
-    return [block for each in lists for block in each]
+    return [
+        block
+        for name, blocks in denoiser.named_children()
+        if isinstance(blocks, nn.ModuleList) and not name.endswith("_refiner")
+        for block in blocks
+    ]
 
 
 def swapped_places(count: int, number: int) -> list[int]:
@@ -39,7 +45,7 @@ def swapped_places(count: int, number: int) -> list[int]:
     return [place * count // number for place in range(number)]
 
 
-def frozen_weights(block: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+def frozen_weights(block: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """What is swapped of a block: the owner, name and value of each frozen parameter."""
     return [
         (owner, name, weight)
@@ -75,12 +81,10 @@ def swap_blocks(denoiser: Any, number: int, device: torch.device) -> None:
 class _BlockSwap:
     """Gives blocks the copies of their weights on the device that they run with."""
 
-    def __init__(
-        self, stored: dict[nn.Module, list[tuple[nn.Module, str, nn.Parameter]]], device: Any
-    ) -> None:
+    def __init__(self, stored: dict[nn.Module, Any], device: torch.device) -> None:
         self.stored, self.device = stored, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.copies: dict[nn.Module, Sequence[Tensor]] = {}
+        self.copies: dict[nn.Module, list[Any]] = {}
         self.order: list[nn.Module] = []
         """Blocks in the order of their first calls; a backward pass takes them from the end."""
         self.last = -1
@@ -91,8 +95,8 @@ class _BlockSwap:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
         for (owner, name, weight), copy in zip(self.stored[block], self.copies[block], strict=True):
             if (scales := getattr(weight, "quant_state", None)) is not None:
-                copy.quant_state = scales  # pyright: ignore
-            owner._parameters[name] = copy  # pyright: ignore
+                copy.quant_state = scales
+            owner._parameters[name] = copy
         if block not in self.order:
             self.order.append(block)
         place = self.order.index(block)
