@@ -8,7 +8,7 @@ layers, convolutions and norms keep their dtype: they are small.
 
 Left out: diffusers' quantizers, which need a GPU; LLM.int8, which rounds the activations too and
 saves each layer's input; torchao's int8 weights, which autograd keeps in full until the backward
-pass; diffusers' layerwise casting to fp8: its gradient is right under gradient checkpointing, but it
+pass; diffusers' layerwise casting to fp8: its gradient is that of the rounded weights, but it
 rounds four times as coarsely as 8bit at the same size.
 """
 
