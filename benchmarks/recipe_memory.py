@@ -18,6 +18,8 @@ from directalign.preflight import PHASES, a_gpu, estimate
 from directalign.training.run_folder import commit, machine, versions
 
 PLACES = {
+    "flux_srpo_lora_12gb": (12, 1),
+    "flux_srpo_lora_16gb": (16, 1),
     "flux_srpo_lora_24gb": (24, 1),
     "flux_srpo_offline": (24, 1),
     "flux_srpo": (80, 8),

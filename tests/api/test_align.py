@@ -297,6 +297,7 @@ REFUSED = {
     "guidance": ({"rollout": {"embedded_guidance": 3.5}}, "SD has no input for it"),
     "a dtype": ({"model": {"dtype": "bfloat16"}}, "model.dtype: bfloat16, and the pipeline is"),
     "free": ({"model": {"text_encoders": "free"}}, "the pipeline needs them afterwards"),
+    "swap": ({"model": {"block_swap": 1}}, "block_swap: the pipeline is on its device: remove"),
     "layers": ({"model": {"lora": {"targets": ["x"]}}}, "model.lora.targets: "),
     "resume": ({"resume": True}, "resume: give the folder of the run in out"),
     "no section": ({"model": "flux"}, "align: model: 'flux' is no section: give a dict"),

@@ -203,6 +203,7 @@ def test_a_recipe_of_the_package_is_found_by_name():
     assert "names: flux_srpo, " in complaint("xyz")
 
 
+SWAP = "model.block_swap=2 model.gradient_checkpointing=true "
 FULL = "model.tune=full model.dtype=bfloat16 model.trained_dtype=bfloat16 "
 OVERRIDES = {
     "train.num_stps=3": "--set train.num_stps: unknown key; did you mean 'num_steps'?",
@@ -229,7 +230,11 @@ OVERRIDES = {
     "model.components=some/folder": "components is for a single .safetensors file in path",
     FULL: "loses updates smaller than its last digit: set train.optimizer: adamw8bit",
     f"{FULL}train.optimizer=adamw8bit train.ema_decay=0.9": "train.ema_decay: a moving average in",
-    "model.quantization=8bit train.parallel=sharded": "sharded cannot split quantized weights",
+    "model.quantization=8bit train.parallel=sharded": "cannot split the weights of model.quantiz",
+    f"{SWAP}train.parallel=sharded": "cannot split the weights of model.block_swap: remove model.",
+    f"{SWAP}model.tune=full": "block_swap 2 is for frozen blocks that are recomputed",
+    f"{SWAP}model.compile=true": "block_swap 2 is for frozen blocks that are recomputed, and not",
+    "model.block_swap=2": "gradient_checkpointing: true and compile: false, or remove block_swap",
     "train.global_batch_size=8 train.gradient_accumulation_steps=2": "both set the batches per",
     "data.buckets=[[64,64]]": "buckets needs data.images",
     "data.images=x method.name=refl": "method refl trains on rollouts only: remove data.images",

@@ -1,5 +1,6 @@
 """What only a CUDA device shows: `pytest tests/gpu` runs all of it; skipped where there is none."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import torch
 import torch._dynamo
 from safetensors.torch import load_file
 
+import tiny
+from directalign.config import ModelConfig
 from directalign.config.load import load_run
 from directalign.diffusion.path import DDPMTable
 from directalign.methods import load_method
@@ -89,6 +92,38 @@ def test_tf32_is_that_of_the_recipe(wanted, tmp_path, monkeypatch):
 def test_compiled_blocks_with_the_base_model_never_fall_to_eager(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     start("world_srpo", tmp_path, "model.compile=true", "method.kl_beta=0.1", "model.tune=lora")
+
+
+@pytest.mark.parametrize("bits", [None, "8bit", "4bit"])
+def test_swapped_blocks_lower_the_peak_and_change_no_digit(bits, tmp_path, monkeypatch):
+    """FLUX with 12 blocks that are most of its weights; two updates, the second one prefetched."""
+    if bits == "4bit":
+        pytest.importorskip("bitsandbytes")
+    wide = {"num_layers": 4, "num_single_layers": 8, "num_attention_heads": 32}
+    monkeypatch.setitem(tiny.SIZES, "flux", tiny.SIZES["flux"] | wide)
+    path, found = str(tiny.write_flux(tmp_path)), []
+    for number in (None, 12):
+        settings = ModelConfig(
+            architecture="flux", path=path, quantization=bits, gradient_checkpointing=True,
+            block_swap=number, dtype="bfloat16",
+        )  # fmt: skip
+        model = load_model(settings, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        frozen = [p for p in model.denoiser.parameters() if not p.requires_grad and p.is_cuda]
+        noise = torch.randn(1, *model.latent_shape(32, 32), generator=torch.manual_seed(0)).cuda()
+        cond = model.encode_prompt(["a red star"]).guided(3.5, 1.0)
+        for _ in range(2):
+            with torch.no_grad():
+                model.predict(noise, torch.tensor([0.9]), cond)
+            model.predict(noise, torch.tensor([0.5]), cond).square().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in trainable(model).values()])
+        peak = torch.cuda.max_memory_allocated()
+        found.append((sum(p.nbytes for p in frozen), peak, gradients.cpu()))
+        del model, frozen, cond
+        gc.collect()
+    (whole, peak, wanted), (left, lower, gradients) = found
+    assert torch.equal(gradients, wanted) and left < 0.3 * whole
+    assert peak - lower > 0.5 * (whole - left)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

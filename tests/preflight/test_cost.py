@@ -14,7 +14,7 @@ from directalign.config.load import load_run
 from directalign.methods import load_method
 from directalign.models import MODELS, load_model
 from directalign.preflight.activation_memory import FORMULAS, MemoryTracker, fake
-from directalign.preflight.cost import PARTS, Work
+from directalign.preflight.cost import PARTS, Cost, Work
 from directalign.preflight.memory import PROMPT, MetaRewards, trace
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import load_reward
@@ -100,6 +100,18 @@ def test_a_reused_rollout_is_shared_by_its_updates(models):
         "train": 1,
         "decode": 1,
     }
+
+
+def test_swapped_blocks_are_copied_for_every_pass_and_again_for_its_backward_pass(models):
+    """Two steps of a rollout; two branches of SRPO whose pass is repeated."""
+    run = a_run("flux", models["flux"], gradient_checkpointing=True, block_swap=3)
+    swapped = sum(meta_model(run.model).swapped(3))
+    copied = traced(run).copied
+    assert copied == (2 + 2 * 2) * swapped > 0
+    cost = Cost({"rollout": 2e12, "train": 4e12, "decode": 1e12}, 7e12, 3e12, copied=1e9)
+    assert cost.hours(1, pcie=1) == Cost(cost.parts, 7e12, 3e12).hours(1)  # 6 s hide 1 s
+    assert cost.hours(1, pcie=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
+    assert cost.hours(1, pcie=1 / 12)[1] == pytest.approx((12 + 1 + 2 * 3) / 3600)
 
 
 @pytest.mark.parametrize(("size", "teraflops"), [(720, 37), (1024, 74)])

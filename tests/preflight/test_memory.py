@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from directalign import config, preflight
 from directalign.config import RunConfig
 from directalign.methods import METHODS, load_method
-from directalign.models import MODELS, load_model, trainable
+from directalign.models import MODELS, block_swap, load_model, trainable
 from directalign.models.quantization import quantize
 from directalign.preflight.activation_memory import MemoryTracker, fake
 from directalign.preflight.checks import cut_prompts
@@ -302,6 +302,25 @@ def test_a_frozen_base_is_counted_as_stored(models, monkeypatch, bits):
         quantize(network, bits, torch.device("cpu"))
     stored = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     assert sizes(run)["transformer"] == pytest.approx(stored, rel=0.02)
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("bits", [None, "8bit"])
+def test_swapped_blocks_are_in_main_memory_but_for_two(models, monkeypatch, bits):
+    monkeypatch.setattr("directalign.models.quantization.SMALLEST", 64)
+    run = a_run("flux", models["flux"], quantization=bits, gradient_checkpointing=True)
+    network = load_model(run.model, "cpu").denoiser
+    blocks = [
+        sum(weight.nbytes for _, _, weight in block_swap.frozen_weights(block))
+        for block in block_swap.blocks_of(network)
+    ]
+    before, after = sizes(run), sizes(changed(run, model={"block_swap": len(blocks)}))
+    assert before["transformer"] - after["transformer"] == sum(blocks)
+    assert after["two swapped blocks"] == 2 * max(blocks)
+    few = sizes(changed(run, model={"block_swap": 1}))
+    assert before["transformer"] - few["transformer"] == blocks[0]
+    with pytest.raises(DirectAlignError, match=r"model.block_swap: 99, and this model has"):
+        sizes(changed(run, model={"block_swap": 99}))
 
 
 def test_four_bits_of_flux_take_a_quarter_of_16():

@@ -120,6 +120,24 @@ def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(
     assert records(one, "step")[-1]["metrics"]["old_distance"] > 0
 
 
+def test_block_swap_changes_no_digit_and_continues_without_it_on_other_processes(tmp_path):
+    recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
+    plain, swapped, two = (tmp_path / name for name in ("plain", "swapped", "two"))
+    recompute, swap = "--set=model.gradient_checkpointing=true", "--set=model.block_swap=2"
+    assert one_process(train(recipe, plain, recompute), log) == 0, log.read_text()
+    assert one_process(train(recipe, swapped, recompute, swap), log) == 0, log.read_text()
+    assert distance(swapped, plain) == 0 and losses(swapped) == losses(plain)
+    given = train(recipe, two, recompute, swap, HALF)
+    assert torchrun(given, log, launching.kill_once(3, rank=1)) != 0
+    without = "--set=model.block_swap=null"
+    assert one_process(train(recipe, two, without, "--resume"), log) == 0, log.read_text()
+    assert alike(records(two, "step"), records(plain, "step")) and distance(two, plain) < 1e-5
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in records(out, "step")]
+
+
 def test_two_processes_train_on_pairs_as_one_does(tmp_path):
     recipe, log = launching.write_recipe(tmp_path, "full"), tmp_path / "log"
     one, two, rows = tmp_path / "one", tmp_path / "two", []

@@ -51,6 +51,15 @@ def check(
             min=0.001,
         ),
     ] = None,
+    pcie: Annotated[
+        float | None,
+        option(
+            "With model.block_swap: 10^9 bytes a second from main memory to a GPU; 20 if not "
+            "given, which PCIe 4.0 x16 reaches.",
+            "N",
+            min=0.001,
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every part of the memory too.")
     ] = False,
@@ -69,14 +78,19 @@ def check(
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
         found = survey(run, out or default_out(recipe), place)
         console = Console()
-        for part in report(recipe, run, found, tflops, verbose):
+        for part in report(recipe, run, found, tflops, verbose, pcie):
             console.print(part, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
 
 
 def report(
-    recipe: Path, run: RunConfig, found: Plan, teraflops: float | None, verbose: bool
+    recipe: Path,
+    run: RunConfig,
+    found: Plan,
+    teraflops: float | None,
+    verbose: bool,
+    pcie: float | None = None,
 ) -> Iterator[Table | str]:
     """The peak and that of each phase, what lowers it if it does not fit, then the run."""
     from ..preflight import binary, suggestions
@@ -91,7 +105,8 @@ def report(
         announce("looking for changes that lower the peak")
         yield suggestion_table(suggestions(run, memory.place))
     rows = _table("", "", title="The run", show_header=False)
-    for name, finding in (*found.findings, *_files(found.files), *_time(found.cost, teraflops)):
+    time = _time(found.cost, teraflops, pcie)
+    for name, finding in (*found.findings, *_files(found.files), *time):
         rows.add_row(name, finding)
     yield rows
     if verbose:
@@ -157,17 +172,29 @@ def _flop(count: float) -> str:
     return f"{count / 1e9:,.1f} GFLOP"
 
 
-def _time(cost: Cost | None, teraflops: float | None) -> Iterator[tuple[str, str]]:
+def _time(
+    cost: Cost | None, teraflops: float | None, pcie: float | None
+) -> Iterator[tuple[str, str]]:
+    from ..preflight import PCIE, binary
+
     if cost is None:
         return
+    rate = pcie or PCIE
     parts = ", ".join(f"{part} {_flop(n)}" for part, n in cost.parts.items() if n)
     yield "an update", f"{_flop(cost.update)}: {parts}"
     yield "100 updates", _flop(100 * cost.update)
+    if cost.copied:
+        copying = _duration(cost.copied / rate / 3.6e12)
+        yield (
+            "block swap",
+            f"{binary(cost.copied)} copied to the device for an update, {copying} at {rate:g} "
+            "GB/s, while the denoiser computes",
+        )
     work = f"{_flop(cost.training)} to train, {_flop(cost.measuring)} to measure"
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"
     else:
-        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops))
+        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops, rate))
         yield (
             "time",
             f"about {hundred} for 100 updates, {whole} in all at {teraflops:g} TFLOPS (estimate): "

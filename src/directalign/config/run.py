@@ -96,6 +96,9 @@ class ModelConfig(Strict):
     """Store the denoiser's frozen weights in 8 or 4 bits; only with tune: lora."""
     gradient_checkpointing: Annotated[bool, Free] = False
     """Recompute activations of the denoiser and the VAE decoder in the backward pass."""
+    block_swap: Annotated[Positive | None, Free] = None
+    """Number of the denoiser's blocks whose frozen weights stay in main memory, and are copied to
+    the device for each use; needs tune: lora and gradient_checkpointing."""
     compile: bool = False
     """Compile the denoiser's repeated blocks (torch.compile): the first updates are slow, the
     others faster."""
@@ -127,6 +130,14 @@ class ModelConfig(Strict):
             raise ValueError(
                 f"quantization {self.quantization} is for plain LoRA: remove it, or "
                 "lora.use_dora and lora.type: lokr, which read the weights themselves"
+            )
+        if self.block_swap is not None and (
+            self.tune == "full" or self.compile or not self.gradient_checkpointing
+        ):
+            raise ValueError(
+                f"block_swap {self.block_swap} is for frozen blocks that are recomputed, and not "
+                "compiled: set tune: lora, gradient_checkpointing: true and compile: false, or "
+                "remove block_swap"
             )
         if self.trained_dtype == "bfloat16" and (self.tune, self.dtype) != ("full", "bfloat16"):
             raise ValueError(
@@ -463,11 +474,12 @@ class RunConfig(Strict):
                 "train.parallel: sharded is for plain LoRA and tune: full: set parallel: data, or "
                 "remove model.lora.use_dora and model.lora.type"
             )
-        if self.train.parallel == "sharded" and self.model.quantization is not None:
-            raise ValueError(
-                "train.parallel: sharded cannot split quantized weights: remove "
-                "model.quantization, or set parallel: data"
-            )
+        for key in ("quantization", "block_swap"):
+            if self.train.parallel == "sharded" and getattr(self.model, key) is not None:
+                raise ValueError(
+                    f"train.parallel: sharded cannot split the weights of model.{key}: remove "
+                    f"model.{key}, or set parallel: data"
+                )
         return self
 
     @model_validator(mode="after")

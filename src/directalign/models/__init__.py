@@ -21,6 +21,7 @@ from ..io.user_code import load_object
 from ..types import DirectAlignError
 from . import lora
 from .attention import accelerate, check_inputs
+from .block_swap import swap_blocks
 from .checkpoint_source import Source, open_source
 
 MODELS: dict[str, str] = {
@@ -104,7 +105,17 @@ def load_model(
                 f"({error}); correct them"
             ) from error
     accelerate(model.denoiser, settings)
+    if denoiser_device is None:
+        place_denoiser(model.denoiser, settings, torch.device(device))
     return model
+
+
+def place_denoiser(denoiser: Any, settings: config.ModelConfig, device: torch.device) -> None:
+    """Move a denoiser from the CPU to its device, as `settings.block_swap` says."""
+    if settings.block_swap is None:
+        denoiser.to(device)
+    else:
+        swap_blocks(denoiser, settings.block_swap, device)
 
 
 def trainable(model: Model) -> dict[str, nn.Parameter]:

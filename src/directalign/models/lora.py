@@ -57,9 +57,10 @@ def ready(
 ) -> nn.Module:
     """A frozen network as the denoiser of a run: on its device, quantized, trainable.
 
+    With `block_swap` it is on the CPU, until `block_swap.swap_blocks`.
     `model` decides on quantization, adapters and gradient checkpointing; `seed` draws the adapters.
     """
-    home = _denoiser_device.get() or device
+    home = _denoiser_device.get() or (torch.device("cpu") if model.block_swap else device)
     if model.quantization is not None:
         quantize(network, model.quantization, device, home)
     network.to(home)

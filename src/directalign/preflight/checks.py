@@ -421,6 +421,7 @@ def check_model(run: config.RunConfig, meta: MetaModel) -> None:
             message = f"{key}: {height}x{width} does not fit: {error}{remedy}"
             raise DirectAlignError(message) from error
     check_guidance(run, model)
+    meta.swapped(run.model.block_swap)
 
 
 def _is_remote(source: str, online: bool) -> bool:

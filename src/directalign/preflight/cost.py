@@ -16,33 +16,48 @@ PARTS = ("encode", "rollout", "train", "decode", "reward")
 """Of an update: prompts through the text encoders; network calls without gradient, and real images
 through the VAE; network calls with gradient, forward and backward; the VAE decoder and the rewards,
 forward and backward."""
+PCIE = 20.0
+"""10^9 bytes a second from pinned main memory over PCIe 4.0 x16, of 32 nominal."""
 
 
 @dataclass(frozen=True)
 class Work:
     """FLOPs of one batch of an update by part, the mean over the updates of a rollout, and of one
-    image that is sampled and measured."""
+    image that is sampled and measured. `copied`: bytes of swapped blocks that the batch copies."""
 
     batch: Mapping[str, float]
     image: float
+    copied: float = 0.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs on one rank: of one update by part, of all updates, and of all measurements."""
+    """FLOPs on one rank: of one update by part, of all updates, and of all measurements.
+
+    `copied`: bytes of swapped blocks that an update copies to the device.
+    """
 
     parts: Mapping[str, float]
     training: float
     measuring: float
+    copied: float = 0.0
 
     @property
     def update(self) -> float:
         return sum(self.parts.values())
 
-    def hours(self, teraflops: float) -> tuple[float, float]:
-        """Hours of 100 updates, and of the whole run, at this rate of each GPU."""
-        rate = teraflops * 1e12 * 3600
-        return 100 * self.update / rate, (self.training + self.measuring) / rate
+    def hours(self, teraflops: float, pcie: float = PCIE) -> tuple[float, float]:
+        """Hours of 100 updates, and of the whole run, at this rate of each GPU.
+
+        Blocks are copied at `pcie` 10^9 bytes a second while the denoiser computes: what takes
+        longer counts.
+        """
+        rate, denoiser = teraflops * 1e12 * 3600, self.parts["rollout"] + self.parts["train"]
+        copying = self.copied / (pcie * 1e9) * teraflops * 1e12
+        slower = max(1.0, copying / denoiser) if self.copied else 1.0
+        update = self.update + (slower - 1) * denoiser
+        whole = self.training * update / self.update + slower * self.measuring
+        return 100 * update / rate, whole / rate
 
 
 def cost_of(run: config.RunConfig, work: Work, ranks: int) -> Cost:
@@ -54,4 +69,5 @@ def cost_of(run: config.RunConfig, work: Work, ranks: int) -> Cost:
     images += settings.num_samples * sum(bool(each.phrase) for each in references_of(run))
     if obeyed_phrases(run):
         images += 2 * min(OBEYED_SAMPLES, settings.num_samples)
-    return Cost(parts, steps * sum(parts.values()), work.image * images / ranks)
+    training, copied = steps * sum(parts.values()), accumulation(run, ranks) * work.copied
+    return Cost(parts, training, work.image * images / ranks, copied)

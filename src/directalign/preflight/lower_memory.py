@@ -71,6 +71,7 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
         every.append({"reward.gradient_checkpointing": True})
     if run.model.tune == "lora":
         every += [{"model.quantization": "8bit"}, {"model.quantization": "4bit"}]
+        every.append({"model.block_swap": len(meta_model(run.model).blocks)})
     else:
         narrow = {"model.dtype": "bfloat16", "model.trained_dtype": "bfloat16"}
         every += [

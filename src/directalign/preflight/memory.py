@@ -294,6 +294,7 @@ def _traced(
     run: config.RunConfig, model: MetaModel, reward: Reward, held_out: Sequence[Reward]
 ) -> Traced:
     tracker, kept, updates = MemoryTracker(), 0, list[dict[str, float]]()
+    passes, swapped = list[float](), sum(model.swapped(run.model.block_swap))
     with tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about types that only this trace has
         tracker.phase = "method"
@@ -304,18 +305,21 @@ def _traced(
         for batch in _batches(run, model):
             every = updates_per_rollout(run) if batch.images is None else 1
             mean: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+            passes.append(0.0)
             for step, times in ((0, 1), (1, every - 1))[: 1 + (every > 1)]:
-                tracker.flops = Counter()
+                tracker.flops, tracker.passes = Counter(), 0
                 with _phases(run, model, tracker):
                     later = replace(batch, step=step)
                     kept = max(kept, _update(method, later, model, tracker) - held)
                 for part in PARTS:
                     mean[part] += times * tracker.flops[part] / every
+                passes[-1] += times * tracker.passes / every
             updates.append(mean)
         tracker.phase, tracker.flops = "measure", Counter()
         with torch.no_grad(), _phases(run, model, tracker):
             count = _evaluation(run, model, [reward, *held_out])
-    work = Work(max(updates, key=lambda each: sum(each.values())), tracker.flops.total() / count)
+    largest = max(updates, key=lambda each: sum(each.values()))
+    work = Work(largest, tracker.flops.total() / count, max(passes) * swapped)
     peaks = {phase: max(0, tracker.peaks[phase] - held) for phase in PHASES if phase != "update"}
     note = f"train: {binary(kept)} kept for the backward pass"
     return Traced({**peaks, "update": 0}, held, note, work=work)
@@ -385,6 +389,7 @@ def _update(method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker)
 
     def set_phase(*_: Any) -> None:
         tracker.part = "rollout"
+        tracker.passes += 1 + torch.is_grad_enabled()
         if torch.is_grad_enabled():
             tracker.phase = tracker.part = tracker.backward_part = "train"
 
@@ -431,8 +436,14 @@ def _static(
     if settings.tune == "lora":
         bits = f" in {settings.quantization[0]} bits" if settings.quantization else ""
         note = f"{_count(model.count(model.model.part))}{bits}, frozen{share}"
-        size = model.frozen_bytes // split
+        swapped = model.swapped(settings.block_swap)
+        size = (model.frozen_bytes - sum(swapped)) // split
         yield Row(model.model.part, note, dict.fromkeys(late, size))
+        if swapped:
+            count, stored = f"{len(swapped)} of {len(model.blocks)}", binary(sum(swapped))
+            note = f"of {count} blocks, {stored}, in main memory"
+            sizes = dict.fromkeys(("rollout", "train", "measure"), 2 * max(swapped))
+            yield Row("two swapped blocks", note, sizes)
     vae = sum(parameter.nbytes for parameter in model.parts["vae"].parameters())
     yield Row("vae", f"{_count(model.count('vae'))}, frozen", dict.fromkeys(PHASES, vae))
     yield from rewards.rows(late)

@@ -29,7 +29,7 @@ from .. import config
 from ..interfaces import Model
 from ..io import hub
 from ..io.pretrained import contents, from_pretrained
-from ..models import model_class, single_file
+from ..models import block_swap, model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
 from ..models.quantization import quantized_layers, stored_bytes
@@ -347,6 +347,13 @@ class MetaModel:
     shapes: Mapping[str, tuple[int, ...]]
     """Of the denoiser without adapters."""
     trained: Mapping[str, nn.Parameter]
+    blocks: tuple[int, ...]
+    """Bytes of the frozen weights of each block, which block swap moves."""
+
+    def swapped(self, number: int | None) -> list[int]:
+        """Bytes of each swapped block. Raises DirectAlignError for more blocks than there are."""
+        places = block_swap.swapped_places(len(self.blocks), number or 0)
+        return [self.blocks[place] for place in places]
 
     def count(self, part: str) -> int:
         """Parameters of a network without adapters."""
@@ -355,7 +362,7 @@ class MetaModel:
         return sum(parameter.numel() for parameter in self.parts[part].parameters())
 
 
-UNUSED = ("attention", "compile", "text_encoders")
+UNUSED = ("attention", "block_swap", "compile", "text_encoders")
 """Settings that do not change the networks."""
 
 
@@ -404,6 +411,10 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     quantized = {id(layer.weight) for layer in stubs}
     frozen = [p for p in denoiser.parameters() if not p.requires_grad and id(p) not in quantized]
     frozen_bytes = sum(p.nbytes for p in frozen) + sum(layer.stored for layer in stubs)
+    blocks = tuple(
+        sum(_swappable_bytes(*each, settings.quantization) for each in block_swap.frozen_weights(b))
+        for b in block_swap.blocks_of(denoiser)
+    )
     shapes = {
         name.replace(".base_layer", ""): tuple(p.shape)
         for name, p in denoiser.named_parameters()
@@ -419,7 +430,14 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     weights = trained(denoiser)
     for parameter in weights.values():
         parameter.grad = torch.empty_like(parameter)
-    return MetaModel(model, found, parts, frozen_bytes, shapes, weights)
+    return MetaModel(model, found, parts, frozen_bytes, shapes, weights, blocks)
+
+
+def _swappable_bytes(owner: Any, name: str, weight: Tensor, quantization: str | None) -> int:
+    """Bytes of a frozen weight; of a quantized one without its scales, which stay on the device."""
+    if isinstance(owner, QuantizedStub) and name == "weight":
+        return weight.numel() // (2 if quantization == "4bit" else 1)
+    return weight.nbytes
 
 
 def encoder_cuts(model: Model, prompts: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from ..io import atomic
 from ..io.checkpoint_files import step_of
 from ..methods import load_method
 from ..methods.ceiling import measure_ceiling, unmeasured
-from ..models import load_model, lora
+from ..models import load_model, lora, place_denoiser
 from ..models.checkpoint_source import Source, fingerprint
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..rewards import load_reward
@@ -183,8 +183,8 @@ def _load(
         precompute_embeddings(run, model, data, group)
     if sharded:
         distributed.shard(model.denoiser, run.model, group)
-    else:
-        model.denoiser.to(group.device)
+    elif frees:
+        place_denoiser(model.denoiser, run.model, group.device)
     reward = given.reward or load_reward(run.reward, group.device)
     evaluator = None
     if given.measures:
