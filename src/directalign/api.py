@@ -374,11 +374,6 @@ def _check_arguments(
             f"{WHERE}: out: the run's files need the base model, and the pipeline does not say "
             'where it was loaded from: give model={"path": ...}, or no out'
         )
-    if model.get("block_swap") is not None:
-        raise DirectAlignError(
-            f"{WHERE}: model.block_swap: the pipeline is on its device: remove it, or train a "
-            "recipe with directalign train"
-        )
     if model.get("text_encoders") == "free":
         raise DirectAlignError(
             f"{WHERE}: model.text_encoders: free: the pipeline needs them afterwards: give offload"

@@ -33,6 +33,7 @@ SETTINGS = {
 }
 PHRASES = {"positive": ["Realistic photo"], "negative": ["CG render"]}
 FEW = {"num_samples": 2, "num_samples_during": 2, "every": 0}
+SWAP = {"block_swap": 1, "gradient_checkpointing": True}
 
 
 def load(name="sd"):
@@ -297,7 +298,7 @@ REFUSED = {
     "guidance": ({"rollout": {"embedded_guidance": 3.5}}, "SD has no input for it"),
     "a dtype": ({"model": {"dtype": "bfloat16"}}, "model.dtype: bfloat16, and the pipeline is"),
     "free": ({"model": {"text_encoders": "free"}}, "the pipeline needs them afterwards"),
-    "swap": ({"model": {"block_swap": 1}}, "block_swap: the pipeline is on its device: remove"),
+    "swap": ({"model": SWAP}, "block_swap: the pipeline is on its device: remove it, or train"),
     "layers": ({"model": {"lora": {"targets": ["x"]}}}, "model.lora.targets: "),
     "resume": ({"resume": True}, "resume: give the folder of the run in out"),
     "no section": ({"model": "flux"}, "align: model: 'flux' is no section: give a dict"),

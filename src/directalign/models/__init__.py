@@ -95,6 +95,10 @@ def load_model(
     check_inputs(settings, architecture)
     with lora.denoiser_on(denoiser_device):
         source = source or open_source(settings)
+        if source.pipeline is not None and settings.block_swap is not None:
+            raise DirectAlignError(
+                "model.block_swap: the pipeline is on its device: remove it, or train a recipe"
+            )
         try:
             model = architecture(source, settings, torch.device(device), seed, **settings.args)
         except TypeError as error:
