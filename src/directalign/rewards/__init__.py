@@ -32,6 +32,7 @@ REWARDS = {
     "pixels": "pixel_statistics:PixelReward",
     "python": "black_box:PythonReward",
     "remote": "black_box:HttpReward",
+    "vlm_api": "vlm_api:VlmApiReward",
     "mix": "mixture:MixReward",
 }
 """`name` in a recipe to module:class, imported when first needed."""

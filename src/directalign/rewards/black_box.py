@@ -278,17 +278,20 @@ class HttpReward(BaseReward):
     differentiable = False
     file_keys = ()
 
-    def __init__(self, settings: config.HttpConfig, key: str = "reward") -> None:
+    secret = ""
+    """Sent as a bearer token; replaced wherever the server repeats it."""
+
+    def __init__(self, settings: Any, key: str = "reward") -> None:
         self.settings, self.source = settings, f"{key}.url: {settings.url}"
 
     @classmethod
-    def _load(cls, settings: config.HttpConfig, device: Device, key: str) -> HttpReward:
+    def _load(cls, settings: Any, device: Device, key: str) -> Any:
         """The reward of a recipe section; nothing is sent yet."""
         del device
         return cls(settings, key)
 
     @classmethod
-    def _check(cls, settings: config.HttpConfig, key: str, online: bool) -> None:
+    def _check(cls, settings: Any, key: str, online: bool) -> None:
         """Check the address; if `online`, request the score of one gray image."""
         _check_address(settings.url, f"{key}.url")
         if online:
@@ -350,6 +353,7 @@ class HttpReward(BaseReward):
     def _post(self, body: bytes, limit: int) -> bytes:
         """The body of the response, at most `limit` bytes; `timeout` is for all of it."""
         headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self.secret}"} if self.secret else {}
         request = Request(self.settings.url, body, headers, method="POST")
 
         def ask() -> tuple[HTTPResponse, bytes | HTTPException]:
@@ -365,6 +369,8 @@ class HttpReward(BaseReward):
             response, content = hub.answer_within(self.settings.timeout, ask)
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             raise _Temporary(self._reason(error)) from error
+        if self.secret and isinstance(content, bytes):
+            content = content.replace(self.secret.encode(), b"***")
         status, check = response.status, "check that a reward server answers at this address"
         if 300 <= status < 400:
             raise DirectAlignError(
