@@ -243,7 +243,7 @@ class Encoding(Counting):
 class Singly:
     """A reward that is asked once per phrase."""
 
-    name, reads_prompt, differentiable = "singly", True, True
+    name, sees, reads_prompt, differentiable = "singly", "pixels", True, True
 
     def __init__(self, reward: Reward) -> None:
         self.encode, self.score = reward.encode, reward.score

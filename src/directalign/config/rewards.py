@@ -72,6 +72,13 @@ class SiglipConfig(Projected):
     name: Literal["siglip"] = "siglip"
 
 
+class LatentClipConfig(Frozen):
+    """Cosine of latents and prompt in a CLIP whose image tower reads a model's clean latents, so
+    that training decodes no image: world:reward_latent."""
+
+    name: Literal["latent_clip"] = "latent_clip"
+
+
 class ImageRewardConfig(Frozen):
     """ImageReward (arXiv 2304.05977): a BLIP with cross-attention between image and prompt."""
 
