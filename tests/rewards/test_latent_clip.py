@@ -190,7 +190,7 @@ def test_a_model_of_another_vae_or_scale_is_refused(reward, flux, tmp_path, monk
         load_method(load_run("world_srpo", [OVERRIDE]), flux, reward)
 
 
-def test_another_image_size_is_refused_before_anything_is_loaded(reward, tmp_path):
+def test_another_image_size_is_refused_before_anything_is_loaded(reward, traced, tmp_path):
     with refused("gives latents of 16x4x8, and it reads 16x8x8"):
         reward.encode(torch.zeros(1, 16, 4, 8))
     run = load_run("world_srpo", [OVERRIDE, "rollout.height=32", "rollout.width=64"])
