@@ -94,7 +94,7 @@ class Case(Model):
 class RecordedReward(Reward):
     """Cosine of 8x8 means, projected, and the recorded features of the two texts."""
 
-    name, reads_prompt, differentiable = "recorded", True, True
+    name, sees, reads_prompt, differentiable = "recorded", "pixels", True, True
 
     def __init__(self, case: Case) -> None:
         self.case = case

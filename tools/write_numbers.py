@@ -164,6 +164,27 @@ def offline_cost(found: dict[str, Any]) -> str:
     return f"{Table(columns, lines).markdown()}\n\n{machine_line(found)}"
 
 
+def latent_reward(found: dict[str, Any]) -> str:
+    """Cost and quality of the latent reward beside the pixel reward, by seed."""
+    lines = []
+    for row in found["rows"]:
+        ends = [row[end] for end in ("before", "after")]
+        rates = [
+            f"{100 * e[key]['value']:.0f} %" for key in ("photo_rate", "content") for e in ends
+        ]
+        drifts = [f"{end['color_drift']:.3f}" for end in ends]
+        lines.append([row["sees"], str(row["seed"]), *rates, *drifts])
+    columns = ["reward sees", "seed", "photo rate before", "after", "content before", "after"]
+    table, cost = Table([*columns, "colour drift before", "after"], lines), found["cost"]
+    updates, n = found["rows"][0]["num_steps"], found["rows"][0]["after"]["photo_rate"]["n"]
+    return (
+        f"{table.markdown()}\n\n{updates} updates of `world_srpo`, {n} images at either end. An "
+        f"update takes {cost['pixels']:.2f} CPU seconds with pixels and {cost['latents']:.2f} with "
+        f"latents, {cost['ratio']:.2f} times as many ({cost['low']:.2f} to {cost['high']:.2f} in "
+        f"{cost['pairs']} pairs); {machine_line(found)}"
+    )
+
+
 def simulated_voters(found: dict[str, Any]) -> str:
     """How often the arena's intervals hold the truth and claims are made, by kind of voters."""
     rows = [list(row.values()) for row in found["rows"]]
@@ -171,7 +192,10 @@ def simulated_voters(found: dict[str, Any]) -> str:
     return f"{Table([*found['rows'][0]], lines).markdown()}\n\n{machine_line(found)}"
 
 
-RECORDS = (demo, world_runs, recipe_memory, architectures, offline_cost, simulated_voters)
+RECORDS = (
+    *(demo, world_runs, recipe_memory, architectures, offline_cost, latent_reward),
+    simulated_voters,
+)
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
 
 # --- the command ----------------------------------------------------------------------------------

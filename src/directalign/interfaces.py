@@ -129,14 +129,18 @@ class Reward(Protocol):
     Two calls: a relative reward scores the same image features under two prompts.
     """
 
+    sees: str
+    """What `encode` gets: "pixels", or "latents", clean ones as the denoiser has them, which are
+    then not decoded."""
+
     name: str
     reads_prompt: bool
     """False for a reward of the pixels only, from which no relative reward can be formed."""
     differentiable: bool
     """False for a black box, which only a policy gradient method can use."""
 
-    def encode(self, images: Images) -> Any:
-        """Image features, gradient intact; images are in [0, 1]."""
+    def encode(self, images: Images | Latents) -> Any:
+        """Image features, gradient intact; images are in [0, 1], or what `sees` says."""
         ...
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:

@@ -22,7 +22,7 @@ from directalign.types import DirectAlignError, Images, PerSample
 class Length:
     """Scores the length of the prompt; with the name clip it has image embeddings."""
 
-    reads_prompt, differentiable = True, True
+    sees, reads_prompt, differentiable = "pixels", True, True
 
     def __init__(self, name: str) -> None:
         self.name, self.encoded = name, 0

@@ -23,7 +23,8 @@ from directalign.types import Images, PerSample
 class Length:
     """Scores the length of the prompt plus the mean red; features are mean colours."""
 
-    name, reads_prompt, differentiable, image_embeddings = "clip", True, True, True
+    name, sees, reads_prompt, differentiable = "clip", "pixels", True, True
+    image_embeddings = True
     encoded = 0
 
     def encode(self, images: Images) -> torch.Tensor:

@@ -17,7 +17,7 @@ def reward():
 class PlantedReward:
     """Redness counts fully under every prompt; "Warm" adds half of it again."""
 
-    name, reads_prompt, differentiable = "planted", True, True
+    name, sees, reads_prompt, differentiable = "planted", "pixels", True, True
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))

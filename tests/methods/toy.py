@@ -67,7 +67,7 @@ class ToyFamily:
 class ToyReward:
     """Linear in the mean colour, with a direction for each text; stores its texts and images."""
 
-    name = "toy"
+    name, sees = "toy", "pixels"
 
     def __init__(self, reads_prompt: bool = True, differentiable: bool = True) -> None:
         self.reads_prompt, self.differentiable = reads_prompt, differentiable

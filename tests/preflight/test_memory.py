@@ -55,6 +55,7 @@ def sections(tmp_path_factory, clip_folder, siglip_folder):
         "clip": ("clip", clip_folder, None),
         "open_clip": ("clip", write_open_clip(folder, clip_folder), clip_folder),
         "siglip": ("siglip", siglip_folder, None),
+        "latent_clip": ("latent_clip", "world:reward_latent", None),
         "image_reward": ("image_reward", *write_image_reward(folder)),
         "mps": ("mps", FIXTURES / "mps" / "mps.safetensors", FIXTURES / "mps"),
         "hpsv3": ("hpsv3", HPSV3 / "HPSv3.safetensors", HPSV3 / "processor"),
@@ -140,12 +141,12 @@ def test_prompts_that_an_encoder_cuts_are_counted(models, name):
 def test_every_reward_is_tested_here(sections):
     traced = {name for name in REWARDS if "meta" in vars(reward_class(name))}
     assert traced == {each["name"] for each in sections.values()}
-    assert set(REWARDS) - traced == {"python", "remote", "mix"}
+    assert set(REWARDS) - traced == {"python", "remote", "vlm_api", "mix"}
 
 
 def score_peak(reward: Any) -> int:
-    """Peak bytes of scoring two images, with the backward pass."""
-    images = torch.rand(2, 3, 64, 64)
+    """Peak bytes of scoring two images or their latents, with the backward pass."""
+    images = torch.rand(2, *getattr(reward, "shape", (3, 64, 64)))
     if isinstance(next(iter(networks(reward)[0].parameters())).data, FakeTensor):
         images = fake(images.shape, images.dtype)
     with MemoryTracker() as tracker:
@@ -158,7 +159,8 @@ def networks(reward: Any) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(
-    "label", ["clip", "open_clip", "siglip", "image_reward", *HEADS, "mps", *VLMS, "hpsv3"]
+    "label",
+    ["clip", "open_clip", "siglip", "latent_clip", "image_reward", *HEADS, "mps", *VLMS, "hpsv3"],
 )
 def test_every_reward_takes_what_the_real_one_does(models, sections, label):
     settings = sections[label]

@@ -30,7 +30,7 @@ def noise(seed: int, size: float = 0.01, width: int = WIDTH) -> Tensor:
 class MeanColor:
     """Features: mean color. "warm" rewards red, "fresh" green, the prompt's length blue."""
 
-    name, reads_prompt, differentiable = "color", True, True
+    name, sees, reads_prompt, differentiable = "color", "pixels", True, True
 
     def encode(self, images: Images) -> Tensor:
         return images.mean((2, 3))

@@ -46,7 +46,7 @@ class PlantedReward:
     The own caption counts 1, after "Shout" 0.5. Features are (gray, redness).
     """
 
-    name, reads_prompt, differentiable = "planted", True, True
+    name, sees, reads_prompt, differentiable = "planted", "pixels", True, True
 
     def encode(self, images: Tensor) -> Tensor:
         red = images[:, 0] - images[:, 1:].mean(1)

@@ -36,7 +36,7 @@ def axis(degrees: float, width: int = 3) -> Tensor:
 class Planted:
     """Features: mean color. "Warm" adds their product with `axis` to the score, green always 1."""
 
-    name, reads_prompt, differentiable = "planted", True, True
+    name, sees, reads_prompt, differentiable = "planted", "pixels", True, True
 
     def __init__(self, axis: Tensor) -> None:
         self.axis = axis.float()

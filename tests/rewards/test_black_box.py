@@ -5,8 +5,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,10 @@ from directalign.rewards.black_box import PythonReward, SynchronizedError, synch
 from directalign.rewards.common import score_all
 from directalign.rewards.mixture import Member, MixReward
 from directalign.types import Batch
-from rewards.black_boxes import PROMPTS, images, means, running
+from rewards.black_boxes import PROMPTS, Answer, failing, images, means, running, served
 from rewards.cases import refused, scores_of
 
 LENGTHS = torch.tensor([1.0, 3.0, 2.0])
-Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
 
 
 def score(reward: Reward, prompts: list[str] = PROMPTS) -> Tensor:
@@ -245,7 +243,7 @@ class Encoding(Counting):
 class Singly:
     """A reward that is asked once per phrase."""
 
-    name, reads_prompt, differentiable = "singly", True, True
+    name, sees, reads_prompt, differentiable = "singly", "pixels", True, True
 
     def __init__(self, reward: Reward) -> None:
         self.encode, self.score = reward.encode, reward.score
@@ -311,39 +309,8 @@ def scores(given: dict[str, Any]) -> tuple[int, bytes]:
     return saying([picture.mean() + len(prompt) for picture, prompt in pairs])(given)
 
 
-def failing(status: int, text: str = "", cut: bool = False) -> Answer:
-    """`cut`: the body is longer than what is sent."""
-    return lambda given: (status, text.encode() + (b"\0" if cut else b""))
-
-
 def saying(scores: Any) -> Answer:
     return failing(200, json.dumps({"scores": scores}))
-
-
-@contextmanager
-def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(address, requests) of a server that gives each response once, then repeats the last."""
-    requests: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            status, body = answers[min(len(requests), len(answers)) - 1](requests[-1])
-            self.send_response(status, "of\x1b[2J tests")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Location", "http://127.0.0.1:1/")
-            self.end_headers()
-            self.wfile.write(body.removesuffix(b"\0"))
-
-    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
-        yield url, requests
-
-
-@pytest.fixture
-def free_address():
-    """Where nothing listens."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        return f"http://127.0.0.1:{server.server_port}/score"
 
 
 def reward_at(url: str, **settings: Any) -> Reward:

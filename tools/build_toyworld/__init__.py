@@ -11,10 +11,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import CLIPModel
 
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
+from . import latent_reward
 from .autoencoder import train_autoencoder
 from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
@@ -33,7 +35,8 @@ def build_world(
     """Train what is not trained yet in `folder` and write the 16-bit assets to `target`, by default
     the world's own.
 
-    `only` names some of `shipped(spec)`; judges and denoisers need the autoencoder, sd_v needs sd;
+    `only` names some of `shipped(spec)`; judges, denoisers and the latent reward need the
+    autoencoder, the latter also the first reward, sd_v needs sd;
     in the second world everything needs its drawings, and rewards the last flux. Two to three hours
     on two cores, about ten for the second world. Raises: DirectAlignError for an unknown part.
     """
@@ -70,6 +73,11 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
         if not (folder / part / "config.json").exists():
             base = _make_flux(vae, folder, spec, device)
             train_reward(folder, spec, part, device, (base, vae))
+        return
+    if part == latent_reward.NAME:
+        if not (folder / part / "config.json").exists():
+            taught_by = CLIPModel.from_pretrained(folder / next(iter(spec.rewards)))
+            latent_reward.train_latent_reward(folder, spec, vae, taught_by)
         return
     if part == "judges":
         if not all((folder / f"judges/{name}.safetensors").exists() for name in spec.judges):
@@ -127,7 +135,9 @@ def _write_index(pipeline: str, folder: Path) -> None:
 def shipped(spec: Spec) -> dict[str, list[str]]:
     """{part: the folders that are shipped}, in the order of training."""
     drawings = ["drawings"] if spec.sheet is not None else []
-    parts = {name: [name] for name in (*drawings, "autoencoder", "judges", *spec.rewards)}
+    latent = [latent_reward.NAME] if spec.latent_reward is not None else []
+    every = *drawings, "autoencoder", "judges", *spec.rewards, *latent
+    parts = {name: [name] for name in every}
     for name, pipeline in spec.world.pipelines.items():
         own = [each for each in pipeline.values() if each != "autoencoder"]
         parts.setdefault("flux" if name in spec.flux else name, []).extend([name, *own])

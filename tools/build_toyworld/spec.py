@@ -69,11 +69,11 @@ class Spec:
     each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
     from the weights of the one before; in `encoders_only` the text encoders alone learn. `sd`:
     trainings of SD, each on the captions of that training of the FLUX; `sd_v` continues on the last
-    one's. `robust`: continues the
-    first reward's training on harder images, and the others from there with their own tastes
-    (`reward.train_reward`); empty to train each from new weights. `pools`: numbers of images of
-    `autoencoder`, `judges` and `reward`, and of no style (`mixed`). `smoothing`: pixels of the box
-    of the retouch `smooth`.
+    one's. `robust`: continues the first reward's training on harder images, and the others from
+    there with their own tastes (`reward.train_reward`); empty to train each from new weights.
+    `latent_reward`: distills the first reward (`latent_reward.train_latent_reward`). `pools`:
+    numbers of images of `autoencoder`, `judges` and `reward`, and of no style (`mixed`).
+    `smoothing`: pixels of the box of the retouch `smooth`.
     """
 
     world: World
@@ -93,6 +93,7 @@ class Spec:
     judge_width: int
     judges: Mapping[str, Budget]
     reward: Budget
+    latent_reward: Budget | None
     robust: tuple[Budget, Budget] | tuple[()]
     retouches: Mapping[str, tuple[float, float]]
     smoothing: int
@@ -112,6 +113,7 @@ def shortened(spec: Spec, steps: int = 2) -> Spec:
     each = {"judges": dict.fromkeys(spec.judges, few), "sd": dict.fromkeys(spec.sd, few)}
     short = replace(spec, flux=flux, **each)
     short = replace(short, robust=(few, few) if spec.robust else ())
+    short = replace(short, latent_reward=few if spec.latent_reward else None)
     return replace(short, pools=dict.fromkeys(spec.pools, 16), **dict.fromkeys(names, few))
 
 
@@ -151,6 +153,7 @@ SPECS = {
             ("style", "content"), Budget(700, 96, 3e-3, ema_decay=0.99, warmup=50)
         ),
         reward=Budget(1500, 48, 1.5e-3, ema_decay=0.995, warmup=100),
+        latent_reward=Budget(600, 32, 1e-3, ema_decay=0.99, warmup=50),
         robust=(),
         retouches={name: _RETOUCHES[name] for name in ("tint", "smooth")},
         smoothing=3,
@@ -158,7 +161,7 @@ SPECS = {
             "reward": Taste({"tint": 15.0, "smooth": 0.5}, 51),
             "second_reward": Taste({"tint": -8.0, "smooth": -0.5}, 61),
         },
-        pools={"autoencoder": 8192, "judges": 8192, "reward": 12288},
+        pools={"autoencoder": 8192, "judges": 8192, "reward": 12288, "latent_reward": 4096},
     ),
     "world2": Spec(
         world=WORLDS["world2"],
@@ -201,6 +204,7 @@ SPECS = {
             "style": Budget(2600, 96, 2e-3, ema_decay=0.99, warmup=50),
         },
         reward=Budget(1800, 48, 1.5e-3, ema_decay=0.995, warmup=100),
+        latent_reward=None,
         robust=(
             Budget(700, 48, 8e-4, ema_decay=0.995, warmup=50),
             Budget(300, 48, 8e-4, ema_decay=0.99, warmup=50),

@@ -8,6 +8,7 @@ folder, a hub id, or embedded (world:...).
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Discriminator, Field, model_validator
@@ -69,6 +70,13 @@ class SiglipConfig(Projected):
     """Cosine of image and prompt in a SigLIP or SigLIP 2."""
 
     name: Literal["siglip"] = "siglip"
+
+
+class LatentClipConfig(Frozen):
+    """Cosine of latents and prompt in a CLIP whose image tower reads a model's clean latents, so
+    that training decodes no image: world:reward_latent."""
+
+    name: Literal["latent_clip"] = "latent_clip"
 
 
 class ImageRewardConfig(Frozen):
@@ -162,18 +170,72 @@ class PythonConfig(Scaled):
     """The function is torch code with a usable gradient; otherwise it is a black box."""
 
 
-class HttpConfig(Scaled):
-    """A reward served over HTTP, a black box."""
+class Served(Scaled):
+    """Settings of every reward behind an HTTP address, a black box."""
 
-    name: Literal["remote"] = "remote"
     url: Annotated[str, Field(pattern=r"^https?://"), Free]
-    """Address for images and prompts (POST), e.g. http://localhost:8000/score."""
-    batch_size: Annotated[BatchSize, Free] = 16
-    """Images per request."""
+    """Address for images and prompts (POST), e.g. http://localhost:8000/score; of vlm_api
+    http://localhost:8000/v1/chat/completions."""
     timeout: Annotated[PositiveFloat, Free] = 60.0
     """Seconds until a request counts as failed."""
     retries: Annotated[NonNegative, Free] = 3
     """Further attempts after a failed request, each after twice the previous wait."""
+
+
+class HttpConfig(Served):
+    """A reward served over HTTP, a black box."""
+
+    name: Literal["remote"] = "remote"
+    batch_size: Annotated[BatchSize, Free] = 16
+    """Images per request."""
+
+
+class VlmApiConfig(Served):
+    """A number in the answer of a vision-language model behind an OpenAI-compatible address (vLLM,
+    SGLang, OpenAI), a black box."""
+
+    name: Literal["vlm_api"] = "vlm_api"
+    model: str
+    """The server's name of the model."""
+    template: str
+    """The question about the image; {prompt} is replaced by the control phrase and the prompt."""
+    pattern: str = r"^\s*(-?\d+(?:\.\d+)?)\s*$"
+    """Regular expression whose first match in the answer has the number as its group; of several
+    groups the mean counts. By default the answer must be a number and nothing else."""
+    answer: Literal["number", "expected"] = "number"
+    """number: as it is written; expected: its mean over the whole numbers among the most probable
+    tokens in its place, which needs logprobs of the server and a number of one token."""
+    options: dict[str, Any] = {"temperature": 0}
+    """Further fields of the request, e.g. max_tokens."""
+    api_key_variable: Annotated[str | None, Free] = None
+    """Name of the environment variable with the key, e.g. OPENAI_API_KEY; it is sent as a bearer
+    token."""
+    concurrency: Annotated[Positive, Free] = 8
+    """Requests at a time, one per image and prompt."""
+
+    @model_validator(mode="after")
+    def _check_reading(self) -> VlmApiConfig:
+        if "{prompt}" not in self.template:
+            raise ValueError(
+                "template has no {prompt}, so it is the same for every prompt: put {prompt} into it"
+            )
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern is no regular expression ({error}): correct it") from error
+        if groups == 0 or (groups > 1 and self.answer == "expected"):
+            wanted = "one, (...)" if self.answer == "expected" else "one or more, (...)"
+            raise ValueError(f"pattern has {groups} groups around a number: write {wanted}")
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_variable or "_"):
+            raise ValueError(  # without the value, which may be a key
+                "api_key_variable is no name of an environment variable: write OPENAI_API_KEY or "
+                "the like, and the key into that variable"
+            )
+        if taken := {"model", "messages", "stream", "n", "logprobs", "top_logprobs"} & {
+            *self.options
+        }:
+            raise ValueError(f"options: {min(taken)} is set by this reward: remove it")
+        return self
 
 
 if TYPE_CHECKING:

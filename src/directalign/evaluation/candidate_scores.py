@@ -26,11 +26,12 @@ from ..device import default_device
 from ..errors import DirectAlignError
 from ..io.atomic import disk_errors
 from ..metrics import SHARE, Metric
+from ..models import load_model
 from ..report.read import RESULTS
 from ..rewards import load_reward, reward_class
 from ..toyworld.judges import load_judge
 from ..toyworld.worlds import WORLDS
-from ..types import PerSample
+from ..types import DirectAlignError, PerSample
 from . import scores
 from .adherence import Adherence, adherence_of, check_adherence, check_rows
 from .adherence.geneval import ADHERENCE, numbers
@@ -157,8 +158,16 @@ def _reward_group(each: EvalReward, phrases: config.ControlPhrases, batch_size: 
 
     def load() -> list[scores.MetricFunction]:
         device = default_device()
-        reward = load_reward(each.settings, device, each.key)
-        return [scores.compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
+        reward, model = load_reward(each.settings, device, each.key), None
+        if reward.sees == "latents":
+            if each.model is None:
+                raise DirectAlignError(
+                    f"{each.key}: {each.settings.name} sees latents, and no run gives its VAE: "
+                    "compare a run that was trained with it, or give a reward that sees images"
+                )
+            model = load_model(each.model, device)
+        about = phrases, batch_size, device, model
+        return [scores.compared_reward_metrics(each.label, reward, *about)]
 
     settings = {"reward": each.settings.model_dump(mode="json")}
     return MetricGroup(f"reward-{each.label}", found, load, settings)

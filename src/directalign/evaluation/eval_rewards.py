@@ -21,12 +21,16 @@ NOT_COMPARED = {"scale", "gradient_checkpointing"}
 
 @dataclass(frozen=True)
 class EvalReward:
-    """A reward; `key` names it in errors; `trained`: keys of the candidates trained on it."""
+    """A reward; `key` names it in errors; `trained`: keys of the candidates trained on it.
+
+    `model`: of a run that has it, whose VAE encodes images for a reward that sees latents.
+    """
 
     label: str
     settings: config.SingleRewardConfig
     key: str
     trained: tuple[str, ...] = ()
+    model: config.ModelConfig | None = None
 
     @property
     def kind(self) -> str:
@@ -45,7 +49,9 @@ def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> lis
     """
     unique: dict[str, EvalReward] = {}
     held_out = [
-        EvalReward(label, settings, f"{each.source}: {held_out_key(label)}")
+        EvalReward(
+            label, settings, f"{each.source}: {held_out_key(label)}", model=each.recipe.model
+        )
         for each in candidates
         if each.recipe is not None
         for label, settings in each.recipe.evaluate.rewards.items()
@@ -87,12 +93,13 @@ def _trained(candidates: Sequence[Candidate]) -> Iterator[EvalReward]:
         if candidate.recipe is None:
             continue
         reward, where = candidate.recipe.reward, f"{candidate.source}: reward"
+        run = (candidate.key,), candidate.recipe.model
         if isinstance(reward, config.MixtureConfig):
             for member in reward.members:
                 key = f"{where} {member.label}"
-                yield EvalReward(member.label, member.reward, key, (candidate.key,))
+                yield EvalReward(member.label, member.reward, key, *run)
         else:
-            yield EvalReward(_label(reward), reward, where, (candidate.key,))
+            yield EvalReward(_label(reward), reward, where, *run)
 
 
 def _from_option(text: str) -> EvalReward:

@@ -187,9 +187,9 @@ class Measurer:
         settings, device = run.evaluate, next(model.denoiser.parameters()).device
         self.judge, self.functions = judge, list[MetricFunction]()
         if reward is not None:
-            self.functions.append(scores.trained_reward_metrics(reward, run, device))
+            self.functions.append(scores.trained_reward_metrics(reward, run, device, model))
         for label, each in (held_out or {}).items():
-            self.functions.append(scores.held_out_metrics(label, each, run, device))
+            self.functions.append(scores.held_out_metrics(label, each, run, device, model))
         if judge is not None:
             names_styles = settings.control_prompts == settings.judge
             self.functions.append(partial(scores.judge_metrics, judge, names_styles))

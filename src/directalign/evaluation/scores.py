@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import config, metrics
-from ..interfaces import Judge, Reward
+from ..interfaces import Judge, Model, Reward
 from ..io.user_code import load_object
 from ..rewards import load_reward
 from ..rewards.black_box import PythonReward, load_function
@@ -122,7 +122,8 @@ class RewardMetrics:
     """Scores of one reward; each image is encoded once.
 
     `scores`: metric name and the phrases over which its score is averaged, each put before the
-    prompt; names without a phrase are omitted. Of a mixture also `reward_<label>` of each member.
+    prompt; names without a phrase are omitted. A reward that sees latents gets those that `model`
+    encodes the images to. Of a mixture also `reward_<label>` of each member.
     `gap`: positive and negative phrases of `sgp_<label>`, the mean score under the former minus
     that under the latter. `label`: add distances between image features to the base's
     (`base_distance_<label>`) and to those of the same prompt (`diversity_<label>`), for rewards
@@ -135,6 +136,7 @@ class RewardMetrics:
     device: torch.device | str
     label: str | None = None
     gap: tuple[Phrases, Phrases] | None = None
+    model: Model | None = None
 
     def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
         images, prompts, size = inputs.images, inputs.prompts, self.batch_size
@@ -161,7 +163,11 @@ class RewardMetrics:
         self, images: Images, prompts: Sequence[str], is_control: bool
     ) -> tuple[dict[str, PerSample], Tensor | None]:
         """Scores of a batch, and its image features where the reward has some."""
-        reward, features = self.reward, self.reward.encode(images.to(self.device))
+        reward, seen = self.reward, images.to(self.device)
+        if reward.sees == "latents":
+            assert self.model is not None
+            seen = self.model.encode_image(seen)
+        features = reward.encode(seen)
         gap = self.gap if self.gap is not None and reward.reads_prompt and not is_control else ()
         phrases = list(dict.fromkeys(chain(*self.scores.values(), *gap)))
         starts = [f"{each}. " if each else "" for each in phrases]
@@ -187,17 +193,21 @@ class RewardMetrics:
 
 
 def trained_reward_metrics(
-    reward: Reward, run: config.RunConfig, device: torch.device | str
+    reward: Reward, run: config.RunConfig, device: torch.device | str, model: Model | None = None
 ) -> RewardMetrics:
     """`reward` under the bare prompt, `score_pos` and `score_neg` under the control phrases."""
     phrases, scores = run.method.control_phrases, {"reward": BARE}
     if reward.reads_prompt:
         scores = {**scores, "score_pos": phrases.positive, "score_neg": phrases.negative}
-    return RewardMetrics(reward, scores, run.evaluate.batch_size, device)
+    return RewardMetrics(reward, scores, run.evaluate.batch_size, device, model=model)
 
 
 def held_out_metrics(
-    label: str, reward: Reward, run: config.RunConfig, device: torch.device | str
+    label: str,
+    reward: Reward,
+    run: config.RunConfig,
+    device: torch.device | str,
+    model: Model | None = None,
 ) -> RewardMetrics:
     """`held_out_<label>` under the bare prompt; with image embeddings also `_pos` and `_neg`.
 
@@ -209,7 +219,7 @@ def held_out_metrics(
         phrases = run.method.control_phrases
         sides = ((metrics.POS, phrases.positive), (metrics.NEG, phrases.negative))
         scores |= {name + side: plain_phrases(own) for side, own in sides}
-    return RewardMetrics(reward, scores, run.evaluate.batch_size, device)
+    return RewardMetrics(reward, scores, run.evaluate.batch_size, device, model=model)
 
 
 def compared_reward_metrics(
@@ -218,10 +228,12 @@ def compared_reward_metrics(
     phrases: config.ControlPhrases,
     batch_size: int,
     device: torch.device | str,
+    model: Model | None = None,
 ) -> RewardMetrics:
     """`score_<label>`, its style gap `sgp_<label>`, and distances between its image features."""
     gap = phrases.positive, phrases.negative
-    return RewardMetrics(reward, {metrics.SCORE + label: BARE}, batch_size, device, label, gap)
+    scores = {metrics.SCORE + label: BARE}
+    return RewardMetrics(reward, scores, batch_size, device, label, gap, model)
 
 
 def plain_phrases(phrases: Phrases) -> list[str]:

@@ -7,6 +7,7 @@ from ..config import PythonMethodConfig, RolloutConfig, RunConfig
 from ..interfaces import SINGLE_PROCESS, Method, Model, ProcessGroup, Reward
 from ..io.user_code import load_object
 from ..rewards.black_box import synchronized
+from ..rewards.common import BaseReward
 from ..types import DirectAlignError
 
 METHODS = {
@@ -38,6 +39,8 @@ def load_method(
     run: RunConfig, model: Model, reward: Reward, group: ProcessGroup = SINGLE_PROCESS
 ) -> Method:
     """The method of a run; the processes of `group` share its running statistics."""
+    if isinstance(reward, BaseReward):
+        reward.check_model(model)
     reward = synchronized(reward, group)
     method = method_class(run.method.name)(model, reward, run.method, run.rollout)
     if hasattr(method, "objective"):  # a method of the user's own may have none

@@ -19,7 +19,8 @@ from ..diffusion.rng import NOISE, draw_noise, generator_for
 from ..diffusion.sampling import rollout_conditioning, rollout_sigmas, sample
 from ..interfaces import Method, Model, ProcessGroup
 from ..models.lora import ReferenceModel, has_adapters
-from ..types import Images
+from ..rewards.common import reward_input
+from ..types import Latents
 from .base_target import select_phrases
 from .objective import MixedObjective, RewardObjective
 
@@ -67,8 +68,9 @@ def measure_ceiling(
         found = []
         for first in range(0, each, run.data.batch_size):
             rows = own[first : first + run.data.batch_size]
-            images = _base_images(model, run, texts, rows)
-            scores = objective.scores(images, [prompts[row] for row in rows], order[1], 0)
+            x0 = _base_latents(model, run, texts, rows)
+            seen = reward_input(objective.reward_model, model, x0)
+            scores = objective.scores(seen, [prompts[row] for row in rows], order[1], 0)
             gap = scores["score_pos"] - scores["score_neg"]
             plain = scores.get("score_plain", torch.full_like(gap, torch.nan))
             found.append(torch.stack([gap, plain], 1).double().cpu())
@@ -87,8 +89,8 @@ def measure_ceiling(
         )
 
 
-def _base_images(model: Model, run: RunConfig, prompts: Sequence[str], rows: list[int]) -> Images:
-    """Images of these rows of `prompts`, each with noise of its own, sampled as rollouts are."""
+def _base_latents(model: Model, run: RunConfig, prompts: Sequence[str], rows: list[int]) -> Latents:
+    """Of these rows of `prompts`, each with noise of its own, sampled as rollouts are."""
     rollout = run.rollout
     height = rollout.height or model.default_size[0]
     width = rollout.width or model.default_size[1]
@@ -98,5 +100,4 @@ def _base_images(model: Model, run: RunConfig, prompts: Sequence[str], rows: lis
     cond = rollout_conditioning(model.encode_prompt([prompts[row] for row in rows]), rollout)
     adapted = has_adapters(model.denoiser)  # without adapters the model itself is the base
     with ReferenceModel(model.denoiser).active() if adapted else nullcontext():
-        x0 = sample(model, cond, noise.to(next(model.denoiser.parameters()).device), sigmas)
-    return model.decode(x0)
+        return sample(model, cond, noise.to(next(model.denoiser.parameters()).device), sigmas)

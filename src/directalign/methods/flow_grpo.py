@@ -142,7 +142,7 @@ class FlowGRPO(ObjectiveMethod):
             if sigma_to > 0:
                 log_probs.append(sde.log_prob(step, states[-1]))
         rollout = replace(batch, step=batch.step // self.settings.updates_per_rollout)
-        output = self.objective(self.model.decode(states[-1]), rollout)
+        output = self.objective(self.seen(states[-1]), rollout)
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         if batch.kept:

@@ -234,7 +234,7 @@ class FlowBP(ObjectiveMethod):
         ]
         to_j, to_0 = torch.tensor(far, dtype=x0.dtype, device=x0.device).T
         weight = similarity_weight(to_j, to_0, SIMILARITY_FLOOR)
-        output = self.objective(self.model.decode(x0), batch)
+        output = self.objective(self.seen(x0), batch)
         loss = weight.to(output.reward) * hinge(output.reward, 1.0, self.settings.margin)
         named = {"distance_j": to_j, "distance_0": to_0, "leap_weight": weight}
         means = {name: float(value.mean()) for name, value in named.items()}

@@ -58,7 +58,7 @@ class LeapAlign(ObjectiveMethod):
             start, *(to_device(each, start.noise.device) for each in steps)
         )
 
-        output = self.objective(self.model.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
+        output = self.objective(self.seen(x0 + (leap_to_0 - leap_to_0.detach())), batch)
         weight = similarity_weight(*distances, settings.similarity_floor)
         loss = weight * hinge(output.reward, 1.0, settings.margin)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
 from ..diffusion.sampling import RolloutStart, predict, sample, start_rollout
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
-from ..rewards.common import score_all
+from ..rewards.common import reward_input, score_all
 from ..rewards.mixture import MixReward
 from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, LossTerm, PerSample
 from . import objective_math
@@ -86,6 +87,7 @@ class ObjectiveMethod:
         differentiable: bool = True,
     ) -> None:
         self.model, self.settings, self.rollout = model, settings, rollout
+        self.seen = partial(reward_input, reward, model)
         self.objective = build_objective(reward, settings, differentiable)
         self.rollouts = dict[int, Any]()
         """By offset of the batch: what updates with `rollout.reuse` still need of a rollout."""
@@ -140,7 +142,7 @@ class ObjectiveMethod:
         self, x0: Latents, batch: Batch, branch: str, sigma: PerSample | None = None
     ) -> LossTerm:
         """The mean loss of the images of `x0`, with the levels of their rewards at `sigma`."""
-        output = self.objective(self.model.decode(x0), batch)
+        output = self.objective(self.seen(x0), batch)
         loss = objective_math.hinge(output.reward, 1.0, self.settings.margin)
         levels = {} if sigma is None else {"sigma": sigma, "reward": output.reward}
         lists = {name: value.detach().cpu().double().tolist() for name, value in levels.items()}
@@ -167,18 +169,20 @@ class ObjectiveMethod:
         yield LossTerm(self.settings.kl_beta * kl.mean(), "kl", metrics, lists)
 
     @torch.no_grad()
-    def sampled(self, batch: Batch, count: int) -> tuple[list[Batch], list[Latents], list[Images]]:
-        """`count` samples of each prompt, neighbours in slices of b: batches, latents and decoded
-        images of each slice."""
+    def sampled(
+        self, batch: Batch, count: int
+    ) -> tuple[list[Batch], list[Latents], list[Images | Latents]]:
+        """`count` samples of each prompt, neighbours in slices of b: batches, latents and what the
+        reward sees of each slice."""
         b, every = len(batch.prompts), batch.repeated(count)
-        parts, latents, images = [], [], []
+        parts, latents, seen = [], [], []
         for first in range(0, count * b, b):
             prompts = every.prompts[first : first + b]
             parts.append(replace(every, prompts=prompts, offset=every.offset + first))
             start = start_rollout(self.model, self.rollout, parts[-1])
             latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
-            images.append(self.model.decode(latents[-1]))
-        return parts, latents, images
+            seen.append(self.seen(latents[-1]))
+        return parts, latents, seen
 
     def own_weights(self) -> Mapping[str, Tensor]:
         """The method's own copy of the trained weights by name, by reference, which a checkpoint
@@ -207,9 +211,10 @@ class RewardObjective:
         """Means of pos − neg and of the plain score, of the base model; see methods/ceiling.py."""
 
     def __call__(
-        self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
+        self, images: Images | Latents, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
     ) -> ObjectiveOutput:
-        """Evaluate decoded images (b, 3, h, w) with the ramps `k_pos`, `k_neg` (relative form).
+        """Evaluate what the reward sees, decoded images or latents, with the ramps `k_pos`, `k_neg`
+        (relative form).
 
         With n times as many images as prompts, each prompt belongs to n consecutive images. Without
         gradient these are scored in slices of as many images as prompts.
@@ -238,11 +243,13 @@ class RewardObjective:
         return ObjectiveOutput(reward, means)
 
     def scores(
-        self, images: Images, prompts: list[str], order: str, step: int
+        self, images: Images | Latents, prompts: list[str], order: str, step: int
     ) -> dict[str, PerSample]:
         """The scores of each image under its prompt that the form needs."""
         model, phrases, form = self.reward_model, self.settings.control_phrases, self.settings.form
-        features = model.encode(map_images(images, self.settings.image_mapping))
+        if model.sees != "latents":
+            images = map_images(images, self.settings.image_mapping)
+        features = model.encode(images)
         sides: dict[str, list[str]] = {}
         if form != "absolute" or (phrases.positive and model.reads_prompt):
             sides["score_pos"] = phrases.positive
@@ -316,7 +323,7 @@ class MixedObjective:
         self.group = group
 
     def __call__(
-        self, images: Images, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
+        self, images: Images | Latents, batch: Batch, k_pos: Ramp = 0.0, k_neg: Ramp = 0.0
     ) -> ObjectiveOutput:
         """Evaluate decoded images; the ramps act in every member of the relative form."""
         for objective in self.objectives:
@@ -328,7 +335,7 @@ class MixedObjective:
         return ObjectiveOutput(self._mixed(scaled), self._metrics(outputs, scaled))
 
     def _normalized(
-        self, images: Images, batch: Batch, k_pos: Ramp, k_neg: Ramp
+        self, images: Images | Latents, batch: Batch, k_pos: Ramp, k_neg: Ramp
     ) -> ObjectiveOutput:
         """The same value with a normalized gradient, in memory for the graph of one member."""
         at = images.detach().requires_grad_()
@@ -351,7 +358,7 @@ class MixedObjective:
             metrics[f"gradient_{label}"] = float(length.mean())
         return ObjectiveOutput(objective_math.with_gradient(mixed, gradient, images), metrics)
 
-    def _scaled(self, outputs: list[ObjectiveOutput], images: Images, step: int) -> Tensor:
+    def _scaled(self, outputs: list[ObjectiveOutput], images: Tensor, step: int) -> Tensor:
         """The members' rewards (m, b), divided by their running stds, which are updated first."""
         rewards = torch.stack([output.reward.to(images) for output in outputs])
         self.rewards.update(rewards, step, self.group)

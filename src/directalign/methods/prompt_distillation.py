@@ -51,7 +51,7 @@ class PromptDistillation(ObjectiveMethod):
         target = self.target(batch.step, cond, x_t, sigma, batch.own_kept)
         distance = objective_math.velocity_kl(sampling.predict(model, cond, x_t, sigma), target)
         with torch.no_grad():
-            output = self.objective(model.decode(x0), batch)
+            output = self.objective(self.seen(x0), batch)
         lists = {"sigma": sigma, "reward": output.reward, "kl": distance.detach()}
         levels = {name: each.double().cpu().tolist() for name, each in lists.items()}
         metrics = {**output.metrics, "kl": float(distance.detach().mean())}

@@ -87,7 +87,7 @@ class SRPO(ObjectiveMethod):
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
         k_pos, k_neg = (ramp.at(step.position) for ramp in (ramps.k_pos, ramps.k_neg))
-        output = self.objective(model.decode(recovered.x0), batch, k_pos, k_neg)
+        output = self.objective(self.seen(recovered.x0), batch, k_pos, k_neg)
         direction = recovery.direction(recovered.gain)
         loss = objective_math.hinge(output.reward, direction, settings.margin)
         if settings.discount_shift is not None:

@@ -237,6 +237,9 @@ def unused_settings(run: config.RunConfig) -> list[str]:
     if run.rollout.reuse > 1 and run.data.prompts is None:
         unused.append("rollout.reuse: data.images are trained on, without rollouts")
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
+    sees = rewards.reward_class(run.reward.name).sees
+    if sees == "latents" and method.image_mapping != "clamp":
+        unused.append(f"method.image_mapping: {run.reward.name} sees no image")
     if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
         unused.append(f"method.denoise, method.inversion: form {form} has no ramps")
     negative = {*method.control_phrases.negative} - {*method.asked_phrases()}

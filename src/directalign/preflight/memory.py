@@ -187,10 +187,13 @@ class UntracedReward:
 
     name, reads_prompt, differentiable = "untraced", True, True
 
-    def encode(self, images: Images) -> Images:
+    def __init__(self, sees: str = "pixels") -> None:
+        self.sees = sees
+
+    def encode(self, images: Images | Latents) -> Latents:
         return images
 
-    def score(self, features: Images, prompts: Sequence[str]) -> PerSample:
+    def score(self, features: Latents, prompts: Sequence[str]) -> PerSample:
         del prompts
         return features.mean((1, 2, 3))
 
@@ -234,7 +237,7 @@ class MetaRewards:
             self.not_estimated.append(Row(label, note, {}))
             if getattr(settings, "differentiable", kind.differentiable):
                 self._configs.warnings.append(f"{key}: memory {note}")
-            return UntracedReward()
+            return UntracedReward(kind.sees)
         modules = [each for each in vars(reward).values() if isinstance(each, nn.Module)]
         for module in modules:
             make_fake(module.requires_grad_(False).eval())
@@ -279,7 +282,8 @@ def trace(run: config.RunConfig, model: MetaModel, rewards: MetaRewards) -> Trac
     except Exception as error:  # any error of a library or user code on tensors without data
         warning = f"reward: activations not estimated: {first_line(error)}"
     try:
-        return replace(_traced(run, model, UntracedReward(), []), warnings=(warning,))
+        untraced = UntracedReward(rewards.trained_on.sees)
+        return replace(_traced(run, model, untraced, []), warnings=(warning,))
     except Exception as error:
         warning = f"memory: activations not estimated: {first_line(error)}"
         return Traced(warnings=(warning,))
@@ -416,7 +420,8 @@ def _evaluation(run: config.RunConfig, model: MetaModel, rewards: Sequence[Rewar
     x0 = sample(model.model, start.cond, start.noise, start.sigmas)
     images = model.model.decode(x0).clamp(0, 1)
     for reward in rewards:
-        reward.score(reward.encode(images), batch.prompts)
+        seen = model.model.encode_image(images) if reward.sees == "latents" else images
+        reward.score(reward.encode(seen), batch.prompts)
     return count
 
 

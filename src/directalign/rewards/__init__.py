@@ -24,6 +24,7 @@ from ..types import DirectAlignError
 REWARDS = {
     "clip": "clip:ClipReward",
     "siglip": "clip:SiglipReward",
+    "latent_clip": "latent_clip:LatentClipReward",
     "image_reward": "image_reward:ImageReward",
     "aesthetic": "aesthetic:AestheticReward",
     "mps": "mps:MpsReward",
@@ -32,6 +33,7 @@ REWARDS = {
     "pixels": "pixel_statistics:PixelReward",
     "python": "black_box:PythonReward",
     "remote": "black_box:HttpReward",
+    "vlm_api": "vlm_api:VlmApiReward",
     "mix": "mixture:MixReward",
 }
 """`name` in a recipe to module:class, imported when first needed."""
@@ -103,9 +105,18 @@ def reward_settings(text: str) -> config.SingleRewardConfig:
 def load_named_reward(
     reward: str | config.SingleRewardConfig, device: torch.device | str = "cpu"
 ) -> Reward:
-    """Load the reward that `--reward` names (or its resolved config), frozen, on `device`."""
+    """Load the reward that `--reward` names (or its resolved config), frozen, on `device`.
+
+    Raises: DirectAlignError as `reward_settings`, and for a reward that does not see images.
+    """
     settings = reward_settings(reward) if isinstance(reward, str) else reward
-    return load_reward(settings, device, OPTION)
+    loaded = load_reward(settings, device, OPTION)
+    if loaded.sees == "latents":
+        raise DirectAlignError(
+            f"{OPTION}: {settings.name} sees latents, and this command has images: give a reward "
+            "that sees these"
+        )
+    return loaded
 
 
 def recipe_words(text: str) -> config.ControlPhrases:

@@ -9,7 +9,8 @@ A Python reward:
 
 A class is constructed once with `args`. Its instance is called as the function above, or has the
 two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
-the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`.
+the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`, and
+`sees = "latents"` to get the denoiser's clean latents (b, c, h, w) instead of images.
 
 A function is called once per batch: with k control phrases it gets all b images k times over, each
 time under another phrase, and gives k·b numbers. So a score must not depend on the other images of
@@ -75,7 +76,7 @@ from ..interfaces import ProcessGroup, Reward
 from ..io import hub
 from ..io.tensors import to_pixels
 from ..io.user_code import load_object
-from ..types import DirectAlignError, Images, PerSample
+from ..types import DirectAlignError, Images, Latents, PerSample
 from .common import BaseReward, Device, score_all
 from .mixture import MixReward
 
@@ -111,6 +112,9 @@ class PythonReward(BaseReward):
         self.differentiable = differentiable
         self.two_calls = _has_two_calls(function)
         self.reads_prompt = bool(getattr(function, "reads_prompt", True))
+        self.sees = getattr(function, "sees", "pixels")
+        if self.sees not in ("pixels", "latents"):
+            raise DirectAlignError(f"{source}: sees is {self.sees!r}; set 'pixels' or 'latents'")
 
     @classmethod
     def _load(cls, settings: config.PythonConfig, device: Device, key: str) -> PythonReward:
@@ -131,7 +135,7 @@ class PythonReward(BaseReward):
     def files(cls, settings: config.PythonConfig) -> dict[str, str]:
         return {"path": settings.path.rpartition(":")[0]}
 
-    def encode(self, images: Images) -> Any:
+    def encode(self, images: Images | Latents) -> Any:
         """The object's features, or float32 images, detached on the CPU unless differentiable."""
         images = images.float() if self.differentiable else images.detach().float().cpu()
         if not self.two_calls:
@@ -278,17 +282,20 @@ class HttpReward(BaseReward):
     differentiable = False
     file_keys = ()
 
-    def __init__(self, settings: config.HttpConfig, key: str = "reward") -> None:
+    secret = ""
+    """Sent as a bearer token; replaced wherever the server repeats it."""
+
+    def __init__(self, settings: Any, key: str = "reward") -> None:
         self.settings, self.source = settings, f"{key}.url: {settings.url}"
 
     @classmethod
-    def _load(cls, settings: config.HttpConfig, device: Device, key: str) -> HttpReward:
+    def _load(cls, settings: Any, device: Device, key: str) -> Any:
         """The reward of a recipe section; nothing is sent yet."""
         del device
         return cls(settings, key)
 
     @classmethod
-    def _check(cls, settings: config.HttpConfig, key: str, online: bool) -> None:
+    def _check(cls, settings: Any, key: str, online: bool) -> None:
         """Check the address; if `online`, request the score of one gray image."""
         _check_address(settings.url, f"{key}.url")
         if online:
@@ -350,6 +357,7 @@ class HttpReward(BaseReward):
     def _post(self, body: bytes, limit: int) -> bytes:
         """The body of the response, at most `limit` bytes; `timeout` is for all of it."""
         headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self.secret}"} if self.secret else {}
         request = Request(self.settings.url, body, headers, method="POST")
 
         def ask() -> tuple[HTTPResponse, bytes | HTTPException]:
@@ -365,6 +373,8 @@ class HttpReward(BaseReward):
             response, content = hub.answer_within(self.settings.timeout, ask)
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             raise _Temporary(self._reason(error)) from error
+        if self.secret and isinstance(content, bytes):
+            content = content.replace(self.secret.encode(), b"***")
         status, check = response.status, "check that a reward server answers at this address"
         if 300 <= status < 400:
             raise DirectAlignError(
@@ -474,9 +484,9 @@ class SynchronizedReward:
     def __init__(self, reward: Reward, group: ProcessGroup) -> None:
         self.reward, self.group = reward, group
         self.name, self.reads_prompt = reward.name, reward.reads_prompt
-        self.differentiable = reward.differentiable
+        self.differentiable, self.sees = reward.differentiable, reward.sees
 
-    def encode(self, images: Images) -> Any:
+    def encode(self, images: Images | Latents) -> Any:
         """As the reward. Raises: as `score`."""
         return synchronized_call(lambda: self.reward.encode(images), self.group)
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 from .. import config
-from ..types import DirectAlignError, Images, PerSample
+from ..types import DirectAlignError, Images, Latents, PerSample
 from . import common, open_clip
 from . import weights as files
 from .projection import check_project, directions_for, project_out
@@ -66,7 +66,7 @@ class _DualEncoder(common.BaseReward):
         self,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        preprocessing: common.Preprocessing,
+        preprocessing: Callable[[Tensor], Tensor],
         scale: float = 1.0,
         clean: Callable[[str], str] | None = None,
     ) -> None:
@@ -118,8 +118,8 @@ class _DualEncoder(common.BaseReward):
         preprocessing = common.Preprocessing.of(configs.image_settings(beside), side)
         return cls(model, configs.tokenizer(), preprocessing, settings.scale)
 
-    def encode(self, images: Images) -> Features:
-        """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
+    def encode(self, images: Images | Latents) -> Features:
+        """What it sees, images (b, 3, h, w) in [0, 1] of any size, to unit features (b, d)."""
         pixels = self.preprocessing(images.to(self.model.dtype))
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         project = getattr(self.model, "visual_projection", nn.Identity())  # a SigLIP has none
@@ -193,7 +193,7 @@ class ClipReward(_DualEncoder):
         return self.model.text_projection(pooled)
 
     @classmethod
-    def _cleaning(cls, settings: config.ClipConfig) -> Callable[[str], str]:
+    def _cleaning(cls, settings: Any) -> Callable[[str], str]:
         by_name = "pickscore" not in settings.path.lower()
         cleaned = by_name if settings.clean_text is None else settings.clean_text
         return cls.usual_cleaning if cleaned else str

@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import named
-from ..interfaces import Reward
+from ..interfaces import Model, Reward
 from ..io import text
 from ..io.tensors import check_weights, opened, resize
-from ..types import DirectAlignError, Images
+from ..types import DirectAlignError, Images, Latents
 
 Device: TypeAlias = "torch.device | str"
 
@@ -84,6 +84,8 @@ class BaseReward:
     name: str
     settings: Any = None
     """The recipe section that it was loaded from; None if it was made by hand."""
+    sees: str = "pixels"
+    """"latents": `encode` gets the clean latents (b, c, h, w) as the denoiser has them."""
     reads_prompt: bool = True
     """False: scores depend only on the image, so a relative reward cannot be formed."""
     differentiable: bool = True
@@ -118,6 +120,9 @@ class BaseReward:
         """
         cls._require_weight_file(settings, key)
         cls._check(settings, key, online)
+
+    def check_model(self, model: Model) -> None:
+        """Raise DirectAlignError for a model whose latents a reward of latents was not made for."""
 
     @classmethod
     def _load(cls, settings: Any, device: Device, key: str) -> Any:
@@ -155,6 +160,11 @@ class BaseReward:
         """Files, folders and hub ids that a recipe section needs, by the key that names them."""
         named = {key: getattr(settings, key, None) for key in cls.file_keys}
         return {key: path for key, path in named.items() if path is not None}
+
+
+def reward_input(reward: Reward, model: Model, x0: Latents) -> Images | Latents:
+    """What the reward sees of clean latents: these, or decoded images. Gradient intact."""
+    return x0 if reward.sees == "latents" else model.decode(x0)
 
 
 def score_all(

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import config, rewards
-from ..interfaces import Reward
-from ..types import Images, PerSample
+from ..interfaces import Model, Reward
+from ..types import DirectAlignError, Images, Latents, PerSample
 from .common import BaseReward, Device, score_all
 
 
@@ -52,6 +52,7 @@ class MixReward(BaseReward):
         self.members, self.settings = tuple(members), settings
         self.reads_prompt = any(member.reward.reads_prompt for member in self.members)
         self.differentiable = all(member.reward.differentiable for member in self.members)
+        self.sees = _common_sight([member.reward for member in self.members])
 
     @classmethod
     def _load(cls, settings: config.MixtureConfig, device: Device, key: str) -> MixReward:
@@ -66,8 +67,14 @@ class MixReward(BaseReward):
     def _check(cls, settings: config.MixtureConfig, key: str, online: bool) -> None:
         for index, member in enumerate(settings.members):
             rewards.check_reward(member.reward, key_of(index, key), online)
+        _common_sight([rewards.reward_class(each.reward.name) for each in settings.members], key)
 
-    def encode(self, images: Images) -> tuple[Any, ...]:
+    def check_model(self, model: Model) -> None:
+        for member in self.members:
+            if isinstance(member.reward, BaseReward):
+                member.reward.check_model(model)
+
+    def encode(self, images: Images | Latents) -> tuple[Any, ...]:
         """The features of each member, in order."""
         return tuple(member.reward.encode(images) for member in self.members)
 
@@ -94,6 +101,16 @@ class MixReward(BaseReward):
             member.label: score_all(member.reward, own, texts)
             for member, own in zip(self.members, features, strict=True)
         }
+
+
+def _common_sight(members: Sequence[Any], key: str = "reward") -> str:
+    """What all members see. Raises DirectAlignError if some see latents and some pixels."""
+    if len({each.sees for each in members}) > 1:
+        latent = next(each.name for each in members if each.sees == "latents")
+        raise DirectAlignError(
+            f"{key}.members: {latent} sees latents and others see images: mix rewards of one kind"
+        )
+    return members[0].sees
 
 
 def key_of(index: int, key: str = "reward") -> str:

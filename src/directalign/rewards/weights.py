@@ -216,7 +216,7 @@ def filled(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch
     return model
 
 
-FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
+FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig | config.LatentClipConfig
 
 
 def fetch(

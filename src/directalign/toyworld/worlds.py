@@ -65,7 +65,7 @@ WORLDS = {
         scenes,
         _HERE / "assets",
         {"flux": _flux(), "sd": _sd("sd"), "sd_v": _sd("sd_v")},
-        ("reward", "second_reward"),
+        ("reward", "second_reward", "reward_latent"),
     ),
     "world2": World(
         "world2",
