@@ -109,9 +109,9 @@ def test_swapped_blocks_are_copied_for_every_pass_and_again_for_its_backward_pas
     copied = traced(run).copied
     assert copied == (2 + 2 * 2) * swapped > 0
     cost = Cost({"rollout": 2e12, "train": 4e12, "decode": 1e12}, 7e12, 3e12, copied=1e9)
-    assert cost.hours(1, pcie=1) == Cost(cost.parts, 7e12, 3e12).hours(1)  # 6 s hide 1 s
-    assert cost.hours(1, pcie=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
-    assert cost.hours(1, pcie=1 / 12)[1] == pytest.approx((12 + 1 + 2 * 3) / 3600)
+    assert cost.hours(1.0, pcie=1.0) == Cost(cost.parts, 7e12, 3e12).hours(1.0)  # 6 s hide 1 s
+    assert cost.hours(1.0, pcie=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
+    assert cost.hours(1.0, pcie=1 / 12)[1] == pytest.approx((12 + 1 + 2 * 3) / 3600)
 
 
 @pytest.mark.parametrize(("size", "teraflops"), [(720, 37), (1024, 74)])
