@@ -116,7 +116,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
 def _references(settings: RunConfig, count: int) -> Iterator[Row]:
     """The base model and photographs."""
     model, judge = load_model(settings.model, torch.device("cpu")), load_judge(WORLDS["world2"])
-    pairs = fixed_pairs(prompts_to_measure(settings.evaluate.prompts), count)
+    pairs = fixed_pairs(prompts_to_measure("world2:test"), count)
     base = generate(model, pairs.prompts, pairs.seeds, settings.rollout, 64)
     for arm, images in (("base", base), ("photographs", photographs(pairs))):
         named = {"study": "rivals", "kind": "reference", "arm": arm, "title": REFERENCES[arm]}
@@ -293,6 +293,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         run = told.where(arm=arm)
         value = float(np.mean([row["answers"] for row in run]))
         x, y = over(run, "color_distance"), interval(resampled(run), value, len(run))
+        assert x is not None
         points.append(Point(title, x, y))
     title = "Photo and content against colour, every method at its best setting"
     note = "95 % intervals over seeds, of photo and content over seeds and captions"

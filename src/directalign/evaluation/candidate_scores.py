@@ -23,7 +23,6 @@ from typing import Any
 
 from .. import config, metrics
 from ..device import default_device
-from ..errors import DirectAlignError
 from ..io.atomic import disk_errors
 from ..metrics import SHARE, Metric
 from ..models import load_model

@@ -94,6 +94,7 @@ def quantized_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 def _linear_4bit_class() -> Any:
     """bitsandbytes' NF4 layer; its output has autocast's dtype, as that of a plain layer has."""
     import bitsandbytes as bnb
+    from bitsandbytes.functional import dequantize_4bit
 
     class Linear4bit(bnb.nn.Linear4bit):
         def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def _linear_4bit_class() -> Any:
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
             (gradient,), (weight,) = gradients, ctx.saved_tensors
-            dequantized = bnb.functional.dequantize_4bit(weight.data, ctx.state)
+            dequantized = dequantize_4bit(weight.data, ctx.state)
             return gradient @ dequantized.to(gradient.dtype), None, None
 
     return Linear4bit

@@ -42,7 +42,7 @@ from ..interfaces import Reward
 from ..io.atomic import new_folder
 from ..rewards import load_named_reward, reward_settings
 from ..rewards.clip import ClipReward
-from ..rewards.common import PromptCache
+from ..rewards.common import Preprocessing, PromptCache
 from ..rewards.qwen_vl import SETTINGS, VlmReward
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images
@@ -483,6 +483,7 @@ def save_reward(reward: Reward, folder: Path) -> None:
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
     image, names = reward.preprocessing, ("height", "width")
+    assert isinstance(image, Preprocessing)
     short, both = {"shortest_edge": image.size}, zip(names, image.crop, strict=True)
     steps = ("convert_rgb", "resize", "center_crop", "rescale", "normalize")
     processor = {

@@ -55,7 +55,8 @@ class LatentClipReward(ClipReward):
         files.check_folder(folder, f"{key}.path", CLIPModel)
         probe = _probe(folder, f"{key}.path")
         tokenizer = _tokenizer(settings, folder, key)
-        model = files.load_model(CLIPModel, folder, f"{key}.path").to(device)
+        model: Any = files.load_model(CLIPModel, folder, f"{key}.path")
+        model.to(device)
         common.recompute(model.vision_model, settings.gradient_checkpointing)
         reward = cls(model, tokenizer, settings.scale)
         reward.probe = {name: each.to(device, torch.float32) for name, each in probe.items()}
@@ -70,7 +71,7 @@ class LatentClipReward(ClipReward):
             _tokenizer(settings, weights, key, online)
 
     @classmethod
-    def meta(cls, settings: config.LatentClipConfig, key: str, configs: Any) -> LatentClipReward:
+    def meta(cls, settings: Any, key: str, configs: Any) -> LatentClipReward:
         model = CLIPModel(CLIPConfig.from_dict(configs.read(settings.path, f"{key}.path", "clip")))
         common.recompute(model.vision_model, settings.gradient_checkpointing)
         return cls(model, configs.tokenizer(), settings.scale)
