@@ -57,26 +57,31 @@ def arm_of(name: str, title: str, recipe: str, every: int, steps: int, *override
     return Arm(name, title, recipe, (*overrides, *size))
 
 
-FAST, FEW = "train.learning_rate=3e-4", "rollout.training_steps=2"
+FAST, SHORT = "train.learning_rate=3e-4", "rollout.training_steps=2"
 RELEASED_AT = ("rollout.training_steps=25", "train.learning_rate=3e-5")
 ARMS = [
     arm_of(RELEASED, "as released", "world_official", 16, 32, *RELEASED_AT),
-    arm_of("cheapest", "2 rollout steps, rate 3e-4", "world_srpo", 2, 8, FEW, FAST),
-    arm_of("default", "default", "world_srpo", 8, 24),
-    arm_of("steps_2", "2 rollout steps", "world_srpo", 8, 24, FEW),
-    arm_of("rate", "rate 3e-4", "world_srpo", 4, 12, FAST),
-    arm_of("reuse_4", "4 updates per rollout", "world_srpo", 8, 24, "rollout.reuse=4"),
-    arm_of("half_cost", "relative, one branch", "world_half_cost", 4, 12, FEW),
+    arm_of("half_cost", "relative, one branch, 2 rollout steps", "world_half_cost", 4, 12, SHORT),
+    arm_of("cheapest", "anchored, 2 rollout steps, rate 3e-4", "world_srpo", 2, 8, SHORT, FAST),
+    arm_of("default", "anchored (default)", "world_srpo", 8, 24),
 ]
+LEVERS = [
+    arm_of("reuse_4", "anchored, 4 updates per rollout", "world_srpo", 8, 24, "rollout.reuse=4"),
+    arm_of("steps_2", "anchored, 2 rollout steps", "world_srpo", 8, 24, SHORT),
+    arm_of("rate", "anchored, rate 3e-4", "world_srpo", 4, 12, FAST),
+]
+FEW_SEEDS = 3
+"""Training seeds of the single levers."""
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `price` and of the runs, which have `cpu_seconds`; quick: two arms, one seed."""
-    arms = sized(ARMS[:2] if quick else ARMS, quick)
-    make = partial(prices, arms, 1 if quick else ROUNDS)
+    arms, levers = sized(ARMS[:2] if quick else ARMS, quick), [] if quick else sized(LEVERS, quick)
+    make = partial(prices, [*arms, *levers], 1 if quick else ROUNDS)
     paid = piece(out, "prices", settings_of(arms[0], 0), make)
     of_one = {row["arm"]: row["update_seconds"] for row in paid}
     rows = run_arms("frontier", arms, SEEDS[:1] if quick else SEEDS, out)
+    rows += run_arms("frontier", levers, SEEDS[:FEW_SEEDS], out)
     return [*(row | {"cpu_seconds": row["step"] * of_one[row["arm"]]} for row in rows), *paid]
 
 
