@@ -127,7 +127,7 @@ def tables(rows: Rows) -> dict[str, Table]:
         found = [row for row in map(AT_LEVEL, runs.runs_of(arm)) if row]
         costs.append([title, f"{len(found)} of {len(runs.seeds(arm))}", *means(COLUMNS, found)])
         pairs = runs.pairs(arm, RELEASED, AT_LEVEL)
-        times = [cost_ratio([pair[::-1] for pair in pairs], key) for key in COSTS]
+        times = [cost_ratio([(other, mine) for mine, other in pairs], key) for key in COSTS]
         changes = [signed(difference(pairs, key)) for key in ("content", "color_drift")]
         cells = [*(with_interval(each, 1) for each in times), *changes, str(len(pairs))]
         ratios += [[title, *cells]] if arm != RELEASED else []
@@ -144,8 +144,9 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     paid = Rows(row for row in runs if row["step"] > 0)
     for key, x in COSTS.items():
         lines = plots.lines_along(paid, key, "photo_rate")
-        named = {"log_x": True, "named": key == "cpu_seconds"}
-        panels.append(plots.Panel("Photo rate", x, "", lines, percent=True, **named))
+        is_last = key == "cpu_seconds"
+        panel = plots.Panel("Photo rate", x, "", lines, percent=True, log_x=True, named=is_last)
+        panels.append(panel)
         pairs = {arm: runs.pairs(arm, RELEASED, AT_LEVEL) for arm in runs.arms if arm != RELEASED}
         values = {arm: cost_ratio(each, key) for arm, each in pairs.items()}
         columns.append(plots.DotColumn(x, values, log=True, at=1))

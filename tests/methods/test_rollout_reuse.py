@@ -97,10 +97,11 @@ def test_raft_keeps_the_best_images_for_all_updates_of_a_rollout():
 
 @pytest.mark.parametrize("settings", [{"name": "srpo"}, {"name": "prompt_distillation"}, RAFT])
 def test_training_steps_are_those_of_rollouts_alone(settings):
-    found, own = [], {"training_steps": STEPS}
-    for rollout in ({}, own, {**own, "num_inference_steps": 2 * STEPS, "reuse": 2}):
-        family = ToyFamily()
-        method = made(family, settings, **rollout)
-        found.append([each.value for each in losses(method, Batch(4, PROMPTS, seed=7))])
-    assert found[0] == found[1] == found[2]
-    assert len(rollout_sigmas(family, method.rollout, 4, 4)) == 2 * STEPS + 1
+    own = {"training_steps": STEPS}
+    longer = {**own, "num_inference_steps": 2 * STEPS, "reuse": 2}
+    methods = [made(ToyFamily(), settings, **rollout) for rollout in ({}, own, longer)]
+    batch = Batch(4, PROMPTS, seed=7)
+    first, *others = ([each.value for each in losses(m, batch)] for m in methods)
+    assert all(found == first for found in others)
+    levels = [len(rollout_sigmas(m.model, m.rollout, 4, 4)) for m in methods]
+    assert levels == [STEPS + 1, STEPS + 1, 2 * STEPS + 1]
