@@ -62,21 +62,21 @@ RELEASED_AT = ("rollout.training_steps=25", "train.learning_rate=3e-5")
 ARMS = [
     arm_of(RELEASED, "as released", "world_official", 16, 32, *RELEASED_AT),
     arm_of("half_cost", "relative, one branch, 2 rollout steps", "world_half_cost", 4, 12, SHORT),
-    arm_of("cheapest", "anchored, 2 rollout steps, rate 3e-4", "world_srpo", 2, 8, SHORT, FAST),
-    arm_of("default", "anchored (default)", "world_srpo", 8, 24),
 ]
 LEVERS = [
+    arm_of("cheapest", "anchored, 2 rollout steps, rate 3e-4", "world_srpo", 2, 8, SHORT, FAST),
+    arm_of("default", "anchored (default)", "world_srpo", 8, 24),
     arm_of("reuse_4", "anchored, 4 updates per rollout", "world_srpo", 8, 24, "rollout.reuse=4"),
     arm_of("steps_2", "anchored, 2 rollout steps", "world_srpo", 8, 24, SHORT),
     arm_of("rate", "anchored, rate 3e-4", "world_srpo", 4, 12, FAST),
 ]
 FEW_SEEDS = 3
-"""Training seeds of the single levers."""
+"""Training seeds of the levers."""
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `price` and of the runs, which have `cpu_seconds`; quick: two arms, one seed."""
-    arms, levers = sized(ARMS[:2] if quick else ARMS, quick), [] if quick else sized(LEVERS, quick)
+    arms, levers = sized(ARMS, quick), [] if quick else sized(LEVERS, quick)
     make = partial(prices, [*arms, *levers], 1 if quick else ROUNDS)
     paid = piece(out, "prices", settings_of(arms[0], 0), make)
     of_one = {row["arm"]: row["update_seconds"] for row in paid}
