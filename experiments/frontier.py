@@ -58,17 +58,18 @@ def arm_of(name: str, title: str, recipe: str, every: int, steps: int, *override
 
 
 FAST, SHORT = "train.learning_rate=3e-4", "rollout.training_steps=2"
-RELEASED_AT = ("rollout.training_steps=25", "train.learning_rate=3e-5")
+LONG = "rollout.training_steps=25"
 ARMS = [
-    arm_of(RELEASED, "as released", "world_official", 16, 32, *RELEASED_AT),
-    arm_of("half_cost", "relative, one branch, 2 rollout steps", "world_half_cost", 4, 12, SHORT),
+    arm_of(RELEASED, "as released", "world_official", 16, 32, LONG, "train.learning_rate=3e-5"),
+    arm_of("half_cost", "one branch, 2 steps", "world_half_cost", 4, 12, SHORT),
 ]
 LEVERS = [
-    arm_of("cheapest", "anchored, 2 rollout steps, rate 3e-4", "world_srpo", 2, 8, SHORT, FAST),
+    arm_of("released_fast", "released, 1e-4", "world_official", 4, 12, LONG),
+    arm_of("cheapest", "anchored, 2 steps, 3e-4", "world_srpo", 2, 8, SHORT, FAST),
     arm_of("default", "anchored (default)", "world_srpo", 8, 24),
-    arm_of("reuse_4", "anchored, 4 updates per rollout", "world_srpo", 8, 24, "rollout.reuse=4"),
-    arm_of("steps_2", "anchored, 2 rollout steps", "world_srpo", 8, 24, SHORT),
-    arm_of("rate", "anchored, rate 3e-4", "world_srpo", 4, 12, FAST),
+    arm_of("reuse_4", "anchored, reuse 4", "world_srpo", 8, 24, "rollout.reuse=4"),
+    arm_of("steps_2", "anchored, 2 steps", "world_srpo", 8, 24, SHORT),
+    arm_of("rate", "anchored, 3e-4", "world_srpo", 4, 12, FAST),
 ]
 FEW_SEEDS = 3
 """Training seeds of the levers."""
