@@ -80,14 +80,22 @@ def measure(out: Path, quick: bool) -> list[Row]:
     arms, levers = sized(ARMS, quick), [] if quick else sized(LEVERS, quick)
     make = partial(prices, [*arms, *levers], 1 if quick else ROUNDS)
     paid = piece(out, "prices", settings_of(arms[0], 0), make)
-    of_one = {row["arm"]: row["update_seconds"] for row in paid}
+    seconds = {row["arm"]: row["update_seconds"] for row in paid}
+    found = {work_of(arm): seconds[arm.name] for arm in arms + levers if arm.name in seconds}
+    of_one = {arm.name: found[work_of(arm)] for arm in arms + levers}
     rows = run_arms("frontier", arms, SEEDS[:1] if quick else SEEDS, out)
     rows += run_arms("frontier", levers, SEEDS[:FEW_SEEDS], out)
     return [*(row | {"cpu_seconds": row["step"] * of_one[row["arm"]]} for row in rows), *paid]
 
 
+def work_of(arm: Arm) -> tuple[str, ...]:
+    """What the cost of an update depends on: the recipe and its rollout."""
+    return arm.recipe, *(each for each in arm.overrides if each.startswith("rollout."))
+
+
 def prices(arms: Sequence[Arm], rounds: int) -> list[Row]:
-    """`update_seconds` of every arm: the mean over the updates of a rollout, and over rounds."""
+    """`update_seconds` of every kind of update: mean over those of a rollout, and over rounds."""
+    arms = list({work_of(arm): arm for arm in reversed(arms)}.values())[::-1]
     with process_group() as ranks:
         turns = {arm: _turn(settings_of(arm, 0), ranks) for arm in arms}
         spent = [{arm: turn() for arm, turn in turns.items()} for _ in range(rounds + 1)][1:]
