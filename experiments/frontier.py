@@ -1,9 +1,9 @@
 """How little it costs to bring the toy world's FLUX to a photo rate of .75, by lever of cost.
 
 Levers: updates per rollout (`rollout.reuse`), steps of the rollouts that are trained on
-(`rollout.training_steps`; every model is measured as sampled in 8 steps), the learning rate, and
-all together. They are compared with the released setting (two branches, a 25-step rollout for every
-update) and with two rivals at the learning rates that study `learning_rates` chose.
+(`rollout.training_steps`; every model is measured as sampled in 8 steps), the learning rate, one
+branch, and several together, against the released setting: two branches, a 25-step rollout for
+every update, and the learning rate that study `learning_rates` chose.
 
 Expected beforehand: at equal photo rate, with content at or above .95 and colour drift no worse, at
 least 12 times fewer NFE equivalents and 8 times less time than the released setting. Settings were
