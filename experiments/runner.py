@@ -53,6 +53,7 @@ STUDIES = {
     "rivals": "All methods on the second world, each at its own best rate and length",
     "table1": "All methods at equal compute, equal reward and equal photo rate",
     "convergence": "What it costs to reach the same photo rate",
+    "frontier": "How little it costs to reach one photo rate, by lever of cost",
     "timesteps": "Training at high noise, low noise or everywhere",
     "control_phrases": "Control phrases: which cancel the bias, and which styles they suppress",
     "suggested_phrases": "Control phrases and ramps as `directalign reward phrases` suggests them",

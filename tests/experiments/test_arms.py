@@ -13,6 +13,7 @@ from experiments import (
     ddpm,
     defences,
     early_stopping,
+    frontier,
     inversion,
     reward_finetuning,
     soft_prompts,
@@ -37,6 +38,7 @@ def every_arm() -> Iterator[tuple[str, Arm]]:
     yield from (("defences", arm) for arm in defences.arms(OUT))
     yield from (("reward_finetuning", arm) for arm in reward_finetuning.arms(OUT))
     yield from (("inversion", arm) for arm in inversion.ARMS)
+    yield from (("frontier", arm) for arm in [*frontier.ARMS, *frontier.LEVERS])
     yield from (("control_phrases", phrases.arm) for phrases in control_phrases.PHRASES)
 
 

@@ -11,6 +11,7 @@ from experiments.runner import load_study
 
 KINDS = {
     "convergence": {None, "depth", "state"},
+    "frontier": {None, "price"},
     "timesteps": {None, "hacking"},
     "reward_finetuning": {None, "reward"},
     "recovery": {None},

@@ -1,4 +1,4 @@
-"""`rollout.reuse`: several updates on one rollout, in float64 on the toy model."""
+"""`rollout.reuse` and `training_steps`: cheaper rollouts, in float64 on the toy model."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 
 from directalign import config
 from directalign.diffusion import rng
+from directalign.diffusion.sampling import rollout_sigmas
 from directalign.methods import method_class
 from directalign.types import Batch, LossTerm
 from methods.toy import ToyFamily, ToyReward
@@ -15,15 +16,16 @@ PROMPTS = ("a star", "a ring")
 PHRASES = {"positive": ["Real", "Photo"], "negative": ["Render"], "order": "cycle"}
 LEVELS = {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1}
 STEPS = 3
+RAFT = {"name": "raft", "candidates": 3, "form": "absolute"}
 
 
-def made(family: ToyFamily, settings: dict[str, Any], reuse: int) -> Any:
+def made(family: ToyFamily, settings: dict[str, Any], **rollout: int) -> Any:
     recipe = {
         "name": "toy",
         "model": {"architecture": "flux", "path": "none"},
         "reward": {"name": "clip", "path": "none"},
         "method": {"control_phrases": PHRASES, "noise_levels": LEVELS, **settings},
-        "rollout": {"num_inference_steps": STEPS, "reuse": reuse},
+        "rollout": {"num_inference_steps": STEPS, **rollout},
         "data": {"prompts": "world"},
         "train": {"num_steps": 9},
     }
@@ -77,8 +79,8 @@ def test_later_updates_train_on_the_same_images_at_new_levels(settings, source):
 
 def test_raft_keeps_the_best_images_for_all_updates_of_a_rollout():
     """Phrases that take turns do so by rollout."""
-    family, settings = ToyFamily(), {"name": "raft", "candidates": 3, "form": "absolute"}
-    method, found, x0 = made(family, settings, reuse=2), [], []
+    family = ToyFamily()
+    method, found, x0 = made(family, RAFT, reuse=2), [], []
     for step in range(4):
         family.calls.clear()
         found += losses(method, Batch(step, PROMPTS, seed=7, rollout=step - step % 2))
@@ -91,3 +93,15 @@ def test_raft_keeps_the_best_images_for_all_updates_of_a_rollout():
         {text.split(".")[0] for text in texts} for texts in method.objective.reward_model.prompts
     ]
     assert phrases == [{"Real"}] * 3 + [{"Photo"}] * 3
+
+
+@pytest.mark.parametrize("settings", [{"name": "srpo"}, {"name": "prompt_distillation"}, RAFT])
+def test_training_steps_are_those_of_rollouts_alone(settings):
+    own = {"training_steps": STEPS}
+    longer = {**own, "num_inference_steps": 2 * STEPS, "reuse": 2}
+    methods = [made(ToyFamily(), settings, **rollout) for rollout in ({}, own, longer)]
+    batch = Batch(4, PROMPTS, seed=7)
+    first, *others = ([each.value for each in losses(m, batch)] for m in methods)
+    assert all(found == first for found in others)
+    levels = [len(rollout_sigmas(m.model, m.rollout, 4, 4)) for m in methods]
+    assert levels == [STEPS + 1, STEPS + 1, 2 * STEPS + 1]

@@ -188,6 +188,10 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     given["rollout"] |= {"reuse": 2}
     with nullcontext() if name == "raft" else pytest.raises(ValueError, match=of_its_own):
         config.RunConfig.model_validate(given)
+    given["rollout"] |= {"reuse": 1, "training_steps": 2}
+    own = f"rollout.training_steps: 2, and method {name} trains on the rollouts' own steps"
+    with nullcontext() if name == "raft" else pytest.raises(ValueError, match=own):
+        config.RunConfig.model_validate(given)
     for section, values, message in (
         ("data", {"images": "somewhere"}, images),
         ("method", {"form": "relative"}, two),

@@ -233,7 +233,7 @@ class TrackersConfig(Strict):
     """trackio; needs pip install 'directalign[trackio]'."""
 
 
-TRAINING_ONLY = ("reuse", "sizes")
+TRAINING_ONLY = ("reuse", "training_steps", "sizes")
 """Keys of `rollout` that do not change how a trained model is sampled."""
 
 
@@ -257,6 +257,9 @@ class RolloutConfig(Strict):
     reuse: Positive = 1
     """Updates per rollout of srpo, prompt_distillation and raft, each with its own noise levels and
     fresh noise; the prompts change with the rollout."""
+    training_steps: Steps | None = None
+    """Steps of the rollouts that srpo, prompt_distillation and raft train on; none:
+    num_inference_steps, which then is for samples and measurements alone."""
     sizes: Sizes | None = None
     """Several [height, width] for training, one drawn per update; height and width then apply to
     samples and measurements only."""
@@ -508,6 +511,11 @@ class RunConfig(Strict):
             raise ValueError(
                 f"rollout.reuse: {self.rollout.reuse}, and method {method.name} trains on the "
                 f"steps of a rollout of its own weights: {remedy}"
+            )
+        if self.rollout.training_steps is not None and not method.REUSES_ROLLOUTS:
+            raise ValueError(
+                f"rollout.training_steps: {self.rollout.training_steps}, and method {method.name} "
+                "trains on the rollouts' own steps: set rollout.num_inference_steps instead"
             )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:

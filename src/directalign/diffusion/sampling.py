@@ -48,7 +48,9 @@ class RolloutStart:
 def start_rollout(
     model: Model, settings: RolloutConfig, batch: Batch, scope: NoiseScope = "per_rank"
 ) -> RolloutStart:
-    """Encode the prompts and draw the noise of a batch's rollout."""
+    """Encode the prompts and draw the noise of a batch's rollout of `training_steps`."""
+    steps = settings.training_steps or settings.num_inference_steps
+    settings = settings.model_copy(update={"num_inference_steps": steps})
     height, width = model.default_size
     height, width = batch.image_size or (settings.height or height, settings.width or width)
     cond = model.encode_prompt(batch.prompts)

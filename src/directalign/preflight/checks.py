@@ -234,8 +234,10 @@ def unused_settings(run: config.RunConfig) -> list[str]:
         unused.append("model.lora: tune is full")
     if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
         unused.append("method.kl_to: kl_beta is 0")
-    if run.rollout.reuse > 1 and run.data.prompts is None:
-        unused.append("rollout.reuse: data.images are trained on, without rollouts")
+    cheaper = {"reuse": run.rollout.reuse > 1, "training_steps": run.rollout.training_steps}
+    if run.data.prompts is None:
+        why = "data.images are trained on, without rollouts"
+        unused += [f"rollout.{key}: {why}" for key, is_set in cheaper.items() if is_set]
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     sees = rewards.reward_class(run.reward.name).sees
     if sees == "latents" and method.image_mapping != "clamp":
