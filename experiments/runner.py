@@ -50,7 +50,7 @@ STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
     "asking": "What asking reaches, and training towards it without a reward",
     "unpromptable": "A base model that does not do what words ask: references, methods, rewards",
-    "rivals": "All methods on the second world, each at its own best rate and length",
+    "rivals": "Methods on the second world, each at its own best rate and length",
     "table1": "All methods at equal compute, equal reward and equal photo rate",
     "convergence": "What it costs to reach the same photo rate",
     "frontier": "How little it costs to reach one photo rate, by lever of cost",
