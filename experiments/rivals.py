@@ -285,7 +285,16 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     title = "Photo and content of every method under each learning rate, validation captions"
     note = "Mean over one to three training seeds"
     figures = [curves(folder / "rivals_tuning.png", title, panels, note)]
-    points = []
+    shown = [
+        (row["title"], Image.open(io.BytesIO(base64.b64decode(row["images"]))))
+        for row in rows.where(kind="images")
+    ]
+    title = "Equal captions and noise, each method at its best setting"
+    figures.append(strips(folder / "rivals_images.png", title, shown))
+    (base,) = rows.where(kind="reference", arm="base")
+    value, drift = float(np.mean(base["answers"])), over([base], "color_distance")
+    assert drift is not None
+    points = [Point(REFERENCES["base"], drift, interval(resampled(Rows([base])), value, 1))]
     for arm, title in told.arms.items():
         run = told.where(arm=arm)
         value = float(np.mean([row["answers"] for row in run]))
@@ -295,10 +304,4 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     title = "Photo and content against colour, every method at its best setting"
     note = "95 % intervals over seeds, of photo and content over seeds and captions"
     axes = ("colour drift per image", "photo with its content")
-    shown = [
-        (row["title"], Image.open(io.BytesIO(base64.b64decode(row["images"]))))
-        for row in rows.where(kind="images")
-    ]
-    title = "Equal captions and noise, each method at its best setting"
-    figures.append(strips(folder / "rivals_images.png", title, shown))
     return [*figures, plane(folder / "rivals_frontier.png", title, *axes, points, note)]
