@@ -139,7 +139,8 @@ def tables(rows: Rows) -> dict[str, Table]:
         times = [cost_ratio([(other, mine) for mine, other in pairs], key) for key in COSTS]
         changes = [signed(difference(pairs, key)) for key in ("content", "color_drift")]
         cells = [*(with_interval(each, 1) for each in times), *changes, str(len(pairs))]
-        ratios += [[title, *cells]] if arm != RELEASED else []
+        arrived = len(found) == len(runs.seeds(arm))  # a ratio of some seeds alone is none
+        ratios += [[title, *cells]] if arm != RELEASED and arrived else []
     titles = [column.title for column in COLUMNS]
     fewer = [f"times fewer {name}" for name in COSTS.values()]
     return {

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from directalign.evaluation.eval_prompts import fixed_pairs, prompts_to_measure
 from directalign.evaluation.generate import generate
 from directalign.evaluation.in_training import photographs
 from directalign.models import load_model
-from directalign.stats import holm
+from directalign.stats import Z_95, holm, t_quantile
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import Images
@@ -195,17 +196,21 @@ def chosen(tuning: Rows) -> Row:
 def resampled(rows: Rows, draws: int = 4000) -> np.ndarray:
     """(draws,) means of the answers, training seeds and captions drawn anew.
 
-    The captions are drawn alike in every call, the seeds alike for one arm.
+    The captions are drawn alike in every call, the seeds alike for one arm. Deviations between few
+    seeds are widened to those of Student's t: by t / 1.96 · sqrt(n / (n − 1)) (Hesterberg 2015).
     """
     answers = np.array([row["answers"] for row in rows], dtype=float)
     caption_of, sizes = _captions(answers.shape[1])
     sums = np.stack([np.bincount(caption_of, row, len(sizes)) for row in answers])
     own = np.random.default_rng(list(rows[0]["arm"].encode()))
-    seeds = own.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), draws)
+    n = len(sums)
+    seeds = own.multinomial(n, np.full(n, 1 / n), draws)
+    if n > 1:
+        seeds = 1 + t_quantile(n - 1) / Z_95 * math.sqrt(n / (n - 1)) * (seeds - 1)
     captions = np.random.default_rng(0).multinomial(
         len(sizes), np.full(len(sizes), 1 / len(sizes)), draws
     )
-    return np.einsum("ds,sc,dc->d", seeds, sums, captions) / (len(sums) * (captions @ sizes))
+    return np.einsum("ds,sc,dc->d", seeds, sums, captions) / (n * (captions @ sizes))
 
 
 def _captions(pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +231,7 @@ def differences(told: Rows) -> dict[str, tuple[SeedInterval, float]]:
     for arm in told.arms:
         theirs = told.where(arm=arm)
         if arm != SRPO.name:
-            drawn = resampled(theirs) - resampled(ours)
+            drawn = (resampled(theirs) - resampled(ours)).round(12)  # equal answers differ by 0
             share = min((drawn >= 0).mean(), (drawn <= 0).mean())
             p = min(1.0, 2 * (share * len(drawn) + 1) / (len(drawn) + 1))
             value = float(np.mean([r["answers"] for r in theirs]))
@@ -252,7 +257,7 @@ def tables(rows: Rows) -> dict[str, Table]:
         answers = [row["answers"] for row in run]
         both = interval(resampled(run), float(np.mean(answers)), len(run))
         versus = with_interval(compared[arm][0], 3) if arm in compared else ""
-        p = f"{compared[arm][1]:.3f}" if arm in compared else ""
+        p = f"{compared[arm][1]:.4f}" if arm in compared else ""
         fixed = [f"{rate:.0e}", str(run[0]["step"]), with_interval(both, 3), versus, p]
         results.append([title, *fixed, *means(NUMBERS, run)])
     for row in rows.where(kind="reference"):

@@ -8,6 +8,7 @@ folder, a hub id, or embedded (world:...).
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -170,6 +171,10 @@ class PythonConfig(Scaled):
     """The function is torch code with a usable gradient; otherwise it is a black box."""
 
 
+SECRET = re.compile(r"(?i)(^|[&_-])(api_?-?key|key|token|authorization|secret|password|sig)(=|$)")
+"""Names of fields that hold credentials."""
+
+
 class Served(Scaled):
     """Settings of every reward behind an HTTP address, a black box."""
 
@@ -180,6 +185,15 @@ class Served(Scaled):
     """Seconds until a request counts as failed."""
     retries: Annotated[NonNegative, Free] = 3
     """Further attempts after a failed request, each after twice the previous wait."""
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Served:
+        if SECRET.search(self.url.partition("?")[2]):
+            raise ValueError(
+                "url has what looks like a credential behind its ?, which would be recorded: "
+                "remove it"
+            )
+        return self
 
 
 class HttpConfig(Served):
@@ -204,7 +218,8 @@ class VlmApiConfig(Served):
     groups the mean counts. By default the answer must be a number and nothing else."""
     answer: Literal["number", "expected"] = "number"
     """number: as it is written; expected: its mean over the whole numbers among the most probable
-    tokens in its place, which needs logprobs of the server and a number of one token."""
+    tokens in its place, which needs logprobs of the server and a scale that ends at 9 or below:
+    of 10 the first token may be 1."""
     options: dict[str, Any] = {"temperature": 0}
     """Further fields of the request, e.g. max_tokens."""
     api_key_variable: Annotated[str | None, Free] = None
@@ -235,6 +250,15 @@ class VlmApiConfig(Served):
             *self.options
         }:
             raise ValueError(f"options: {min(taken)} is set by this reward: remove it")
+        if any(SECRET.search(name) for name in self.options):  # the name may be a key, too
+            raise ValueError(
+                "options has a field that looks like a credential, which would be recorded: name "
+                "its environment variable in api_key_variable"
+            )
+        try:
+            json.dumps(self.options, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"options cannot be sent as JSON ({error}): correct them") from error
         return self
 
 

@@ -133,20 +133,23 @@ def lineups(
             groups.setdefault((*prompts_of(run), str(len(cells[0][1]))), []).append((run, cells))
     found = []
     for group in groups.values():
+        count = common_count([run for run, _ in group])
         rows = [
-            (cut(run.name), styles[run.key], cells[-1][1], _facts(run, 1)) for run, cells in group
+            (cut(run.name), styles[run.key], cells[-1][1], _facts(run, 1, count))
+            for run, cells in group
         ]
         bases = {str(run.setting("model", "path")) for run, _ in group}
         step, first = group[0][1][0]
-        base = [("Base model", "", first, _facts(group[0][0], 0))]
+        base = [("Base model", "", first, _facts(group[0][0], 0, count))]
         rows = [*base, *rows] if step == 0 and len(bases) == 1 else rows
         found.append((prompts_of(group[0][0]), rows))
     return found
 
 
-def _facts(run: RunFiles, end: int) -> list[tuple[str, Any]]:
-    """The judge's rate and the colour drift of a run, before (0) or after (1) training."""
-    judge, record = run_page.judge_of([run]), run.ends.get(common_count([run]))
+def _facts(run: RunFiles, end: int, count: int | None) -> list[tuple[str, Any]]:
+    """The judge's rate and the colour drift of a run, before (0) or after (1) training, on so many
+    samples."""
+    judge, record = run_page.judge_of([run]), run.ends.get(count)
     names = [judge.name] if judge else []
     found = [] if record is None else [(n, record[end].get(n)) for n in (*names, "color_drift")]
     return [(metric_of([run], name).label, value) for name, value in found if value is not None]

@@ -21,7 +21,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from math import exp
+from math import exp, isfinite
 from typing import Any
 
 from .. import config
@@ -92,11 +92,11 @@ class VlmApiReward(HttpReward):
 
     def _number(self, content: str, choice: dict[str, Any]) -> float:
         found, numbers = re.search(self.settings.pattern, content), list[float]()
-        answer = f"{self.source} answers {_excerpt(content.encode())}"
+        answer = f"{self.source} answers {_excerpt(content.encode(errors='replace'))}"
         if found is not None:
             with suppress(ValueError, TypeError):  # of a group that is no number, or took no part
                 numbers = [float(group) for group in found.groups()]
-        if found is None or not numbers:
+        if found is None or not numbers or not all(map(isfinite, numbers)):
             raise DirectAlignError(
                 f"{answer}, in which pattern {self.settings.pattern!r} finds no number: correct "
                 "template or pattern, or raise options.max_tokens"
