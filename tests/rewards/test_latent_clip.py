@@ -211,6 +211,19 @@ def test_rewards_of_latents_and_of_pixels_are_not_mixed():
             assert both.sees == "latents" and len(both.encode(latents())) == 2
 
 
+def test_a_python_reward_of_latents_is_mixed_with_them(tmp_path):
+    lines = ("class Mean:", "    sees = 'latents'", "    def __call__(self, x, prompts):")
+    code = "\n".join((*lines, "        return x.mean((1, 2, 3))\n"))
+    (tmp_path / "own.py").write_text(code)
+    own = {"name": "python", "path": f"{tmp_path / 'own.py'}:Mean", "differentiable": True}
+    rewards = {"a": SETTINGS.model_dump(), "b": own}
+    members = [{"label": label, "reward": each} for label, each in rewards.items()]
+    mix = config.MixtureConfig.model_validate({"members": members})
+    check_reward(mix)
+    both: Any = load_reward(mix)
+    assert both.sees == "latents"
+
+
 @pytest.mark.parametrize(
     ("name", "path", "complaint"),
     [

@@ -67,7 +67,9 @@ class MixReward(BaseReward):
     def _check(cls, settings: config.MixtureConfig, key: str, online: bool) -> None:
         for index, member in enumerate(settings.members):
             rewards.check_reward(member.reward, key_of(index, key), online)
-        _common_sight([rewards.reward_class(each.reward.name) for each in settings.members], key)
+        names = [each.reward.name for each in settings.members if each.reward.name != "python"]
+        if names:  # what a Python object sees is known when it is loaded
+            _common_sight([rewards.reward_class(name) for name in names], key)
 
     def check_model(self, model: Model) -> None:
         for member in self.members:
