@@ -259,7 +259,7 @@ class RolloutConfig(Strict):
     fresh noise; the prompts change with the rollout."""
     training_steps: Steps | None = None
     """Steps of the rollouts that srpo, prompt_distillation and raft train on; none:
-    num_inference_steps, which then is for samples and measurements alone."""
+    num_inference_steps, which then applies only to samples and measurements."""
     sizes: Sizes | None = None
     """Several [height, width] for training, one drawn per update; height and width then apply to
     samples and measurements only."""
