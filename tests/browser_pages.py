@@ -35,11 +35,12 @@ def press(browser: Any, key: str) -> None:
         browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, "key": key})
 
 
-def click(browser: Any, selector: str, times: int = 1) -> None:
-    """Real clicks of a mouse, the second of which is a double click's."""
+def click(browser: Any, selector: str, times: int = 1, held: float = 0) -> None:
+    """Real clicks of a mouse, the second of which is a double click's; `held`: seconds of each."""
     x, y = browser.execute_script(CENTRE, selector)
     for count in range(1, times + 1):
         for kind in ("mousePressed", "mouseReleased"):
+            time.sleep(held if kind == "mouseReleased" else 0)
             event = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": count}
             browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
 

@@ -15,6 +15,9 @@ const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}.` :
 // Parts: a newer one replaces the one with the same id; what is open or has the focus stays so.
 const path = document.body.dataset.poll;
 let tag = "";
+let pressed = false; // a button that is replaced before it is released is not clicked
+addEventListener("pointerdown", () => (pressed = true));
+for (const kind of ["pointerup", "pointercancel"]) addEventListener(kind, () => (pressed = false));
 
 function replace(part) {
   const old = $(part.id);
@@ -33,7 +36,7 @@ async function poll() {
     const response = await fetch(path, { headers: tag ? { "if-none-match": tag } : {}, cache: "no-store" });
     $("lost").hidden = response.status < 400;
     if (response.status >= 400) $("lost").textContent = sentence((await response.json()).error);
-    if (response.status === 200) {
+    if (response.status === 200 && !pressed) {
       tag = response.headers.get("etag");
       const found = new DOMParser().parseFromString(await response.text(), "text/html");
       for (const part of found.querySelectorAll("[data-part]")) replace(part);
