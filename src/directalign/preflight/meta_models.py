@@ -395,7 +395,8 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
         parts[name] = made
         if name != kind.part:
             make_fake(made)
-            pass_repeated(made)
+            if name != "vae":  # its blocks may be alike and change the size of what they pass on
+                pass_repeated(made)
         elif settings.quantization is not None:
             _quantize(made, settings.quantization)
         made.to = lambda *_, **__: made  # it stays fake
