@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -168,6 +169,27 @@ def test_updates_alternate_over_the_steps_of_one_rollout():
     assert len(family.calls) == 4 + 3 + 4 + 1
 
 
+def test_a_window_alone_has_noise_and_is_trained_and_moves_by_rollout():
+    """MixGRPO; the deterministic steps are Euler's."""
+    family, sigmas = ToyFamily(), [1.0, 0.75, 0.5, 0.25, 0.0]
+    grpo = method(family, sde="flow_grpo", sde_window=1, window_every=1, updates_per_rollout=2)
+    for step, place in enumerate([0, 0, 1, 1, 2, 2, 0, 0]):
+        (made,) = grpo.rollouts.values() if step % 2 else (None,)
+        (loss,) = grpo.losses(Batch(step, PROMPTS))
+        assert loss.levels["sigma"] == [sigmas[place]] * 6 and loss.metrics["ratio"] == 1.0
+        for index, (level, lower) in enumerate(pairwise(sigmas) if made else ()):
+            x_t, t = made.states[index], torch.full((6,), level, dtype=torch.float64)
+            euler = x_t + (lower - level) * family.denoiser(x_t.double(), t, 0.0)
+            moved = made.states[index + 1].double()
+            assert torch.allclose(moved, euler, atol=1e-6) == (index != place)
+
+
+def test_a_window_of_all_steps_is_flow_grpo():
+    whole, windowed = method(), method(sde_window=3)
+    for a, b in zip(gradient(whole, BATCH), gradient(windowed, BATCH), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_phrases_cycle_by_rollout():
     """By update, every rollout of two updates would get the same one of two phrases."""
     reward, phrases = ToyReward(), {"positive": ["Photo", "Real"]}
@@ -257,6 +279,9 @@ def test_the_released_kl_leaves_out_the_length_of_the_step():
     ("given", "message"),
     [
         ({"num_steps": 1}, r"trained_steps: all of the 0 .*num_inference_steps: 1"),
+        ({"sde_window": 4}, r"sde_window: 4 of the 3 .*num_inference_steps: 4"),
+        ({"sde_window": 1, "trained_steps": 2}, r"trained_steps 2, and sde_window 1 has fewer"),
+        ({"window_every": 2}, "set sde_window"),
         ({"trained_steps": 4}, r"trained_steps: 4 of the 3 .*num_inference_steps: 4"),
         ({"family": ToyFamily("vp", "epsilon"), "sde": "flow_grpo"}, r"set method\.sde: ddim"),
         ({"family": ToyFamily("vp", "epsilon"), "sde": "dance"}, r"method\.sde: dance .* ddim"),

@@ -359,7 +359,7 @@ class FlowGRPOConfig(KLConfig):
     """Policy gradient on stochastic rollouts with advantages within a prompt's group (arXiv
     2505.05470, 2505.07818)."""
 
-    ROLLOUT_STEPS = ("trained_steps",)
+    ROLLOUT_STEPS = ("trained_steps", "sde_window")
     DIFFERENTIATES_REWARD = False
 
     name: Literal["flow_grpo"] = "flow_grpo"
@@ -370,6 +370,12 @@ class FlowGRPOConfig(KLConfig):
     noise_level: PositiveFloat = 0.7
     """Strength of the noise: eta of ddim, at most 1; a of flow_grpo (the paper: 0.7); eta of dance
     (the paper: 0.3)."""
+    sde_window: Positive | None = None
+    """Steps in a row that have noise and can be trained; the others are deterministic (MixGRPO,
+    arXiv 2507.21802; released: 4 of 25). None: all but the last."""
+    window_every: Positive = 25
+    """Rollouts after which the window moves one step to lower noise, from the end back to the
+    beginning (released: 25)."""
     same_noise: bool = False
     """One initial noise for all samples of a group (DanceGRPO); only the noise of the steps
     differs."""
@@ -380,7 +386,7 @@ class FlowGRPOConfig(KLConfig):
     """The probability ratio (of the mean log-probability over dimensions) is clipped to 1 ±
     this."""
     trained_steps: Positive | None = None
-    """Steps of the rollout that an update trains, drawn at random; none trains all but the last."""
+    """Steps of the rollout that an update trains, drawn at random; none trains all with noise."""
     updates_per_rollout: Positive = 1
     """Updates per set of samples; each trains other steps of them."""
     kl_beta: NonNegativeFloat = 0.0
@@ -392,6 +398,13 @@ class FlowGRPOConfig(KLConfig):
 
     @model_validator(mode="after")
     def _check_noise(self) -> FlowGRPOConfig:
+        if self.sde_window is None and self.window_every != 25:
+            raise ValueError("window_every moves a window: set sde_window, or remove it")
+        if (self.trained_steps or 1) > (self.sde_window or self.trained_steps or 1):
+            raise ValueError(
+                f"trained_steps {self.trained_steps}, and sde_window {self.sde_window} has fewer: "
+                "lower the one or raise the other"
+            )
         if self.kl_form == "released" and self.sde == "ddim":
             raise ValueError("kl_form released is that of sde: flow_grpo; set kl_form: exact")
         if self.sde == "ddim" and self.noise_level > 1:

@@ -3,12 +3,13 @@
 The papers: turn the sampler into an SDE, so that each step is a Gaussian with a log-probability;
 the advantage of a sample is its reward against the other samples of its prompt; PPO's clipped
 ratio, and in Flow-GRPO a KL to the base model. DanceGRPO starts a prompt's samples from one noise
-and trains a random part of the steps. Here: both, by settings, and the DDIM step, which also works
-on VP paths. The reward can have any form: with the relative one, SRPO's preference is the
-advantage. No gradient of the reward is needed, so black boxes work. Left out: advantages over ranks
-and clipping of advantages (a group is whole on its rank), splitting a batch of rollouts into
-smaller ones for its updates (each takes all samples, and its own steps of them), fewer steps in
-training than in sampling (one rollout for both).
+and trains a random part of the steps. MixGRPO (arXiv 2507.21802) has noise in a window of steps
+alone, which are trained and which move to lower noise. Here: all, by settings, and the DDIM step,
+which also works on VP paths. The reward can have any form: with the relative one, SRPO's preference
+is the advantage. No gradient of the reward is needed, so black boxes work. Left out: advantages
+over ranks and clipping of advantages (a group is whole on its rank), splitting a batch of rollouts
+into smaller ones for its updates (each takes all samples, and its own steps of them), fewer steps
+in training than in sampling (one rollout for both).
 """
 
 import logging
@@ -42,7 +43,8 @@ class Rollouts:
     states: list[Tensor]
     """One (n, c, h, w) per level: [0] is the noise, [-1] is x0."""
     log_probs: list[Tensor]
-    """(n,) of each step that can be trained: all but the last."""
+    """(n,) of each step that can be trained: from `first` on."""
+    first: int
     reward: Tensor
     advantage: Tensor
     metrics: dict[str, float]
@@ -76,12 +78,16 @@ class FlowGRPO(ObjectiveMethod):
         The last step of a rollout adds no noise and has no probability.
         """
         trainable = rollout.num_inference_steps - 1
-        if (settings.trained_steps or 1) > trainable:
-            raise DirectAlignError(
-                f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps "
-                f"that rollout.num_inference_steps: {rollout.num_inference_steps} leaves to train "
-                "(its last adds no noise): lower the one or raise the other"
-            )
+        for key, steps in (
+            ("trained_steps", settings.trained_steps),
+            ("sde_window", settings.sde_window),
+        ):
+            if (steps or 1) > trainable:
+                raise DirectAlignError(
+                    f"method.{key}: {steps or 'all'} of the {trainable} steps that "
+                    f"rollout.num_inference_steps: {rollout.num_inference_steps} leaves to train "
+                    "(its last adds no noise): lower the one or raise the other"
+                )
         if settings.sde != "ddim" and path != "flow":
             raise DirectAlignError(
                 f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a "
@@ -108,7 +114,8 @@ class FlowGRPO(ObjectiveMethod):
             centre = self._transition_from(centre, x_t, *levels)
         step = self._transition(x_t, cond, *levels)
 
-        ratio = (sde.log_prob(step, made.states[index + 1]) - made.log_probs[index]).exp()
+        before = made.log_probs[index - made.first]
+        ratio = (sde.log_prob(step, made.states[index + 1]) - before).exp()
         loss = sde.clipped_loss(ratio, made.advantage, settings.clip_range)
         metrics = made.metrics | {
             "ratio": _mean(ratio),
@@ -135,13 +142,15 @@ class FlowGRPO(ObjectiveMethod):
         if self.settings.same_noise:
             noise = noise[::size].repeat_interleave(size, 0)
         sigmas, states, log_probs = to_device(start.sigmas, noise.device), [noise], []
+        rollout = replace(batch, step=batch.step // self.settings.updates_per_rollout)
+        window = self._window(rollout.step, len(sigmas) - 2)
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
-            step = self._transition(states[-1], start.cond, sigma_from, sigma_to)
+            noisy = index in window
+            step = self._transition(states[-1], start.cond, sigma_from, sigma_to, noisy)
             fresh = batch_noise(batch, TRANSITION, tuple(noise.shape), index=index)
             states.append(step.sample(fresh))
-            if sigma_to > 0:
+            if noisy:
                 log_probs.append(sde.log_prob(step, states[-1]))
-        rollout = replace(batch, step=batch.step // self.settings.updates_per_rollout)
         output = self.objective(self.seen(states[-1]), rollout)
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
@@ -155,8 +164,14 @@ class FlowGRPO(ObjectiveMethod):
             self.warned = True
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
         metrics = {**output.metrics, "group_spread": spread}
-        samples = sigmas, states, log_probs, reward, advantage
+        samples = sigmas, states, log_probs, window.start, reward, advantage
         return Rollouts(batch.step, batch.prompts, *samples, metrics, batch.own_kept)
+
+    def _window(self, rollout: int, trainable: int) -> range:
+        """The steps with noise: all but the last, or those of a window in its place."""
+        size = self.settings.sde_window or trainable
+        first = rollout // self.settings.window_every % (trainable - size + 1)
+        return range(first, first + size)
 
     def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
         """The steps that this update trains: the next ones in the rollout's random order."""
@@ -165,21 +180,26 @@ class FlowGRPO(ObjectiveMethod):
         generator = update_generator(replace(batch, step=made.step), STEPS)
         order = torch.randperm(trainable, generator=generator).tolist()
         first = (batch.step - made.step) * count
-        return [order[(first + index) % trainable] for index in range(count)]
+        return [made.first + order[(first + index) % trainable] for index in range(count)]
 
     def _transition(
-        self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
+        self,
+        x_t: Latents,
+        cond: Conditioning,
+        sigma_from: Tensor,
+        sigma_to: Tensor,
+        noisy: bool = True,
     ) -> sde.Transition:
         pred = predict(self.model, cond, x_t, sigma_from.expand(len(x_t)))
-        return self._transition_from(pred, x_t, sigma_from, sigma_to)
+        return self._transition_from(pred, x_t, sigma_from, sigma_to, noisy)
 
     def _transition_from(
-        self, pred: Latents, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor
+        self, pred: Latents, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor, noisy: bool = True
     ) -> sde.Transition:
         model, settings = self.model, self.settings
         levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
         native = settings.sde, model.path, model.prediction
-        return sde.transition(*native, pred, x_t, *levels, settings.noise_level)
+        return sde.transition(*native, pred, x_t, *levels, settings.noise_level * noisy)
 
     def state_dict(self) -> Mapping[str, Any]:
         stored = {
