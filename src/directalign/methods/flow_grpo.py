@@ -24,7 +24,7 @@ from .. import config
 from ..device import to_device
 from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
-from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
+from ..diffusion.sampling import encode, predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import ObjectiveMethod
@@ -47,6 +47,8 @@ class Rollouts:
     advantage: Tensor
     metrics: dict[str, float]
     kept: tuple[bool, ...] = ()
+    sources: Tensor | None = None
+    """The images that the prompts edit."""
 
 
 class FlowGRPO(ObjectiveMethod):
@@ -93,7 +95,7 @@ class FlowGRPO(ObjectiveMethod):
         made: Rollouts = self.rollouts.pop(batch.offset, None) or self._roll_out(batch)
         if batch.step - made.step + 1 < self.settings.updates_per_rollout:  # for the next update
             self.rollouts[batch.offset] = made
-        cond = rollout_conditioning(self.model.encode_prompt(made.prompts), self.rollout)
+        cond = rollout_conditioning(encode(self.model, made.prompts, made.sources), self.rollout)
         trained = self._trained_steps(made, batch)
         for index in trained:
             yield self._step_loss(made, cond, index, len(trained))
@@ -156,7 +158,8 @@ class FlowGRPO(ObjectiveMethod):
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
         metrics = {**output.metrics, "group_spread": spread}
         samples = sigmas, states, log_probs, reward, advantage
-        return Rollouts(batch.step, batch.prompts, *samples, metrics, batch.own_kept)
+        about = metrics, batch.own_kept, batch.source_images
+        return Rollouts(batch.step, batch.prompts, *samples, *about)
 
     def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
         """The steps that this update trains: the next ones in the rollout's random order."""
