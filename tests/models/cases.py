@@ -4,6 +4,7 @@ called.
 A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -26,8 +27,10 @@ from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from directalign.config import ModelConfig
 from directalign.diffusion.sampling import encode
+from directalign.evaluation.generate import save_png
 from directalign.models import load_model, lora, model_class
 from directalign.types import Sources
+from models.srpo_by_hand import PROMPTS
 from tiny import (
     BY_TOKENS,
     MAX_SEQUENCE_LENGTH,
@@ -186,6 +189,18 @@ def sources_of(height: int, width: int, count: int = 2) -> Sources:
     masks = torch.zeros(count, 1, height, width)
     masks[..., : width // 2] = 1
     return Sources(images, masks)
+
+
+def write_edits(folder: Path) -> Path:
+    """edits.jsonl of `PROMPTS` and the first sources, one of them with its mask."""
+    sources, rows = sources_of(SIZE, SIZE), []
+    for place, prompt in enumerate(PROMPTS):
+        save_png(sources.images[place], folder / f"{place}.png")
+        rows.append({"prompt": prompt, "source": f"{place}.png"})
+    save_png(sources.masks[0].expand(3, -1, -1), folder / "mask.png")
+    rows[0]["mask"] = "mask.png"
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "edits.jsonl"
 
 
 def kontext_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:

@@ -1,31 +1,17 @@
 """For every architecture: train, resume, sample, export, and back into the library's pipeline."""
 
-import json
-
 import pytest
 import yaml
 from PIL import Image
 
 import directalign
 from directalign.config import LoRAConfig
-from directalign.evaluation.generate import sample_images, save_png
+from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
-from models.cases import CASES, PLAIN, load_trained, sources_of
+from models.cases import CASES, PLAIN, load_trained, write_edits
 from models.srpo_by_hand import PROMPTS
 from models.test_equality import close, image_of, noise_for, rollout_of
 from tiny import SIZE
-
-
-def write_edits(folder):
-    """edits.jsonl of `PROMPTS`, with sources, the first with a mask."""
-    sources, rows = sources_of(SIZE, SIZE), []
-    for place, prompt in enumerate(PROMPTS):
-        save_png(sources.images[place], folder / f"{place}.png")
-        rows.append({"prompt": prompt, "source": f"{place}.png"})
-    save_png(sources.masks[0].expand(3, -1, -1), folder / "mask.png")
-    rows[0]["mask"] = "mask.png"
-    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder / "edits.jsonl"
 
 
 def recipe_of(case, folder):
