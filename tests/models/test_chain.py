@@ -1,5 +1,8 @@
 """For every architecture: train, resume, sample, export, and back into the library's pipeline."""
 
+import json
+
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -52,6 +55,13 @@ def test_train_resume_sample_export_and_back_into_the_pipeline(name, tmp_path):
     image = folder / "0.png" if case.edits else None
     (file,) = sample_images(out, PROMPTS[:1], [0], tmp_path / "images", image=image)
     assert Image.open(file).size == (SIZE, SIZE)
+    if case.edits:  # the recorded call, with its source, makes the same image
+        call, names = json.loads((tmp_path / "images/images.jsonl").read_text()), {}
+        exec(call["diffusers"]["code"], names)
+        made, sampled = (
+            np.asarray(each).astype(int) for each in (names["image"], Image.open(file))
+        )
+        assert np.abs(made - sampled).max() <= 1
     exported = export_run(out, "diffusers")
 
     model = case.load(folder, tune="lora", lora=LoRAConfig(rank=2, alpha=2))
