@@ -384,7 +384,10 @@ def samples_of(pairs: Pairs, first: int = 0) -> list[EvalSample]:
     """Samples of prompt-seed pairs, with indices from `first`."""
     sources = pairs.sources or (None,) * len(pairs)
     numbered = enumerate(zip(pairs.prompts, pairs.seeds, sources, strict=True), start=first)
-    return [EvalSample(at, *pair, pairs.group, source=source) for at, (*pair, source) in numbered]
+    return [
+        EvalSample(index, prompt, seed, pairs.group, source=source)
+        for index, (prompt, seed, source) in numbered
+    ]
 
 
 def samples_of_rows(

@@ -254,8 +254,8 @@ def sample_images(
         for file, prompt, seed in zip(files, pairs.prompts, pairs.seeds, strict=True)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    for image, file in zip(images, files, strict=True):
-        save_png(image, file)
+    for made, file in zip(images, files, strict=True):
+        save_png(made, file)
     write_text(out / RECORD, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     return files
 

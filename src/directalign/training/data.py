@@ -97,8 +97,8 @@ class TrainData:
         if offline is not None:
             captions, images = offline.batch(step, size, offset, total)
             captions = _with_phrases(captions, kept[offset:])
-            more = {"rejected": offline.rejected(step, size, offset, total)}
-            more["sources"] = offline.sources(step, size, offset, total)
+            more: dict[str, Any] = {"rejected": offline.rejected(step, size, offset, total)}
+            more |= {"sources": offline.sources(step, size, offset, total)}
             return Batch(
                 step, captions, images, seed, offset, total, offline.size(step), rows, **more
             )
