@@ -46,7 +46,7 @@ def run_of(name: str, path: str, quantization: str | None, guidance: float | Non
             "reward": HPS,
             "method": {"form": "absolute", **given},
             "rollout": given,
-            "data": {"prompts": "photographs"},
+            "data": {"edits" if model_class(name).edits_images else "prompts": "photographs"},
             "train": {"num_steps": 60},
             "evaluate": {"batch_size": 1},
         }

@@ -9,7 +9,7 @@ those of the denoiser. The session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_
 import json
 import re
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,13 @@ def write_flux(
     scheduler: Overrides = None,
     in_channels: int | None = None,
     seed: int = 0,
+    pipeline: type = diffusers.FluxPipeline,
 ) -> Path:
     """FLUX.1 with 16 image and 12 text tokens and a static shift of 3."""
     torch.manual_seed(seed)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     sizes = SIZES["flux"] | ({"in_channels": in_channels} if in_channels else {})
-    diffusers.FluxPipeline(
+    pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
         vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
         text_encoder=clip_encoder(transformers.CLIPTextModel, clip, num_hidden_layers=1),
@@ -99,6 +100,9 @@ def write_flux(
     settings = {"max_sequence_length": MAX_SEQUENCE_LENGTH}
     (folder / "directalign.json").write_text(json.dumps(settings))
     return folder
+
+
+write_flux_kontext = partial(write_flux, pipeline=diffusers.FluxKontextPipeline)
 
 
 @saved
@@ -403,6 +407,7 @@ def write_aura_flow(scheduler: Overrides = None, transformer: Overrides = None) 
 
 WRITERS = {
     "flux": write_flux,
+    "flux_kontext": write_flux_kontext,
     "flux2": write_flux2,
     "flux2_klein": write_klein,
     "sd3": write_sd3,

@@ -87,6 +87,17 @@ class Model(Protocol):
 
 
 @runtime_checkable
+class EditingModel(Model, Protocol):
+    """A model that edits a source image as the prompt says."""
+
+    edits_images: bool
+
+    def encode_prompt(self, prompts: Sequence[str], sources: Images | None = None) -> Conditioning:
+        """As a `Model`, with the source image of each prompt, in [0, 1], of the size to make."""
+        ...
+
+
+@runtime_checkable
 class ProcessGroup(Protocol):
     """The processes of a training, seen from one of them; `SINGLE_PROCESS` is a group of one."""
 
@@ -126,7 +137,9 @@ SINGLE_PROCESS: ProcessGroup = _SingleProcess()
 class Reward(Protocol):
     """A frozen reward model that training maximizes.
 
-    Two calls: a relative reward scores the same image features under two prompts.
+    Two calls: a relative reward scores the same image features under two prompts. One with an
+    attribute `reads_sources` that is True gets the images that were edited too:
+    `encode(images, sources)`, with a `types.Sources`.
     """
 
     sees: str

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,10 +20,30 @@ from .errors import NonFiniteError as NonFiniteError
 
 Latents = Float[Tensor, "b c h w"]
 Images = Float[Tensor, "b 3 H W"]
+Masks = Float[Tensor, "b 1 H W"]
 PerSample = Float[Tensor, " b"]
 
 PathName = Literal["flow", "vp"]
 PredictionName = Literal["velocity", "epsilon", "v"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images that prompts edit, in [0, 1], and `masks`: 1 where an edit may change the image, 0
+    where it must not, which is everywhere without a mask."""
+
+    images: Images
+    masks: Masks
+
+    def __getitem__(self, rows: slice) -> Sources:
+        return Sources(self.images[rows], self.masks[rows])
+
+    def repeated(self, times: int) -> Sources:
+        """Each `times` times, as neighbours."""
+        return Sources(*(e.repeat_interleave(times, 0) for e in (self.images, self.masks)))
+
+    def to(self, device: torch.device | str) -> Sources:
+        return Sources(self.images.to(device), self.masks.to(device))
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,8 @@ class Conditioning:
 
     `tensors` are the model's embeddings of the prompts, each (b, ...). `unconditional` has the same
     keys for the empty prompt and is needed only if `cfg_scale` is not 1 (two passes).
-    `embedded_guidance` is an input of guidance-distilled networks, None for the others.
+    `embedded_guidance` is an input of guidance-distilled networks, None for the others. `sources`
+    are the images that the prompts edit, None where they make images from nothing.
     `truncate_timestep` n: the network gets int(n·sigma)/n instead of sigma (`sampling.predict`).
     """
 
@@ -43,6 +65,7 @@ class Conditioning:
     truncate_timestep: int | None = None
     detach_negative: bool = False
     """No gradient through the unconditional pass of classifier-free guidance."""
+    sources: Images | None = None
 
     def guided(
         self, embedded: float | None, cfg_scale: float, truncate: int | None = None
@@ -99,6 +122,13 @@ class Batch:
     """With pairs: the image that each of `images` was preferred to."""
     rollout: int | None = None
     """The update whose weights and draws make this batch's rollout; None: its own."""
+    sources: Sources | None = None
+    """With edits: the image that each of `prompts` edits, in the size of the batch."""
+
+    @property
+    def source_images(self) -> Images | None:
+        """The images of `sources`."""
+        return None if self.sources is None else self.sources.images
 
     @property
     def own_kept(self) -> tuple[bool, ...]:
@@ -112,6 +142,7 @@ class Batch:
             self,
             prompts=tuple(prompt for prompt in self.prompts for _ in range(times)),
             kept=tuple(kept for kept in self.kept for _ in range(times)),
+            sources=self.sources and self.sources.repeated(times),
             offset=self.offset * times,
             global_size=size * times,
         )

@@ -129,6 +129,12 @@ def pictures(models: Models) -> None:
         Path(f"pictures/{number}.txt").write_text("a red square")
 
 
+def edits(models: Models) -> None:
+    """An edit whose source is lost, as the data."""
+    Path("edits.jsonl").write_text('{"prompt": "make it red", "source": "gone.png"}')
+    use(data={"edits": "edits.jsonl"})
+
+
 def text_encoder_as_reward(models: Models) -> None:
     encoder = shutil.copytree(models["flux"] / "text_encoder", "encoder")
     shutil.copytree(models["flux"] / "tokenizer", encoder, dirs_exist_ok=True)

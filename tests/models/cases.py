@@ -4,6 +4,7 @@ called.
 A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -25,7 +26,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from directalign.config import ModelConfig
+from directalign.diffusion.sampling import encode
+from directalign.evaluation.generate import save_png
 from directalign.models import load_model, lora, model_class
+from directalign.types import Sources
+from models.srpo_by_hand import PROMPTS
 from tiny import (
     BY_TOKENS,
     MAX_SEQUENCE_LENGTH,
@@ -38,6 +43,7 @@ from tiny import (
     write_ernie_image,
     write_flux,
     write_flux2,
+    write_flux_kontext,
     write_klein,
     write_krea2,
     write_lumina2,
@@ -175,6 +181,45 @@ def flux_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) ->
         img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32),
     ).sample
     return FluxPipeline._unpack_latents(tokens, 4 * h, 4 * w, 4)
+
+
+def sources_of(height: int, width: int, count: int = 2) -> Sources:
+    """Images to edit, the left half of each masked."""
+    images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(9))
+    masks = torch.zeros(count, 1, height, width)
+    masks[..., : width // 2] = 1
+    return Sources(images, masks)
+
+
+def write_edits(folder: Path) -> Path:
+    """edits.jsonl of `PROMPTS` and the first sources, one of them with its mask."""
+    sources, rows = sources_of(SIZE, SIZE), []
+    for place, prompt in enumerate(PROMPTS):
+        save_png(sources.images[place], folder / f"{place}.png")
+        rows.append({"prompt": prompt, "source": f"{place}.png"})
+    save_png(sources.masks[0].expand(3, -1, -1), folder / "mask.png")
+    rows[0]["mask"] = "mask.png"
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "edits.jsonl"
+
+
+def kontext_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    b, _, h, w = x_t.shape
+    kind, own = type(pipeline), (b, h // 2, w // 2, "cpu", torch.float32)
+    image = 2 * sources_of(4 * h, 4 * w).images - 1
+    source = pipeline._encode_vae_image(image=image, generator=None)
+    ids = [kind._prepare_latent_image_ids(*own) for _ in range(2)]
+    ids[1][..., 0] = 1
+    tokens = pipeline.transformer(
+        hidden_states=torch.cat([kind._pack_latents(e, *e.shape) for e in (x_t, source)], 1),
+        timestep=sigma.float(),
+        guidance=torch.full((b,), GUIDANCE),
+        pooled_projections=tensors["pooled"],
+        encoder_hidden_states=tensors["sequence"],
+        txt_ids=torch.zeros(tensors["sequence"].shape[1], 3),
+        img_ids=torch.cat(ids),
+    ).sample
+    return kind._unpack_latents(tokens[:, : h * w // 4], 4 * h, 4 * w, 4)
 
 
 def klein_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
@@ -415,6 +460,15 @@ class Case:
     """Pixels per latent."""
     packed: Any = None
     """The pipeline's class, where its call takes packed latents."""
+    edits: bool = False
+    """Whether it edits images: `sources_of` the size, two."""
+
+    def sources(self, height: int, width: int) -> Sources | None:
+        return sources_of(height, width) if self.edits else None
+
+    def encode(self, model: Any, prompts: list[str], height: int = SIZE, width: int = SIZE) -> Any:
+        sources = self.sources(height, width)
+        return encode(model, prompts, sources and sources.images)
 
     def folder(self, folder: Path, **more: Any) -> Path:
         return self.write(folder, **{**self.settings, **more})
@@ -460,6 +514,9 @@ class Case:
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
         given |= {"prompt": list(prompts), **size, **more}
+        if self.edits:
+            given |= {"image": sources_of(*size.values()).images}
+            given["max_area"] = size["height"] * size["width"]
         return pipeline(**given).images
 
     def _call_singly(
@@ -509,6 +566,9 @@ WIDE_Z_IMAGE = {"transformer": {"dim": 64, "n_heads": 8, "n_kv_heads": 8}}
 CASES = {
     "flux": Case("flux", write_flux, **FLUX),
     "flux_by_size": Case("flux", write_flux, settings=BY_SIZE, **FLUX),
+    "flux_kontext": Case(
+        "flux_kontext", write_flux_kontext, **FLUX | {"network": kontext_network}, edits=True
+    ),
     "flux2": Case(
         *("flux2", write_flux2, klein_prompts, flux2_network, KleinCalls()),
         eight_bits=EIGHT_HEADS,

@@ -1,5 +1,8 @@
 """For every architecture: train, resume, sample, export, and back into the library's pipeline."""
 
+import json
+
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -8,7 +11,7 @@ import directalign
 from directalign.config import LoRAConfig
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
-from models.cases import CASES, PLAIN, load_trained
+from models.cases import CASES, PLAIN, load_trained, write_edits
 from models.srpo_by_hand import PROMPTS
 from models.test_equality import close, image_of, noise_for, rollout_of
 from tiny import SIZE
@@ -17,6 +20,13 @@ from tiny import SIZE
 def recipe_of(case, folder):
     guidance = {"embedded_guidance": case.embedded}
     lora = {"rank": 2, "alpha": 2}
+    own = {}
+    if case.edits:
+        redness = {"label": "red", "reward": {"name": "pixels", "statistic": "redness"}}
+        preserved = {"label": "kept", "weight": 0.5, "reward": {"name": "preservation"}}
+        own["reward"] = {"name": "mix", "members": [redness, preserved]}
+        own["data"] = {"edits": str(write_edits(folder))}
+        own["train"] = {"num_steps": 1, "learning_rate": 0.1}
     return {
         "name": case.architecture,
         "model": {"architecture": case.architecture, "path": str(folder), "lora": lora},
@@ -27,6 +37,7 @@ def recipe_of(case, folder):
         "train": {"num_steps": 1, "learning_rate": 0.1, "sample_prompts": PROMPTS[:1]},
         "trackers": {"tensorboard": False},
         "evaluate": {"num_samples": 1, "batch_size": 1, "references": False},
+        **own,
     }
 
 
@@ -41,8 +52,16 @@ def test_train_resume_sample_export_and_back_into_the_pipeline(name, tmp_path):
     longer = directalign.Run.from_recipe(recipe, {"train.num_steps": 2})
     last = longer.train(out, resume=True, progress=False)
     assert (first["num_steps"], last["num_steps"]) == (1, 2)
-    (file,) = sample_images(out, PROMPTS[:1], [0], tmp_path / "images")
+    image = folder / "0.png" if case.edits else None
+    (file,) = sample_images(out, PROMPTS[:1], [0], tmp_path / "images", image=image)
     assert Image.open(file).size == (SIZE, SIZE)
+    if case.edits:  # the recorded call, with its source, makes the same image
+        call, names = json.loads((tmp_path / "images/images.jsonl").read_text()), {}
+        exec(call["diffusers"]["code"], names)
+        made, sampled = (
+            np.asarray(each).astype(int) for each in (names["image"], Image.open(file))
+        )
+        assert np.abs(made - sampled).max() <= 1
     exported = export_run(out, "diffusers")
 
     model = case.load(folder, tune="lora", lora=LoRAConfig(rank=2, alpha=2))

@@ -1,5 +1,6 @@
 """Every model equals its diffusers pipeline: prompts, predictions, gradients, images, updates."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -54,7 +55,7 @@ def noise_for(model, width=SIZE, seed=3):
 def noisy(model, case, width=SIZE):
     """Latents, their levels, and two prompts of different length."""
     sigma = torch.tensor([0.9, 0.3], dtype=torch.float64)
-    cond = model.encode_prompt(PROMPTS).guided(case.embedded, 1.0)
+    cond = case.encode(model, PROMPTS, width=width).guided(case.embedded, 1.0)
     return noise_for(model, width, seed=0), sigma, cond
 
 
@@ -73,7 +74,7 @@ def library_guided(case, pipeline, x_t, sigma, scale):
 @torch.no_grad()
 def image_of(model, case, noise, rollout):
     height, width = (case.cell * side for side in noise.shape[2:])
-    cond = model.encode_prompt(PROMPTS).guided(case.embedded, rollout.cfg_scale)
+    cond = case.encode(model, PROMPTS, height, width).guided(case.embedded, rollout.cfg_scale)
     sigmas = model.sigmas(rollout.num_inference_steps, height, width)
     return model.decode(sample(model, cond, noise, sigmas)).clamp(0, 1)
 
@@ -183,7 +184,8 @@ def test_srpo_update(case, model, pipeline):
     scale = TRAINING_CFG if case.two_passes else 1.0
     update = {"embedded_guidance": case.embedded, "cfg_scale": scale}
     settings = SETTINGS.model_copy(update=update)
-    ours = list(SRPO(model, ToyReward(), settings, rollout).losses(BATCH))
+    batch = replace(BATCH, sources=case.sources(SIZE, SIZE))
+    ours = list(SRPO(model, ToyReward(), settings, rollout).losses(batch))
     noise = known_noise(model.latent_shape(SIZE, SIZE))
     sampled = case.call(pipeline, model, PROMPTS, noise, rollout, output_type="latent")
     theirs = losses_by_hand(

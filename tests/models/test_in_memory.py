@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, PLAIN
+from cases import CASES, PLAIN, sources_of, write_edits
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 import directalign
@@ -52,12 +52,17 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
     case = CASES[name]
     pipe = case.pipeline(case.folder(tmp_path))
     part = getattr(pipe, "transformer", None) or pipe.unet
-    call = CALLS.get(name)
+    call, prompts, more = CALLS.get(name), [PROMPT], SHORT
+    if case.edits:
+        edits = str(write_edits(tmp_path))
+        prompts, more = None, {**SHORT, "data": {"edits": edits, "batch_size": 1}}
+        size = {"max_area": SIZE**2, "_auto_resize": False}
+        call = {"image": sources_of(SIZE, SIZE, 1).images, "max_sequence_length": 12, **size}
     off = 1e-5 if name == "qwen_image_21" else 0.0
     base, before = sampled(pipe, call), state(pipe)
     weights = {name: p.data_ptr() for name, p in part.named_parameters()}
     model = {"tune": tune, "gradient_checkpointing": True, "text_encoders": "offload"}
-    aligned = directalign.align(pipe, contrast, [PROMPT], model=model, **SHORT)
+    aligned = directalign.align(pipe, contrast, prompts, model=model, **more)
     assert aligned is pipe and not torch.allclose(sampled(pipe, call), base, atol=1e-3)
     after = state(pipe)
     assert not part.is_gradient_checkpointing

@@ -7,14 +7,16 @@ from directalign.config import RunConfig
 
 
 def a_run(architecture: str, folder: Path, **model: Any) -> RunConfig:
-    guidance = {"embedded_guidance": 1.0 if architecture in ("flux", "flux2") else None}
+    guidance = {
+        "embedded_guidance": 1.0 if "flux" in architecture and "klein" not in architecture else None
+    }
     given: dict[str, Any] = {
         "name": "test",
         "model": {"architecture": architecture, "path": str(folder), **model},
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute", **guidance},
         "rollout": {"num_inference_steps": 2, **guidance},
-        "data": {"prompts": "world"},
+        "data": {"edits": "edits.jsonl"} if "kontext" in architecture else {"prompts": "world"},
         "train": {"num_steps": 3},
         "evaluate": {"batch_size": 1},
     }

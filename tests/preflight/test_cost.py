@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from directalign.config import RunConfig
 from directalign.config.load import load_run
+from directalign.diffusion.sampling import encode
 from directalign.methods import load_method
 from directalign.models import MODELS, load_model
 from directalign.preflight.activation_memory import FORMULAS, MemoryTracker, fake
@@ -18,7 +19,7 @@ from directalign.preflight.cost import PARTS, Cost, Work
 from directalign.preflight.memory import PROMPT, MetaRewards, trace
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import load_reward
-from directalign.types import Batch
+from directalign.types import Batch, Sources
 
 LONG = "a red star over a sandy shore " * 200
 
@@ -46,12 +47,16 @@ def real_update(run: RunConfig) -> tuple[int, int]:
     """FLOPs of an update without the text encoders, and of one call of these."""
     model = load_model(run.model, "cpu")
     method = load_method(run, model, load_reward(run.reward))
-    cond, prompts = model.encode_prompt([LONG]), []
-    encoding = counted(lambda: model.encode_prompt([LONG]))
-    model.encode_prompt = lambda texts: prompts.append(texts) or cond  # type: ignore[method-assign]
+    sources = None
+    if run.data.edits is not None:
+        sources = Sources(torch.rand(1, 3, 64, 64), torch.zeros(1, 1, 64, 64))
+    images = sources and sources.images
+    cond, prompts = encode(model, [LONG], images), []
+    encoding = counted(lambda: encode(model, [LONG], images))
+    model.encode_prompt = lambda *given: prompts.append(given) or cond  # type: ignore[method-assign]
 
     def update() -> None:
-        for loss in method.losses(Batch(0, (PROMPT,))):
+        for loss in method.losses(Batch(0, (PROMPT,), sources=sources)):
             loss.value.backward()
 
     return counted(update), encoding * len(prompts)

@@ -57,4 +57,8 @@ def test_a_pipeline_in_memory_is_sampled_with_its_usual_guidance(folder, wanted,
 def test_every_architecture_says_what_it_is_usually_sampled_with():
     usual = {name: model_class(name).usual_cfg for name in MODELS}
     assert all(1 <= scale < 10 for scale in usual.values())
-    assert {name for name, scale in usual.items() if scale == 1} == {"flux", "flux2"}
+    assert {name for name, scale in usual.items() if scale == 1} == {
+        "flux",
+        "flux2",
+        "flux_kontext",
+    }

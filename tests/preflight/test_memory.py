@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from directalign import config, preflight
 from directalign.config import RunConfig
+from directalign.diffusion.sampling import encode
 from directalign.methods import METHODS, load_method
 from directalign.models import MODELS, block_swap, load_model, trainable
 from directalign.models.quantization import quantize
@@ -29,7 +30,7 @@ from directalign.preflight.memory import (
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import REWARDS, load_reward, reward_class
 from directalign.training.optim import AdamW8bit
-from directalign.types import Batch, DirectAlignError
+from directalign.types import Batch, DirectAlignError, Sources
 from recorded_rewards import write_aesthetic, write_image_reward
 from tiny import WRITERS
 from tiny_rewards import VLMS, write_open_clip, write_vlm
@@ -61,7 +62,10 @@ def sections(tmp_path_factory, clip_folder, siglip_folder):
         "hpsv3": ("hpsv3", HPSV3 / "HPSv3.safetensors", HPSV3 / "processor"),
         **{kind: ("vlm", write_vlm(folder / kind, kind), None) for kind in VLMS},
     }
-    found: dict[str, dict[str, Any]] = {"pixels": {"name": "pixels", "statistic": "redness"}}
+    found: dict[str, dict[str, Any]] = {
+        "pixels": {"name": "pixels", "statistic": "redness"},
+        "preservation": {"name": "preservation"},
+    }
     for label, (name, path, processor) in paths.items():
         found[label] = {"name": name, "path": str(path)}
         if processor is not None:
@@ -82,15 +86,19 @@ def real_update(run: RunConfig) -> tuple[int, int]:
     method = load_method(run, model, load_reward(run.reward))
     with MemoryTracker() as tracker:
         tracker.phase = "encode"
-        cond = model.encode_prompt([LONG] * run.data.batch_size)
-        model.encode_prompt = lambda prompts: cond  # type: ignore[method-assign]
+        count, sources = run.data.batch_size, None
+        if run.data.edits is not None:
+            size = run.rollout.height, run.rollout.width
+            sources = Sources(torch.rand(count, 3, *size), torch.zeros(count, 1, *size))
+        cond = encode(model, [LONG] * count, sources and sources.images)
+        model.encode_prompt = lambda prompts, *_: cond  # type: ignore[method-assign]
 
         def training(*_: Any) -> None:
             tracker.phase = "train" if torch.is_grad_enabled() else tracker.phase
 
         model.denoiser.register_forward_pre_hook(training)
         tracker.phase = "rollout"
-        for loss in method.losses(Batch(0, (PROMPT,) * run.data.batch_size)):
+        for loss in method.losses(Batch(0, (PROMPT,) * count, sources=sources)):
             tracker.phase = "train"
             loss.value.backward()
             del loss

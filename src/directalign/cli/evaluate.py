@@ -324,6 +324,9 @@ def sample(
         Path, option("Folder for the images; one that holds images gets a number.", "DIR")
     ] = Path("images"),
     base: Annotated[bool, flag("--base", "Sample the base model of the run instead.")] = False,
+    image: Annotated[
+        Path | None, option("The image to edit, for a model that edits images.", "FILE", "--source")
+    ] = None,
     step: Step = None,
     strength: Strength = 1.0,
     debug: Debug = False,
@@ -343,7 +346,8 @@ def sample(
         pairs = [(text, number) for text in texts for number in seed]
         all_prompts, seeds = [text for text, _ in pairs], [number for _, number in pairs]
         with log_to_stderr():
-            files = sample_images(source, all_prompts, seeds, out, rollout, base, step, strength)
+            given = source, all_prompts, seeds, out, rollout, base, step, strength, image
+            files = sample_images(*given)
         for file in files:
             typer.echo(file)
 

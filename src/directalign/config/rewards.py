@@ -158,6 +158,13 @@ class PixelStatisticsConfig(Scaled):
     """The rewarded statistic."""
 
 
+class PreservationConfig(Scaled):
+    """Minus the mean squared difference from the source image outside the mask of an edit; for
+    data.edits; ignores the prompt."""
+
+    name: Literal["preservation"] = "preservation"
+
+
 class PythonConfig(Scaled):
     """Any Python function of images and prompts."""
 

@@ -277,6 +277,11 @@ class DataConfig(Strict):
     pairs: PathText | None = None
     """Preference pairs for method dpo: a .jsonl of prompt, chosen and rejected (images, relative to
     it), or a folder with pairs.jsonl, as directalign arena export --pairs writes it."""
+    edits: PathText | None = None
+    """For a model that edits images: a .jsonl of prompt, source (the image to edit) and optionally
+    mask (white where the edit may change it), the images relative to it; trains on rollouts."""
+    edit_targets: bool = False
+    """Train offline on the edited images under the key target of data.edits, not on rollouts."""
     buckets: Sizes | None = None
     """Shapes [height, width] for images of different aspect ratios, one per update; none crops all
     to the rollout's size."""
@@ -290,18 +295,24 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _check_sources(self) -> DataConfig:
-        for key in ("prompts", "images"):
-            if self.pairs is not None and getattr(self, key) is not None:
-                raise ValueError(f"pairs take no other data: remove data.{key}, or data.pairs")
-        if self.prompts is None and self.images is None and self.pairs is None:
+        given = [k for k in ("pairs", "edits", "prompts", "images") if getattr(self, k) is not None]
+        if given[0:1] in (["pairs"], ["edits"]) and len(given) > 1:
+            raise ValueError(
+                f"{given[0]} take no other data: remove data.{given[1]}, or data.{given[0]}"
+            )
+        if not given:
             raise ValueError(
                 "nothing to train on: give data.prompts (online) or data.images (offline)"
             )
-        if self.prompts is None and self.offline_steps is not None:
+        if self.edit_targets and self.edits is None:
+            raise ValueError("edit_targets needs data.edits")
+        if self.prompts is None and self.edits is None and self.offline_steps is not None:
             raise ValueError("offline_steps trains on rollouts afterwards and needs data.prompts")
-        for key, pairs in (("offline_steps", None), ("buckets", self.pairs)):
-            if getattr(self, key) is not None and self.images is None and pairs is None:
-                raise ValueError(f"{key} needs data.images")
+        offline = self.images is not None or self.edit_targets
+        if self.offline_steps is not None and not offline:
+            raise ValueError("offline_steps needs data.images")
+        if self.buckets is not None and given == ["prompts"]:
+            raise ValueError("buckets needs data.images")
         return self
 
 
@@ -489,9 +500,10 @@ class RunConfig(Strict):
     def _check_method(self) -> RunConfig:
         """Whether the method fits the data and the rollout."""
         method, rollout_steps = self.method, self.rollout.num_inference_steps
-        if self.data.images is not None and not method.OFFLINE:
+        offline = {"images": self.data.images is not None, "edit_targets": self.data.edit_targets}
+        for key in [key for key, is_set in offline.items() if is_set and not method.OFFLINE]:
             raise ValueError(
-                f"method {method.name} trains on rollouts only: remove data.images, or set "
+                f"method {method.name} trains on rollouts only: remove data.{key}, or set "
                 "method.name: srpo"
             )
         if self.data.pairs is not None and not method.PAIRS:
@@ -524,6 +536,20 @@ class RunConfig(Strict):
                     f"rollout.num_inference_steps {rollout_steps}: decrease it, or sample in more "
                     "steps"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_edits(self) -> RunConfig:
+        """With edits, every prompt that is sampled needs a source."""
+        without = {
+            "rollout.sizes": self.rollout.sizes,
+            "train.sample_prompts": self.train.sample_prompts,
+            "evaluate.control_prompts": self.evaluate.control_prompts,
+            "evaluate.diversity_prompts": self.evaluate.diversity_prompts,
+            "method.ceiling": self.method.ceiling and self.method.ceiling.gap is None,
+        }
+        for key in [key for key, is_set in without.items() if is_set and self.data.edits]:
+            raise ValueError(f"{key}: not supported with data.edits: remove it")
         return self
 
     @model_validator(mode="before")

@@ -6,7 +6,7 @@ them in aspect-ratio buckets.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..io.text import MAX_CHARACTERS, checked_prompt, json_rows, prompt_of_row, read_text
-from ..types import DirectAlignError, Images
+from ..types import DirectAlignError, Images, Sources
 from .buckets import Bucket
 from .hf_datasets import is_address, open_rows
-from .image_io import Picture, Unreadable, load_image, read_pixels
+from .image_io import Picture, Source, Unreadable, load_image, load_sources, read_pixels
 from .shuffle import indices, turn
 
 ENDINGS = set(
@@ -52,8 +52,10 @@ class ImageSource:
     picture: Callable[[int], Picture]
     hint: str
     """What to check when there are no images."""
-    rejected: Callable[[int], Picture] | None = None
-    """With pairs: the image that the i-th was preferred to."""
+    key: str = ""
+    """What the images are called in a list of several images a line."""
+    beside: Callable[[int], Mapping[str, Path]] | None = None
+    """The images on the i-th line by key: with pairs `rejected`, with edits `source` and `mask`."""
 
 
 def captioned(name: str, text: str, where: str, blank: str) -> Entry:
@@ -65,6 +67,27 @@ def captioned(name: str, text: str, where: str, blank: str) -> Entry:
             return Entry(name, "", f"no caption: {error}")
     caption = checked_prompt(text, where)
     return Entry(name, caption, None if caption else f"no caption: {blank} is blank")
+
+
+def in_list(
+    file: Path, what: str, keys: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[tuple[Entry, ...], list[dict[str, Path]]]:
+    """The entries of a JSONL of prompts and images, and each line's paths, relative to it, by key.
+
+    Raises: DirectAlignError for a missing file, an invalid prompt, and a line that lacks a key.
+    """
+    entries, paths = list[Entry](), list[dict[str, Path]]()
+    for line, row in json_rows(file, what):
+        where, name = f"{file}:{line}", f"line {line}"
+        named = [*keys, *(key for key in optional if row.get(key) is not None)]
+        for key in named:
+            if not isinstance(row.get(key), str) or not row[key] or "\0" in row[key]:
+                raise DirectAlignError(
+                    f"{where}: {key} is {row.get(key)!r:.60}, and the path of an image is needed"
+                )
+        entries.append(captioned(name, prompt_of_row(row, where), where, name))
+        paths.append({key: file.parent / row[key] for key in named})
+    return tuple(entries), paths
 
 
 def in_dataset(source: str) -> ImageSource:
@@ -182,19 +205,30 @@ class ImageSet:
     sizes: tuple[tuple[int, int], ...]
     picture: Callable[[int], Picture]
     skipped: tuple[str, ...] = ()
-    rejected: Callable[[int], Picture] | None = None
-    """With pairs: the image that the i-th was preferred to."""
+    beside: Callable[[int], Mapping[str, Path]] | None = None
+    """As of an `ImageSource`."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(
-        self, index: int, height: int, width: int, rejected: bool = False
+        self, index: int, height: int, width: int, key: str | None = None
     ) -> Float[Tensor, "3 H W"]:
-        """The index-th image in this size (see `image_io.load_image`), or the one it won over."""
-        picture = self.rejected if rejected else self.picture
-        assert picture is not None
-        return load_image(picture(index), height, width, f"{self.where}: {self.names[index]}")
+        """The index-th image in this size (see `image_io.load_image`), or that of another key."""
+        picture = self.picture(index) if key is None else self._beside(index)[key]
+        return load_image(picture, height, width, f"{self.where}: {self.names[index]}")
+
+    def has(self, key: str) -> bool:
+        """Whether there is an image of this key beside each."""
+        return key in self._beside(0)
+
+    def source(self, index: int) -> Source:
+        """What the index-th prompt edits."""
+        found = self._beside(index)
+        return Source(found["source"], found.get("mask"))
+
+    def _beside(self, index: int) -> Mapping[str, Path]:
+        return {} if self.beside is None else self.beside(index)
 
 
 def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
@@ -211,14 +245,14 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
 
 def usable(found: ImageSource, strict: bool = False) -> ImageSet:
     """Decode every image of a source once. Raises: as `scan_images`."""
-    rejected = found.rejected
+    beside = found.beside
     kept: list[tuple[int, Entry, tuple[int, int]]] = []
     skipped: list[str] = []
     for index, entry in enumerate(found.entries):
         fault = entry.fault
         try:
             if fault is None:
-                kept.append((index, entry, _sizes(found, index)[0]))
+                kept.append((index, entry, _size(found, index)))
                 continue
         except Unreadable as error:
             fault = str(error)
@@ -238,26 +272,28 @@ def usable(found: ImageSource, strict: bool = False) -> ImageSet:
         tuple(size for *_, size in kept),
         lambda i: found.picture(kept[i][0]),
         tuple(skipped),
-        rejected and (lambda i: rejected(kept[i][0])),
+        beside and (lambda i: beside(kept[i][0])),
     )
 
 
-def _sizes(found: ImageSource, index: int) -> list[tuple[int, int]]:
-    """(height, width) of the images of an entry. Raises: Unreadable, also for a tiny one."""
-    pictures = {"": found.picture(index)}
-    if found.rejected is not None:
-        rejected = found.rejected(index)
-        pictures = {f"chosen {pictures['']}: ": pictures[""], f"rejected {rejected}: ": rejected}
-    sizes = []
-    for name, picture in pictures.items():
+def _size(found: ImageSource, index: int) -> tuple[int, int]:
+    """(height, width) of the image of an entry. Raises: Unreadable, also for a tiny one, and for
+    one beside it."""
+    pictures: dict[str, Picture] = {found.key: found.picture(index)}
+    pictures |= {} if found.beside is None else found.beside(index)
+    sizes = dict[str, tuple[int, int]]()
+    for key, picture in pictures.items():
+        name = f"{key} {picture}: " if key else ""
         try:
             height, width, _ = read_pixels(picture).shape
         except Unreadable as error:
             raise Unreadable(f"{name}{error}") from error
         if min(height, width) < MIN_SIDE:
             raise Unreadable(f"{name}{width}x{height} pixels, less than {MIN_SIDE} a side")
-        sizes.append((height, width))
-    return sizes
+        sizes[key] = height, width
+    if sizes.get("mask") not in (None, sizes.get("source")):
+        raise Unreadable(f"mask {pictures['mask']}: not of the size of its source")
+    return sizes[found.key]
 
 
 @dataclass(frozen=True)
@@ -284,10 +320,19 @@ class ImageStream:
         self, step: int, size: int = 1, offset: int = 0, global_size: int | None = None
     ) -> Images | None:
         """The images that those of the same batch were preferred to; None without pairs."""
-        if self.images.rejected is None:
+        if not self.images.has("rejected"):
             return None
         chosen, shape = self._indices(step, size, offset, global_size), self.size(step)
-        return torch.stack([self.images.image(i, *shape, rejected=True) for i in chosen])
+        return torch.stack([self.images.image(i, *shape, "rejected") for i in chosen])
+
+    def sources(
+        self, step: int, size: int = 1, offset: int = 0, global_size: int | None = None
+    ) -> Sources | None:
+        """What the prompts of the same batch edit; None without edits."""
+        if not self.images.has("source"):
+            return None
+        chosen = self._indices(step, size, offset, global_size)
+        return load_sources([self.images.source(i) for i in chosen], *self.size(step))
 
     def captions(
         self, step: int, size: int = 1, offset: int = 0, global_size: int | None = None

@@ -5,6 +5,8 @@ truncation; what cannot be decoded is an `Unreadable` with its reason.
 """
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..io.colour import upright_srgb, warn_of_profile
-from ..types import DirectAlignError
+from ..types import DirectAlignError, Sources
 
 Picture = Path | bytes
 """An encoded image: a file, or its contents."""
@@ -48,6 +50,25 @@ def load_image(
         cropped[None], (height, width), mode="bicubic", align_corners=False, antialias=True
     )
     return resized[0].clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The image that a prompt edits, and its mask: white where the edit may change it."""
+
+    image: Path
+    mask: Path | None = None
+
+
+def load_sources(sources: Sequence[Source], height: int, width: int) -> Sources:
+    """Images and masks in one size; without a mask 0 everywhere. Raises: as `load_image`."""
+    black = torch.zeros(1, height, width)
+    masks = [
+        black if each.mask is None else load_image(each.mask, height, width).mean(0, keepdim=True)
+        for each in sources
+    ]
+    images = [load_image(each.image, height, width) for each in sources]
+    return Sources(torch.stack(images), torch.stack(masks))
 
 
 def read_pixels(picture: Picture) -> np.ndarray:

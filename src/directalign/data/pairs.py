@@ -5,13 +5,10 @@
 `directalign arena export --pairs` writes such a file. Paths are relative to it.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ..io.text import json_rows, prompt_of_row
 from ..types import DirectAlignError
-from .image_dataset import ImageSet, ImageSource, captioned, usable
+from .image_dataset import ImageSet, ImageSource, in_list, usable
 
 PAIRS = "pairs.jsonl"
 KEYS = ("chosen", "rejected")
@@ -46,27 +43,16 @@ def scan_pairs(source: str | Path, strict: bool = False) -> ImageSet:
             usable pair, or, with `strict`, the first pair with an unreadable image.
     """
     file = pairs_file(source)
-    rows = [(line, row, _paths(file, line, row)) for line, row in json_rows(file, "pairs file")]
-    entries = tuple(
-        captioned(f"line {line}", prompt_of_row(row, where), where, f"line {line}")
-        for line, row, where in ((line, row, f"{file}:{line}") for line, row, _ in rows)
-    )
-    pairs = [paths for *_, paths in rows]
-    hint = "it has no lines"
-    found = ImageSource(str(file), entries, lambda i: pairs[i][0], hint, lambda i: pairs[i][1])
-    return usable(found, strict)
-
-
-def _paths(file: Path, line: int, row: Mapping[str, Any]) -> tuple[Path, Path]:
-    for key in KEYS:
-        if not isinstance(row.get(key), str) or not row[key] or "\0" in row[key]:
+    entries, pairs = in_list(file, "pairs file", KEYS)
+    for entry, pair in zip(entries, pairs, strict=True):
+        if pair["chosen"] == pair["rejected"]:
+            line = entry.name.removeprefix("line ")
             raise DirectAlignError(
-                f"{file}:{line}: {key} is {row.get(key)!r:.60}, and the path of an image is needed"
+                f"{file}:{line}: chosen and rejected are one image, {pair[KEYS[0]].name!r}; "
+                "name the image that lost, or remove the line"
             )
-    chosen, rejected = (file.parent / row[key] for key in KEYS)
-    if chosen == rejected:
-        raise DirectAlignError(
-            f"{file}:{line}: chosen and rejected are one image, {row['chosen']!r:.60}; name the "
-            "image that lost, or remove the line"
-        )
-    return chosen, rejected
+    hint = "it has no lines"
+    found = ImageSource(
+        str(file), entries, lambda i: pairs[i]["chosen"], hint, "chosen", lambda i: pairs[i]
+    )
+    return usable(found, strict)

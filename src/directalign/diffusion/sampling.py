@@ -4,8 +4,10 @@ Both are one step, x_to = a·x_t + b·pred (`linear_step`): x_t is split into es
 noise, which are combined at the next level.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -13,11 +15,12 @@ from torch import Tensor
 
 from ..config import RolloutConfig
 from ..device import to_device
-from ..interfaces import Model
+from ..interfaces import EditingModel, Model
 from ..types import (
     Batch,
     Conditioning,
     DirectAlignError,
+    Images,
     Latents,
     PathName,
     PerSample,
@@ -44,6 +47,28 @@ class RolloutStart:
     sigmas: Float[Tensor, " levels"]
 
 
+def encode(model: Model, prompts: Sequence[str], sources: Images | None = None) -> Conditioning:
+    """The conditioning of prompts and, where the model edits images, the source of each.
+
+    Raises DirectAlignError for an editing model without sources, and for sources given to another.
+    """
+    edits = getattr(model, "edits_images", False)
+    if edits and sources is None:
+        raise DirectAlignError(
+            f"{model.pipeline} edits images, and these prompts have none: train on data.edits, or "
+            "sample with --source"
+        )
+    if sources is not None and not edits:
+        raise DirectAlignError(
+            f"{model.pipeline} takes no source images: use data.prompts, or a model.architecture "
+            "that edits images (flux_kontext)"
+        )
+    if sources is None:
+        return model.encode_prompt(prompts)
+    cond = cast(EditingModel, model).encode_prompt(prompts, sources)
+    return replace(cond, sources=sources)
+
+
 @torch.no_grad()
 def start_rollout(
     model: Model, settings: RolloutConfig, batch: Batch, scope: NoiseScope = "per_rank"
@@ -53,7 +78,7 @@ def start_rollout(
     settings = settings.model_copy(update={"num_inference_steps": steps})
     height, width = model.default_size
     height, width = batch.image_size or (settings.height or height, settings.width or width)
-    cond = model.encode_prompt(batch.prompts)
+    cond = encode(model, batch.prompts, batch.source_images)
     cond = rollout_conditioning(cond, settings)
     shape = (len(batch.prompts), *model.latent_shape(height, width))
     noise = batch_noise(batch, NOISE, shape, scope)

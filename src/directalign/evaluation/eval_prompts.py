@@ -28,11 +28,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .. import config
+from ..data.edits import scan_edits
 from ..data.hf_datasets import is_address
-from ..data.image_dataset import scan_images
+from ..data.image_dataset import ImageSet, scan_images
+from ..data.image_io import Source
 from ..data.pairs import scan_pairs
 from ..data.prompts import read_prompts
 from ..data.shuffle import permutation
+from ..errors import named
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text, table
 from ..toyworld.worlds import WORLDS, captions_of
 from ..types import DirectAlignError, Latents
@@ -44,12 +47,14 @@ FIRST_SEED = 10_000
 class Pairs:
     """Prompts and seeds, equally long; the first m of n fixed pairs are the m fixed pairs.
 
-    `group`: of their samples, `CONTROL_GROUP` or None.
+    `group`: of their samples, `CONTROL_GROUP` or None. `sources`: what each prompt edits; empty for
+    prompts alone.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     group: str | None = None
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
@@ -63,20 +68,23 @@ class Pairs:
 
     def first(self, count: int) -> Pairs:
         """The first `count` pairs."""
-        return Pairs(self.prompts[:count], self.seeds[:count], self.group)
+        return Pairs(self.prompts[:count], self.seeds[:count], self.group, self.sources[:count])
 
     def asked(self, *phrases: str) -> Pairs:
         """The pairs with the phrases, in turn, before their prompts: "Realistic photo. a star"."""
         turns = zip(cycle(phrases), self.prompts, strict=False)
         prompts = tuple(f"{phrase}. {prompt}" for phrase, prompt in turns)
-        return Pairs(prompts, self.seeds, self.group)
+        return Pairs(prompts, self.seeds, self.group, self.sources)
 
 
-def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
-    """`num_samples` pairs: the prompts in a fixed shuffled order, repeated with new seeds."""
+def fixed_pairs(prompts: Sequence[str], num_samples: int, sources: Sequence[Source] = ()) -> Pairs:
+    """`num_samples` pairs: the prompts, with the source of each if they edit images, in a fixed
+    shuffled order, repeated with new seeds."""
     order = permutation(len(prompts), seed=0, epoch=0)
-    chosen = tuple(prompts[order[i % len(order)]] for i in range(num_samples))
-    return Pairs(chosen, tuple(range(FIRST_SEED, FIRST_SEED + num_samples)))
+    places = [order[i % len(order)] for i in range(num_samples)]
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + num_samples))
+    chosen = tuple(prompts[place] for place in places)
+    return Pairs(chosen, seeds, sources=tuple(sources[place] for place in places if sources))
 
 
 def measured_prompts(run: config.RunConfig) -> list[str]:
@@ -85,6 +93,8 @@ def measured_prompts(run: config.RunConfig) -> list[str]:
     Raises: DirectAlignError for an unreadable list, beginning with the key if it is the former.
     """
     data = run.data
+    if (edits := _measured_edits(run)) is not None:
+        return list(edits.captions)
     if run.evaluate.prompts is not None:
         try:
             return prompts_to_measure(run.evaluate.prompts)
@@ -98,6 +108,21 @@ def measured_prompts(run: config.RunConfig) -> list[str]:
     return list(scan_images(data.images, strict=data.strict).captions)
 
 
+def measured_edits(run: config.RunConfig) -> list[Source]:
+    """What each of `measured_prompts` edits; empty for prompts alone. Raises: as these."""
+    edits = _measured_edits(run)
+    return [] if edits is None else [edits.source(place) for place in range(len(edits))]
+
+
+def _measured_edits(run: config.RunConfig) -> ImageSet | None:
+    if run.data.edits is None:
+        return None
+    if run.evaluate.prompts is None:
+        return scan_edits(run.data.edits, strict=run.data.strict)
+    with named("evaluate.prompts"):
+        return scan_edits(run.evaluate.prompts, strict=run.data.strict)
+
+
 def measured_source(run: config.RunConfig) -> tuple[str, str]:
     """The key that says where `measured_prompts` are read, and its value."""
     sources = {
@@ -105,6 +130,7 @@ def measured_source(run: config.RunConfig) -> tuple[str, str]:
         "data.prompts": run.data.prompts,
         "data.images": run.data.images,
         "data.pairs": run.data.pairs,
+        "data.edits": run.data.edits,
     }
     return next((key, source) for key, source in sources.items() if source is not None)
 
@@ -338,13 +364,15 @@ SEEDS_PER_PROMPT = 2
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One image per candidate: index, prompt, seed, group of the prompt set, GenEval's facts."""
+    """One image per candidate: index, prompt, seed, group of the prompt set, GenEval's facts or {},
+    and what the prompt edits."""
 
     index: int
     prompt: str
     seed: int
     group: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
 
     @property
     def is_control(self) -> bool:
@@ -354,8 +382,12 @@ class EvalSample:
 
 def samples_of(pairs: Pairs, first: int = 0) -> list[EvalSample]:
     """Samples of prompt-seed pairs, with indices from `first`."""
-    numbered = enumerate(zip(pairs.prompts, pairs.seeds, strict=True), start=first)
-    return [EvalSample(index, *pair, pairs.group) for index, pair in numbered]
+    sources = pairs.sources or (None,) * len(pairs)
+    numbered = enumerate(zip(pairs.prompts, pairs.seeds, sources, strict=True), start=first)
+    return [
+        EvalSample(index, prompt, seed, pairs.group, source=source)
+        for index, (prompt, seed, source) in numbered
+    ]
 
 
 def samples_of_rows(

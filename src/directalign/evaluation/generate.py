@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .. import config
 from ..config.load import load_run, with_rollout
+from ..data.image_io import Source, load_sources
 from ..device import default_device
-from ..diffusion.sampling import rollout_sigmas, sample
+from ..diffusion.sampling import encode, rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
@@ -39,10 +40,12 @@ def generate(
     rollout: config.RolloutConfig,
     batch_size: int = 32,
     group: ProcessGroup = SINGLE_PROCESS,
+    sources: Sequence[Source] = (),
 ) -> Images:
     """Images (n, 3, H, W) of the prompt-seed pairs, float32 clamped to [0, 1], on the CPU.
 
-    Each of `group` generates an equal part, and all return all images.
+    `sources`: what each prompt edits; empty for prompts alone. Each of `group` generates an equal
+    part, and all return all images.
 
     Raises: NonFiniteError on all ranks for an image with NaN or infinite values.
     """
@@ -57,8 +60,12 @@ def generate(
     device = next(model.denoiser.parameters()).device
     images = []
     for first in range(0, len(own), batch_size):
-        batch = [prompts[place] for place in own[first : first + batch_size]]
-        cond = model.encode_prompt(batch).guided(rollout.embedded_guidance, rollout.cfg_scale)
+        rows = own[first : first + batch_size]
+        edited = (
+            load_sources([sources[place] for place in rows], height, width) if sources else None
+        )
+        cond = encode(model, [prompts[place] for place in rows], edited and edited.images)
+        cond = cond.guided(rollout.embedded_guidance, rollout.cfg_scale)
         x0 = sample(model, cond, noise[first : first + batch_size].to(device), sigmas)
         image = model.decode(x0).float()
         images.append(torch.where(image.isfinite(), image.clamp(0, 1), torch.nan).cpu())
@@ -74,10 +81,15 @@ def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
 
 
 def diffusers_call(
-    model: Model, run: config.RunConfig, prompt: str, seed: int, trained: RunWeights | None
+    model: Model,
+    run: config.RunConfig,
+    prompt: str,
+    seed: int,
+    trained: RunWeights | None,
+    source: Path | None = None,
 ) -> dict[str, Any]:
     """The diffusers call that makes the image again, also as Python under "code"; `trained`: the
-    run's weights, None for the base model."""
+    run's weights, None for the base model; `source`: the image that the prompt edits."""
     height, width = image_size(model, run.rollout)
     arguments = {"prompt": prompt, "height": height, "width": width}
     arguments |= {"num_inference_steps": run.rollout.num_inference_steps}
@@ -89,6 +101,7 @@ def diffusers_call(
         "scheduler": _scheduler(model, run.rollout.shift),
         "arguments": arguments,
         "seed": seed,
+        **({} if source is None else {"source": str(source)}),
     }
     return {**call, "code": _code(call, model.part, run, trained)}
 
@@ -127,6 +140,10 @@ def _code(
     classes, opened = opening_code(call["pipeline"], run.model)
     lines = ["import torch", f"from diffusers import {', '.join([*classes, scheduler])}"]
     loaded = []
+    if "source" in call:
+        size = call["arguments"]["width"], call["arguments"]["height"]
+        arguments += f", image=ImageOps.fit(load_image({call['source']!r}), {size})"
+        lines += ["from diffusers.utils import load_image", "from PIL import ImageOps"]
     if trained is not None:
         folder, is_lora = call["weights"], run.model.tune == "lora"
         name = "pytorch_lora_weights.safetensors" if trained.words else LORA_FILE
@@ -201,6 +218,7 @@ def sample_images(
     base: bool = False,
     step: int | None = None,
     strength: float = 1.0,
+    image: Path | None = None,
 ) -> list[Path]:
     """Write one PNG per prompt-seed pair, and their diffusers calls (`images.jsonl`).
 
@@ -211,6 +229,7 @@ def sample_images(
         rollout: settings of `config.RolloutConfig` that replace the recipe's, or a bare model's.
         base: sample the model as it was before training.
         step, strength: see `run_weights.find_weights`.
+        image: what the prompts edit, for a model that edits images.
     Raises:
         DirectAlignError: an invalid source, an `out` that is a run or a file, unequal lengths.
     """
@@ -225,17 +244,18 @@ def sample_images(
         )
     trained = None if base or folder is None else find_weights(run, folder, step, strength)
     model = load_run_model(run, trained)
-    images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
+    edited = () if image is None else [Source(image)] * len(pairs)
+    images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1, sources=edited)
     out = _free_folder(out)  # another process may have written some meanwhile
     files = [out / f"{index:04d}-seed{seed}.png" for index, seed in enumerate(pairs.seeds)]
     rows = [
         {"file": file.name, "prompt": prompt, "seed": seed}
-        | {"diffusers": diffusers_call(model, run, prompt, seed, trained)}
+        | {"diffusers": diffusers_call(model, run, prompt, seed, trained, image)}
         for file, prompt, seed in zip(files, pairs.prompts, pairs.seeds, strict=True)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    for image, file in zip(images, files, strict=True):
-        save_png(image, file)
+    for made, file in zip(images, files, strict=True):
+        save_png(made, file)
     write_text(out / RECORD, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     return files
 
@@ -282,14 +302,15 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
     if pipeline not in pipelines:
         raise DirectAlignError(f"{folder}: holds a {pipeline}, and {', '.join(pipelines)} are read")
     name = pipelines[pipeline]
-    network = read_json(folder / model_class(name).part / "config.json")
+    kind = model_class(name)
+    network = read_json(folder / kind.part / "config.json")
     recipe = {
         "name": str(source),
         "model": {"architecture": name, "path": str(source)},
         "reward": {"name": "pixels", "statistic": "brightness"},
         "method": {"form": "absolute"},
         "rollout": {"embedded_guidance": 3.5 if network.get("guidance_embeds") else None},
-        "data": {"prompts": "none"},
+        "data": {"edits" if kind.edits_images else "prompts": "none"},
         "train": {"num_steps": 1},
     }
     return config.RunConfig.model_validate(recipe), None

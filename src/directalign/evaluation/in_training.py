@@ -97,7 +97,9 @@ def sampled_pairs(run: config.RunConfig) -> tuple[Pairs, Pairs, Pairs | None]:
         count = min(settings.num_samples_during, settings.num_samples)
         control = eval_prompts.control_pairs(controls, count)
     diverse = image_metrics.diversity_pairs(prompts, settings.diversity_prompts)
-    return eval_prompts.fixed_pairs(prompts, settings.num_samples), diverse, control
+    sources = eval_prompts.measured_edits(run)
+    fixed = eval_prompts.fixed_pairs(prompts, settings.num_samples, sources)
+    return fixed, diverse, control
 
 
 def references_of(run: config.RunConfig) -> list[Reference]:
@@ -345,4 +347,5 @@ class Measurer:
     def _generate(self, pairs: Pairs, model: Model | None = None) -> Images:
         batch_size, rollout = self.run.evaluate.batch_size, self.run.rollout
         model = model or self.model
-        return generate(model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group)
+        pair = pairs.prompts, pairs.seeds
+        return generate(model, *pair, rollout, batch_size, self.group, pairs.sources)

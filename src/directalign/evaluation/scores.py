@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from .. import config, metrics
+from ..data.image_io import load_sources
 from ..interfaces import Judge, Model, Reward
 from ..io.user_code import load_object
 from ..rewards import load_reward
 from ..rewards.black_box import PythonReward, load_function
-from ..rewards.common import score_all
+from ..rewards.common import image_features, score_all
 from ..rewards.mixture import MixReward
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
@@ -139,9 +140,9 @@ class RewardMetrics:
     model: Model | None = None
 
     def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
-        images, prompts, size = inputs.images, inputs.prompts, self.batch_size
+        images, samples, size = inputs.images, inputs.samples, self.batch_size
         parts = [
-            self._batch(images[i : i + size], prompts[i : i + size], inputs.is_control)
+            self._batch(images[i : i + size], samples[i : i + size])
             for i in range(0, len(images), size)
         ]
         found = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
@@ -160,14 +161,18 @@ class RewardMetrics:
         return found
 
     def _batch(
-        self, images: Images, prompts: Sequence[str], is_control: bool
+        self, images: Images, samples: Sequence[EvalSample]
     ) -> tuple[dict[str, PerSample], Tensor | None]:
         """Scores of a batch, and its image features where the reward has some."""
-        reward, seen = self.reward, images.to(self.device)
+        reward, seen, sources = self.reward, images.to(self.device), None
+        prompts, is_control = [each.prompt for each in samples], samples[0].is_control
+        edited = [each.source for each in samples if each.source is not None]
+        if edited and getattr(reward, "reads_sources", False):
+            sources = load_sources(edited, *images.shape[2:])
         if reward.sees == "latents":
             assert self.model is not None
             seen = self.model.encode_image(seen)
-        features = reward.encode(seen)
+        features = image_features(reward, seen, sources)
         gap = self.gap if self.gap is not None and reward.reads_prompt and not is_control else ()
         phrases = list(dict.fromkeys(chain(*self.scores.values(), *gap)))
         starts = [f"{each}. " if each else "" for each in phrases]

@@ -110,7 +110,8 @@ def card_data(finished: FinishedRun, base: BaseModelInfo, form: str) -> ModelCar
     """The card's metadata; the license is the base model's, "unknown" if it is not known."""
     run, license = finished.run, base.license
     relation = "finetune" if form in WHOLE else "adapter"
-    tags = ["text-to-image", "diffusers", "directalign", run.method.name, run.model.architecture]
+    task = "text-to-image" if run.data.edits is None else "image-to-image"
+    tags = [task, "diffusers", "directalign", run.method.name, run.model.architecture]
     values: dict[str, Any] = {
         "license": license.id if license else "unknown",
         "license_name": license and license.name,
@@ -118,7 +119,7 @@ def card_data(finished: FinishedRun, base: BaseModelInfo, form: str) -> ModelCar
         "base_model": base.hub_id,
         "base_model_relation": relation if base.hub_id else None,
         "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
+        "pipeline_tag": task,
         "tags": tags if form in WHOLE else [*tags, "lora"],
     }
     return ModelCardData(**{key: value for key, value in values.items() if value is not None})

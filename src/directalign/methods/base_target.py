@@ -8,7 +8,7 @@ import torch
 
 from .. import config
 from ..diffusion.path import expand_like
-from ..diffusion.sampling import predict
+from ..diffusion.sampling import encode, predict
 from ..interfaces import Model
 from ..models.lora import ReferenceModel
 from ..types import Conditioning, Latents, PerSample
@@ -72,7 +72,7 @@ class BaseTarget:
     ) -> Latents:
         """Mean prediction over several sets of prompts."""
         guidance = cond.embedded_guidance, cond.cfg_scale, cond.truncate_timestep
-        asked = (self.model.encode_prompt(each).guided(*guidance) for each in texts)
+        asked = (encode(self.model, each, cond.sources).guided(*guidance) for each in texts)
         return torch.stack([predict(self.model, each, x_t, sigma) for each in asked]).mean(0)
 
 

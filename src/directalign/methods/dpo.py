@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ..config import DPOConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion import path, recovery, rng
-from ..diffusion.sampling import predict
+from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..models.lora import ReferenceModel
 from ..types import Batch, DirectAlignError, LossTerm
@@ -54,7 +54,7 @@ class DPO(ObjectiveMethod):
         noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
         target = path.target(model.path, model.prediction, x0, noise, noised.sigma)
 
-        cond = model.encode_prompt(batch.prompts * 2)
+        cond = encode(model, batch.prompts * 2)
         cond = cond.guided(rollout.embedded_guidance, 1.0, rollout.truncate_timestep)
         sigma = to_device(noised.sigma, x0.device)
         with torch.no_grad(), self.base.active():

@@ -25,7 +25,7 @@ from .. import config
 from ..device import to_device
 from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
-from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
+from ..diffusion.sampling import encode, predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import ObjectiveMethod
@@ -49,6 +49,8 @@ class Rollouts:
     advantage: Tensor
     metrics: dict[str, float]
     kept: tuple[bool, ...] = ()
+    sources: Tensor | None = None
+    """The images that the prompts edit."""
 
 
 class FlowGRPO(ObjectiveMethod):
@@ -99,7 +101,7 @@ class FlowGRPO(ObjectiveMethod):
         made: Rollouts = self.rollouts.pop(batch.offset, None) or self._roll_out(batch)
         if batch.step - made.step + 1 < self.settings.updates_per_rollout:  # for the next update
             self.rollouts[batch.offset] = made
-        cond = rollout_conditioning(self.model.encode_prompt(made.prompts), self.rollout)
+        cond = rollout_conditioning(encode(self.model, made.prompts, made.sources), self.rollout)
         trained = self._trained_steps(made, batch)
         for index in trained:
             yield self._step_loss(made, cond, index, len(trained))
@@ -165,7 +167,8 @@ class FlowGRPO(ObjectiveMethod):
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
         metrics = {**output.metrics, "group_spread": spread}
         samples = sigmas, states, log_probs, window.start, reward, advantage
-        return Rollouts(batch.step, batch.prompts, *samples, metrics, batch.own_kept)
+        about = metrics, batch.own_kept, batch.source_images
+        return Rollouts(batch.step, batch.prompts, *samples, *about)
 
     def _window(self, rollout: int, trainable: int) -> range:
         """The steps with noise: all but the last, or those of a window in its place."""

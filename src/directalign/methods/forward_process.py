@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import config
 from ..device import to_device
 from ..diffusion import path, recovery, rng, sde
-from ..diffusion.sampling import predict
+from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..models.lora import ReferenceModel
 from ..types import Batch, Latents, LossTerm, Noised, PerSample
@@ -98,7 +98,7 @@ class ForwardProcessMethod(ObjectiveMethod):
         generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
-        cond = model.encode_prompt(batch.prompts)
+        cond = encode(model, batch.prompts, batch.source_images)
         cond = cond.guided(rollout.embedded_guidance, 1.0, rollout.truncate_timestep)
         sigma = to_device(noised.sigma, x0.device)
 

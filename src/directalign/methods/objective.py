@@ -24,11 +24,20 @@ from .. import config
 from ..device import to_device
 from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
-from ..diffusion.sampling import RolloutStart, predict, sample, start_rollout
+from ..diffusion.sampling import RolloutStart, encode, predict, sample, start_rollout
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
-from ..rewards.common import reward_input, score_all
+from ..rewards.common import image_features, reward_input, score_all
 from ..rewards.mixture import MixReward
-from ..types import Batch, Conditioning, DirectAlignError, Images, Latents, LossTerm, PerSample
+from ..types import (
+    Batch,
+    Conditioning,
+    DirectAlignError,
+    Images,
+    Latents,
+    LossTerm,
+    PerSample,
+    Sources,
+)
 from . import objective_math
 from .base_target import BaseTarget, select_phrases
 from .objective_math import Ramp, Reference, RunningStats
@@ -115,7 +124,7 @@ class ObjectiveMethod:
         settings, cond = self.settings, None
         call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
         if batch.images is not None:
-            cond = self.model.encode_prompt(batch.prompts)
+            cond = encode(self.model, batch.prompts, batch.source_images)
             return self.model.encode_image(batch.images), None, cond.guided(*call)
 
         def make(first: Batch) -> dict[str, Any]:
@@ -126,7 +135,7 @@ class ObjectiveMethod:
             return {"x0": x0, "noise": start.noise if settings.noise.source == "rollout" else None}
 
         made = self.rolled_out(batch, make)
-        cond = cond or self.model.encode_prompt(batch.prompts)
+        cond = cond or encode(self.model, batch.prompts, batch.source_images)
         return made["x0"], made["noise"], cond.guided(*call)
 
     def start(self, batch: Batch) -> RolloutStart:
@@ -177,8 +186,9 @@ class ObjectiveMethod:
         b, every = len(batch.prompts), batch.repeated(count)
         parts, latents, seen = [], [], []
         for first in range(0, count * b, b):
-            prompts = every.prompts[first : first + b]
-            parts.append(replace(every, prompts=prompts, offset=every.offset + first))
+            rows = slice(first, first + b)
+            own = {"prompts": every.prompts[rows], "sources": every.sources and every.sources[rows]}
+            parts.append(replace(every, **own, offset=every.offset + first))
             start = start_rollout(self.model, self.rollout, parts[-1])
             latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
             seen.append(self.seen(latents[-1]))
@@ -224,7 +234,11 @@ class RewardObjective:
         step = batch.step + phrases.cycle_start
         size = len(images) if torch.is_grad_enabled() else len(batch.prompts)
         slices = [slice(first, first + size) for first in range(0, len(images), size)]
-        parts = [self.scores(images[at], prompts[at], phrases.order, step) for at in slices]
+        sources = batch.sources and batch.sources.repeated(repeats)
+        parts = [
+            self.scores(images[at], prompts[at], phrases.order, step, sources and sources[at])
+            for at in slices
+        ]
         scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         flags = [kept for kept in batch.own_kept for _ in range(repeats)]
         kept = torch.tensor(flags or [False] * len(images), device=images.device)
@@ -243,13 +257,18 @@ class RewardObjective:
         return ObjectiveOutput(reward, means)
 
     def scores(
-        self, images: Images | Latents, prompts: list[str], order: str, step: int
+        self,
+        images: Images | Latents,
+        prompts: list[str],
+        order: str,
+        step: int,
+        sources: Sources | None = None,
     ) -> dict[str, PerSample]:
         """The scores of each image under its prompt that the form needs."""
         model, phrases, form = self.reward_model, self.settings.control_phrases, self.settings.form
         if model.sees != "latents":
             images = map_images(images, self.settings.image_mapping)
-        features = model.encode(images)
+        features = image_features(model, images, sources)
         sides: dict[str, list[str]] = {}
         if form != "absolute" or (phrases.positive and model.reads_prompt):
             sides["score_pos"] = phrases.positive

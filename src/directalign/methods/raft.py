@@ -20,7 +20,7 @@ import torch
 from ..config import RAFTConfig, RolloutConfig
 from ..device import to_device
 from ..diffusion import path, recovery, rng
-from ..diffusion.sampling import predict
+from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from . import objective_math
@@ -47,7 +47,7 @@ class RAFT(ObjectiveMethod):
         noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
         target = path.target(model.path, model.prediction, x0, noise, noised.sigma)
 
-        cond = model.encode_prompt(batch.prompts)
+        cond = encode(model, batch.prompts, batch.source_images)
         cond = cond.guided(rollout.embedded_guidance, 1.0, rollout.truncate_timestep)
         sigma = to_device(noised.sigma, x0.device)
         centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)

@@ -26,6 +26,7 @@ from .checkpoint_source import Source, open_source
 
 MODELS: dict[str, str] = {
     "flux": "flux:Flux",
+    "flux_kontext": "flux:FluxKontext",
     "flux2": "flux2:Flux2Dev",
     "flux2_klein": "flux2:Flux2Klein",
     "sd3": "sd3:StableDiffusion3",

@@ -67,6 +67,8 @@ class DiffusersModel:
     """`cfg_scale` that it is usually sampled with; 1 where guidance is an input."""
     guidance_origin: float = 0.0
     """The `cfg_scale` at which the pipeline's guidance_scale is 0."""
+    edits_images: bool = False
+    """Whether it edits source images: an `interfaces.EditingModel`."""
     is_distilled: bool = False
     """Whether the checkpoint is not guided by a second pass: `cfg_scale` must be 1."""
     published: str = ""

@@ -1,10 +1,13 @@
 """FLUX: rectified flow on packed tokens, a pooled CLIP embedding beside the T5 sequence.
 
+FLUX.1 Kontext is the same network, which edits an image: its latents follow those that are sampled.
+
 Read from the checkpoint: the scheduler's shift, whether guidance is an input of the network, the
 length of the T5 sequence (512, or `max_sequence_length` in the folder's `directalign.json`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .. import config
-from ..types import Conditioning, DirectAlignError, Latents, PerSample
+from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from .common import (
     JOINT_ATTENTION,
     DiffusersModel,
@@ -62,19 +65,28 @@ class Flux(DiffusersModel):
 
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         h, w = x_t.shape[2:]
+        images = [x_t, *(cond.tensors[name] for name in ("source",) if name in cond.tensors)]
+        places = torch.cat([self._places(number, each) for number, each in enumerate(images)])
         sequence, guidance = cond.tensors["sequence"], cond.embedded_guidance
         if guidance is not None:
             guidance = torch.full((len(x_t),), float(guidance), device=self.device)
         tokens = self._network(
-            hidden_states=pack(x_t).to(self.dtype),
+            hidden_states=torch.cat([pack(each) for each in images], 1).to(self.dtype),
             timestep=sigma.float(),
             guidance=guidance,
             pooled_projections=cond.tensors["pooled"],
             encoder_hidden_states=sequence,
             txt_ids=text_places(sequence.shape[1], self.device)[:, :3].float(),  # all 0
-            img_ids=image_places(h // 2, w // 2, self.device)[:, :3].float(),
+            img_ids=places,
         )
-        return unpack(tokens, h, w)
+        return unpack(tokens[:, : h * w // 4], h, w)
+
+    def _places(self, number: int, latents: Latents) -> Tensor:
+        """(number, row, column) of the tokens of an image."""
+        h, w = latents.shape[2:]
+        places = image_places(h // 2, w // 2, self.device)[:, :3].float()
+        places[:, 0] = number
+        return places
 
     def _check_guidance(self, cond: Conditioning) -> None:
         keys = "rollout.embedded_guidance and method.embedded_guidance"
@@ -95,3 +107,29 @@ class Flux(DiffusersModel):
             "guidance_scale": rollout.embedded_guidance or 1.0,
             "max_sequence_length": self.max_sequence_length,
         }
+
+
+class FluxKontext(Flux):
+    """A FLUX.1 Kontext checkpoint; the source has the size of the image that is made."""
+
+    title = "FLUX.1 Kontext"
+    pipeline = "FluxKontextPipeline"
+    edits_images = True
+    components = "black-forest-labs/FLUX.1-Kontext-dev"
+    published = "flux_1_kontext_dev"
+
+    def encode_prompt(self, prompts: Sequence[str], sources: Images | None = None) -> Conditioning:
+        """As for FLUX, with the latents of `sources` (b, c, h, w) as the tensor `source`."""
+        cond = super().encode_prompt(prompts)
+        if sources is None:
+            return cond
+        source = {"source": self.encode_image(sources)}
+        both = (cond.tensors, cond.unconditional or {})
+        tensors, unconditional = ({**each, **source} for each in both)
+        return replace(cond, tensors=tensors, unconditional=unconditional)
+
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
+        """As for FLUX, at the size of the rollout and the source, which the call would change."""
+        height, width = self.default_size
+        area = (rollout.height or height) * (rollout.width or width)
+        return {**super().call_arguments(rollout), "max_area": area, "_auto_resize": False}

@@ -17,8 +17,6 @@ from torch import nn
 from .. import config, rewards
 from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
-from ..data.image_dataset import scan_images
-from ..data.pairs import scan_pairs
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
 from ..evaluation.eval_prompts import (
@@ -43,7 +41,7 @@ from ..toyworld.assets import resolve
 from ..toyworld.judges import foreign_prompt
 from ..toyworld.worlds import WORLDS
 from ..training import trackers
-from ..training.data import accumulation
+from ..training.data import accumulation, scanned
 from ..types import DirectAlignError
 from .cost import Cost, cost_of
 from .early_stopping import check_early_stopping, early_stopping_warnings
@@ -169,10 +167,13 @@ def check_reward(run: config.RunConfig) -> None:
         for index, member in enumerate(run.reward.members):
             form = objective.member_settings(index, member, run.method).form
             _check_fits_method(mixture.key_of(index), member.reward, form, run.method)
+            _check_sources(mixture.key_of(index), member.reward, run.data)
     else:
         _check_fits_method("reward", run.reward, run.method.form, run.method)
+        _check_sources("reward", run.reward, run.data)
     for label, held_out in run.evaluate.rewards.items():
         rewards.check_reward(held_out, held_out_key(label))
+        _check_sources(held_out_key(label), held_out, run.data)
     check_labels(list(run.evaluate.rewards))
 
 
@@ -190,6 +191,14 @@ def _check_fits_method(
     if not differentiable and method.DIFFERENTIATES_REWARD:
         names = {"key": key, "name": reward.name, "method": method.name}
         raise DirectAlignError(objective.NO_GRADIENT.format(**names))
+
+
+def _check_sources(key: str, reward: config.SingleRewardConfig, data: config.DataConfig) -> None:
+    if data.edits is None and rewards.reward_class(reward.name).reads_sources:
+        raise DirectAlignError(
+            f"{key}.name: {reward.name} compares images with their sources: give data.edits, or "
+            "another reward"
+        )
 
 
 def check_method(run: config.RunConfig) -> None:
@@ -235,7 +244,9 @@ def unused_settings(run: config.RunConfig) -> list[str]:
     if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
         unused.append("method.kl_to: kl_beta is 0")
     cheaper = {"reuse": run.rollout.reuse > 1, "training_steps": run.rollout.training_steps}
-    if run.data.prompts is None:
+    data = run.data
+    samples = not data.edit_targets or data.offline_steps is not None
+    if data.prompts is None and not (data.edits is not None and samples):
         why = "data.images are trained on, without rollouts"
         unused += [f"rollout.{key}: {why}" for key, is_set in cheaper.items() if is_set]
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
@@ -468,7 +479,16 @@ def check_data(
     """
     findings, warnings, prompts = [], [], list[str]()
     per_update = accumulation(run, ranks) * ranks * run.data.batch_size
-    for key in ("prompts", "images", "pairs"):
+    name, edits = run.model.architecture, run.data.edits is not None
+    if getattr(model_class(name), "edits_images", False) != edits:
+        raise DirectAlignError(
+            f"data.edits: model.architecture: {name} makes images from prompts alone: give "
+            "data.prompts, or a model that edits images (flux_kontext)"
+            if edits
+            else f"model.architecture: {name} edits images, and there are none to edit: give "
+            "data.edits in the place of other data"
+        )
+    for key in ("prompts", "images", "pairs", "edits"):
         source = getattr(run.data, key)
         if source is None:
             continue
@@ -478,7 +498,8 @@ def check_data(
             prompts += read_prompts(source)
             findings.append((key, f"{len(prompts):,} from {source}"))
         else:
-            images = (scan_pairs if key == "pairs" else scan_images)(source, run.data.strict)
+            images = scanned(run.data)
+            assert images is not None
             count, skipped = len(images), images.skipped
             prompts += images.captions
             findings.append((key, f"{count:,} from {source}, {len(skipped)} skipped"))

@@ -32,10 +32,11 @@ from ..methods import load_method
 from ..methods.ceiling import unmeasured
 from ..models import model_class
 from ..rewards import reward_class
+from ..rewards.common import image_features
 from ..rewards.mixture import Member, MixReward, key_of
 from ..training.data import accumulation, updates_per_rollout
 from ..training.distributed import TorchProcessGroup, is_sharded_run
-from ..types import Batch, DirectAlignError, Images, Latents, PerSample
+from ..types import Batch, DirectAlignError, Images, Latents, PerSample, Sources
 from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
 from .cost import PARTS, Work
 from .meta_models import MetaModel, RewardConfigs, meta_model, on_meta
@@ -339,10 +340,22 @@ def _batches(run: config.RunConfig, model: MetaModel) -> Iterator[Batch]:
         size = max(run.data.buckets or [size], key=math.prod)
         images = fake((len(prompts), 3, *size), torch.float32)
         yield Batch(0, prompts, images, image_size=size)
+    if run.data.edits is not None:
+        size = max(run.data.buckets or [size], key=math.prod)
+        images = fake((len(prompts), 3, *size), torch.float32) if run.data.edit_targets else None
+        sources = _sources(len(prompts), size)
+        if images is None or run.data.offline_steps is not None:
+            yield Batch(0, prompts, image_size=size, rollout=0, sources=sources)
+        if images is not None:
+            yield Batch(0, prompts, images, image_size=size, sources=sources)
     if run.data.pairs is not None:
         size = max(run.data.buckets or [size], key=math.prod)
         chosen, rejected = (fake((len(prompts), 3, *size), torch.float32) for _ in range(2))
         yield Batch(0, prompts, chosen, image_size=size, rejected=rejected)
+
+
+def _sources(count: int, size: tuple[int, int]) -> Sources:
+    return Sources(*(fake((count, channels, *size), torch.float32) for channels in (3, 1)))
 
 
 def image_size(run: config.RunConfig, model: MetaModel) -> tuple[int, int]:
@@ -358,13 +371,13 @@ def _phases(run: config.RunConfig, model: MetaModel, tracker: MemoryTracker) -> 
     encode, instance = model.model.encode_prompt, vars(model.model)
     decode = model.model.decode
 
-    def encoded(prompts: Sequence[str]) -> Any:
+    def encoded(prompts: Sequence[str], *sources: Images) -> Any:
         with tracker.having(phase="encode", part="encode"):
             if run.model.text_encoders == "free":  # prompts are encoded one by one in advance
                 with tracker.having(flops=Counter()):
                     encode(prompts[:1])
                 tracker.phase = "cache"
-            return encode(prompts)
+            return encode(prompts, *sources)
 
     def becomes(part: str) -> Any:
         return lambda _: setattr(tracker, "part", part)
@@ -415,13 +428,15 @@ def _evaluation(run: config.RunConfig, model: MetaModel, rewards: Sequence[Rewar
     """Sample one batch of an evaluation, decode it and score it with every reward; its size."""
     grid = len(run.train.sample_prompts) if run.train.sample_prompts is not None else SAMPLE_GRID
     count = min(run.evaluate.batch_size, max(grid, run.evaluate.num_samples))
-    batch = Batch(0, (PROMPT,) * count, image_size=image_size(run, model))
+    size = image_size(run, model)
+    sources = _sources(count, size) if run.data.edits is not None else None
+    batch = Batch(0, (PROMPT,) * count, image_size=size, sources=sources)
     start = start_rollout(model.model, run.rollout, batch)
     x0 = sample(model.model, start.cond, start.noise, start.sigmas)
     images = model.model.decode(x0).clamp(0, 1)
     for reward in rewards:
         seen = model.model.encode_image(images) if reward.sees == "latents" else images
-        reward.score(reward.encode(seen), batch.prompts)
+        reward.score(image_features(reward, seen, sources), batch.prompts)
     return count
 
 

@@ -31,6 +31,7 @@ REWARDS = {
     "vlm": "qwen_vl:VlmReward",
     "hpsv3": "hpsv3:Hpsv3Reward",
     "pixels": "pixel_statistics:PixelReward",
+    "preservation": "preservation:PreservationReward",
     "python": "black_box:PythonReward",
     "remote": "black_box:HttpReward",
     "vlm_api": "vlm_api:VlmApiReward",

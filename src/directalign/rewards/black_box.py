@@ -9,8 +9,10 @@ A Python reward:
 
 A class is constructed once with `args`. Its instance is called as the function above, or has the
 two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
-the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`, and
-`sees = "latents"` to get the denoiser's clean latents (b, c, h, w) instead of images.
+the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`,
+`sees = "latents"` to get the denoiser's clean latents (b, c, h, w) instead of images, and with
+`encode`, for models that edit images, `reads_sources = True`: `encode(images, sources)`, whose
+`sources.images` and `sources.masks` are on the images' device.
 
 A function is called once per batch: with k control phrases it gets all b images k times over, each
 time under another phrase, and gives k·b numbers. So a score must not depend on the other images of
@@ -76,8 +78,8 @@ from ..interfaces import ProcessGroup, Reward
 from ..io import hub
 from ..io.tensors import to_pixels
 from ..io.user_code import load_object
-from ..types import DirectAlignError, Images, Latents, PerSample
-from .common import BaseReward, Device, score_all
+from ..types import DirectAlignError, Images, Latents, PerSample, Sources
+from .common import BaseReward, Device, image_features, score_all
 from .mixture import MixReward
 
 Result = TypeVar("Result")
@@ -113,6 +115,7 @@ class PythonReward(BaseReward):
         self.two_calls = _has_two_calls(function)
         self.reads_prompt = bool(getattr(function, "reads_prompt", True))
         self.sees = getattr(function, "sees", "pixels")
+        self.reads_sources = self.two_calls and bool(getattr(function, "reads_sources", False))
         if self.sees not in ("pixels", "latents"):
             raise DirectAlignError(f"{source}: sees is {self.sees!r}; set 'pixels' or 'latents'")
 
@@ -135,12 +138,13 @@ class PythonReward(BaseReward):
     def files(cls, settings: config.PythonConfig) -> dict[str, str]:
         return {"path": settings.path.rpartition(":")[0]}
 
-    def encode(self, images: Images | Latents) -> Any:
+    def encode(self, images: Images | Latents, sources: Sources | None = None) -> Any:
         """The object's features, or float32 images, detached on the CPU unless differentiable."""
         images = images.float() if self.differentiable else images.detach().float().cpu()
         if not self.two_calls:
             return images
-        features = self._call(self.function.encode, images)
+        given = () if sources is None else (sources.to(images.device),)
+        features = self._call(self.function.encode, images, *given)
         if isinstance(features, Tensor):
             self._require_gradient(images, features)
         return features
@@ -485,10 +489,11 @@ class SynchronizedReward:
         self.reward, self.group = reward, group
         self.name, self.reads_prompt = reward.name, reward.reads_prompt
         self.differentiable, self.sees = reward.differentiable, reward.sees
+        self.reads_sources = getattr(reward, "reads_sources", False)
 
-    def encode(self, images: Images | Latents) -> Any:
+    def encode(self, images: Images | Latents, sources: Sources | None = None) -> Any:
         """As the reward. Raises: as `score`."""
-        return synchronized_call(lambda: self.reward.encode(images), self.group)
+        return synchronized_call(lambda: image_features(self.reward, images, sources), self.group)
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
         """As the reward. Raises SynchronizedError where it raises DirectAlignError on any rank."""

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from ..errors import named
 from ..interfaces import Model, Reward
 from ..io import text
 from ..io.tensors import check_weights, opened, resize
-from ..types import DirectAlignError, Images, Latents
+from ..types import DirectAlignError, Images, Latents, Sources
 
 Device: TypeAlias = "torch.device | str"
 
@@ -88,6 +88,8 @@ class BaseReward:
     """"latents": `encode` gets the clean latents (b, c, h, w) as the denoiser has them."""
     reads_prompt: bool = True
     """False: scores depend only on the image, so a relative reward cannot be formed."""
+    reads_sources: bool = False
+    """`encode` gets the images that were edited too: `encode(images, sources)`."""
     differentiable: bool = True
     """False: no gradient with respect to the image; only policy gradients can train on it."""
     image_embeddings: bool = False
@@ -165,6 +167,21 @@ class BaseReward:
 def reward_input(reward: Reward, model: Model, x0: Latents) -> Images | Latents:
     """What the reward sees of clean latents: these, or decoded images. Gradient intact."""
     return x0 if reward.sees == "latents" else model.decode(x0)
+
+
+def image_features(reward: Reward, images: Images | Latents, sources: Sources | None) -> Any:
+    """`reward.encode` of images, with `sources` if it reads them; gradient intact.
+
+    Raises DirectAlignError for a reward that reads source images where there are none.
+    """
+    if not getattr(reward, "reads_sources", False):
+        return reward.encode(images)
+    if sources is None:
+        raise DirectAlignError(
+            f"reward.name {reward.name} compares images with those they were made from, and there "
+            "are none: train on data.edits, or use another reward"
+        )
+    return cast(Any, reward).encode(images, sources.to(images.device))
 
 
 def score_all(

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .. import config, rewards
 from ..interfaces import Model, Reward
-from ..types import DirectAlignError, Images, Latents, PerSample
-from .common import BaseReward, Device, score_all
+from ..types import DirectAlignError, Images, Latents, PerSample, Sources
+from .common import BaseReward, Device, image_features, score_all
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class MixReward(BaseReward):
         self.members, self.settings = tuple(members), settings
         self.reads_prompt = any(member.reward.reads_prompt for member in self.members)
         self.differentiable = all(member.reward.differentiable for member in self.members)
+        self.reads_sources = any(getattr(m.reward, "reads_sources", False) for m in self.members)
         self.sees = _common_sight([member.reward for member in self.members])
 
     @classmethod
@@ -76,9 +77,9 @@ class MixReward(BaseReward):
             if isinstance(member.reward, BaseReward):
                 member.reward.check_model(model)
 
-    def encode(self, images: Images | Latents) -> tuple[Any, ...]:
+    def encode(self, images: Images | Latents, sources: Sources | None = None) -> tuple[Any, ...]:
         """The features of each member, in order."""
-        return tuple(member.reward.encode(images) for member in self.members)
+        return tuple(image_features(member.reward, images, sources) for member in self.members)
 
     def score(self, features: tuple[Any, ...], prompts: Sequence[str]) -> PerSample:
         """Weighted sum of the raw scores (b,), on the device of the first member's."""

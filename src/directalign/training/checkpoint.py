@@ -315,7 +315,7 @@ def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
         (base, "the files behind model.path"),
         (
             ("data", data["fingerprint"], state.data),
-            "the contents of data.prompts, data.images or data.pairs",
+            "the contents of data.prompts, data.images, data.pairs or data.edits",
         ),
     ):
         if theirs != ours:

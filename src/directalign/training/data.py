@@ -10,7 +10,9 @@ from typing import Any
 
 from .. import config
 from ..data.buckets import Bucket, check_buckets, fill_buckets
+from ..data.edits import scan_edits
 from ..data.image_dataset import ImageSet, ImageStream, scan_images
+from ..data.image_io import Source
 from ..data.pairs import scan_pairs
 from ..data.prompts import PromptStream, read_prompts
 from ..data.shuffle import turn
@@ -23,15 +25,17 @@ from .distributed import TorchProcessGroup
 @dataclass(frozen=True)
 class TrainData:
     """Real images, or pairs of images, for all steps or the first `data.offline_steps`, and prompts
-    after them.
+    or edits after them.
 
-    One of `prompts` and `images` may be None.
+    Two of `prompts`, `images` and `edits` may be None.
     """
 
     run: config.RunConfig
     group: TorchProcessGroup
     prompts: PromptStream | None
     images: ImageStream | None
+    edits: ImageStream | None = None
+    """Prompts with their sources."""
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's batches of step `step` (0 is the first), whose gradients are accumulated."""
@@ -42,28 +46,43 @@ class TrainData:
         """The first `count` prompts (or captions) of the data, for sample grids."""
         if self.prompts is not None:
             return self.prompts.prompts[:count]
-        assert self.images is not None
-        return self.images.images.captions[:count]
+        assert self._rows is not None
+        return self._rows.captions[:count]
+
+    def first_sources(self, count: int) -> Sequence[Source]:
+        """What the first `count` prompts edit; empty without edits."""
+        if self.edits is None:
+            return ()
+        return [self.edits.images.source(i) for i in range(min(count, len(self.edits.images)))]
 
     def texts(self, step: int) -> tuple[str, ...]:
         """The prompts or captions of step `step` on all ranks, without reading images."""
         offline, total = self._offline(step), global_batch_size(self.run, self.group)
         if offline is not None:
             return offline.captions(step, total)
+        number, _ = self._rollout(step)
+        if self.edits is not None:
+            return self.edits.captions(number, total)
         assert self.prompts is not None
-        return self.prompts.batch(self._rollout(step)[0], total)
+        return self.prompts.batch(number, total)
 
     @property
     def skipped(self) -> Sequence[str]:
         """Images that cannot be used, with the reason."""
-        return self.images.images.skipped if self.images is not None else ()
+        return self._rows.skipped if self._rows is not None else ()
+
+    @property
+    def _rows(self) -> ImageSet | None:
+        """The images, pairs or edits."""
+        stream = self.images or self.edits
+        return None if stream is None else stream.images
 
     @property
     def fingerprint(self) -> str:
         """Depends on all prompts, captions and image names, and their order."""
         names, captions = (), ()
-        if self.images is not None:
-            names, captions = self.images.images.names, self.images.images.captions
+        if self._rows is not None:
+            names, captions = self._rows.names, self._rows.captions
         prompts = self.prompts.prompts if self.prompts is not None else ()
         text = "\n".join([*prompts, "", *names, "", *captions])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -78,10 +97,17 @@ class TrainData:
         if offline is not None:
             captions, images = offline.batch(step, size, offset, total)
             captions = _with_phrases(captions, kept[offset:])
-            rejected, shape = offline.rejected(step, size, offset, total), offline.size(step)
+            more: dict[str, Any] = {"rejected": offline.rejected(step, size, offset, total)}
+            more |= {"sources": offline.sources(step, size, offset, total)}
             return Batch(
-                step, captions, images, seed, offset, total, shape, rows, rejected=rejected
+                step, captions, images, seed, offset, total, offline.size(step), rows, **more
             )
+        if self.edits is not None:
+            place = number, size, offset, total
+            prompts = _with_phrases(self.edits.captions(*place), kept[offset:])
+            more = {"rollout": made, "sources": self.edits.sources(*place)}
+            shape = self.edits.size(number)
+            return Batch(step, prompts, None, seed, offset, total, shape, rows, **more)
         assert self.prompts is not None
         prompts, sizes = self.prompts.batch(number, size, offset, total), self.run.rollout.sizes
         image_size = None
@@ -152,7 +178,9 @@ def global_batch_size(run: config.RunConfig, group: TorchProcessGroup) -> int:
 
 
 def scanned(data: config.DataConfig) -> ImageSet | None:
-    """The images or pairs of `data`, each decoded once; None for prompts alone."""
+    """The images, pairs or edits of `data`, each decoded once; None for prompts alone."""
+    if data.edits is not None:
+        return scan_edits(data.edits, data.edit_targets, data.strict)
     if data.pairs is not None:
         return scan_pairs(data.pairs, data.strict)
     return scan_images(data.images, data.strict) if data.images is not None else None
@@ -187,4 +215,6 @@ def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> 
             buckets = fill_buckets(found.sizes, run.data.buckets)
             check_buckets(buckets, global_batch_size(run, group))
         images = ImageStream(found, buckets, run.seed)
-    return TrainData(run, group, prompts, images)
+    edits = images if run.data.edits is not None else None
+    offline = images if edits is None or run.data.edit_targets else None
+    return TrainData(run, group, prompts, offline, edits)

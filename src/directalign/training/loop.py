@@ -200,7 +200,10 @@ def evaluate_if_due(context: TrainContext, done: int, num_steps: int) -> bool:
         if makes_grid:
             prompts, size = context.sample_prompts, run.evaluate.batch_size
             seeds = range(len(prompts))
-            images = generate(context.model, prompts, seeds, run.rollout, size, context.group)
+            sources = context.data.first_sources(len(prompts))
+            images = generate(
+                context.model, prompts, seeds, run.rollout, size, context.group, sources
+            )
             grid = run_log.tiled(images)
             if log is not None:
                 save_png(grid[0], grid_file)
