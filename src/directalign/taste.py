@@ -19,7 +19,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations, cycle
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -163,41 +163,49 @@ def last_trained(folder: Path) -> Round:
     found = current(folder).number - 1
     if not found:
         raise DirectAlignError(
-            f"{folder}: nothing is trained yet; directalign taste train {folder}"
+            f"{folder}: no round is trained yet; directalign taste train {folder}"
         )
     return Round(folder, found)
 
 
-def make_candidates(this: Round, batch_size: int | None = None) -> Path:
-    """Two images of each prompt, by the base model or the last round's; returns their folder.
+def asked(this: Round) -> list[EvalSample]:
+    """The images of a round, two after each other for every pair: each with its own seed, and with
+    one of two phrases, if there are any, before the prompt."""
+    state = load(this.folder)
+    first = SEEDS_APART * (1 + 100 * state.seed + this.number)
+    sides = list(combinations(("", *state.phrases), 2)) or [("", "")]
+    found = list[EvalSample]()
+    for place in range(state.pairs):
+        for phrase in sides[place % len(sides)]:
+            prompt = _prompt(state, this, place)
+            text = f"{phrase}. {prompt}" if phrase else prompt
+            found.append(EvalSample(len(found), text, first + len(found)))
+    return found
 
-    A pair has its own two seeds, and two of the phrases, if there are any, before the prompt.
-    """
+
+def make_candidates(this: Round, batch_size: int | None = None) -> Path:
+    """The images to vote on, by the base model or the last round's; returns their folder."""
     state, out = load(this.folder), this / "candidates"
     if (out / "comparison.json").is_file():
         return out
     make_folder(out)
-    first = SEEDS_APART * (1 + state.seed * 100 + this.number)
-    places = range((this.number - 1) * state.pairs, this.number * state.pairs)
-    prompts = [state.prompts[place % len(state.prompts)] for place in places]
-    phrases = cycle(list(combinations(("", *state.phrases), 2)) or [("", "")])
-    asked = [
-        f"{phrase}. {prompt}" if phrase else prompt
-        for prompt, two in zip(prompts, phrases, strict=False)
-        for phrase in two
-    ]
-    samples = [EvalSample(index, text, first + index) for index, text in enumerate(asked)]
     with exclusive(out, "sampling into it"):
-        generate_all([_model(this)], samples, {}, out, batch_size)
+        generate_all([_model(this)], asked(this), {}, out, batch_size)
     rows = [
-        {"model": side, "index": index, "prompt": prompt, "file": image_file("model", place)}
-        for index, prompt in enumerate(prompts)
-        for side, place in zip(SIDES, (2 * index, 2 * index + 1), strict=True)
+        {"model": side, "index": place, "prompt": _prompt(state, this, place)}
+        | {"file": image_file("model", 2 * place + number)}
+        for place in range(state.pairs)
+        for number, side in enumerate(SIDES)
     ]
     write_text(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     models = [{"key": side, "label": f"{side.capitalize()} image"} for side in SIDES]
     write_text(out / "comparison.json", json.dumps({"format": 1, "models": models}) + "\n")
     return out
+
+
+def _prompt(state: Taste, this: Round, place: int) -> str:
+    """The prompt of a pair of a round; rounds go on where the last one ended."""
+    return state.prompts[((this.number - 1) * state.pairs + place) % len(state.prompts)]
 
 
 def _model(this: Round) -> Candidate:
@@ -247,17 +255,17 @@ def make_comparison(this: Round) -> Path:
 
 def outcome(database: Path) -> Wins | None:
     """The tuned model against the base model in the votes of a comparison; None without votes."""
-    models, votes = _answers(database)
+    models, votes = answers(database)
     found = win_rates(votes, models)
     return found[0] if found else None
 
 
 def num_decided(database: Path) -> int:
     """Number of pairs that the votes decide."""
-    return len(decide(_answers(database)[1])[0])
+    return len(decide(answers(database)[1])[0])
 
 
-def _answers(database: Path) -> tuple[list[str], list[Vote]]:
+def answers(database: Path) -> tuple[list[str], list[Vote]]:
     """Models and votes of an arena."""
     store = Store(database)
     try:
