@@ -68,9 +68,8 @@ def measure(out: Path, quick: bool) -> list[Row]:
     short = ("train.num_steps=2", "rollout.num_inference_steps=2") if quick else ()
     for arm, seed in RUNS[:1] if quick else RUNS:
         folder = out / "tastes" / f"{arm}-seed{seed}"
-        if not folder.exists():
-            given = (*SETTINGS, *short)
-            taste.start("world:flux", "world", folder, *sizes, seed=seed, overrides=given)
+        given = (*SETTINGS, *short)
+        taste.start("world:flux", "world", folder, *sizes, seed=seed, overrides=given)
         settings = load_run(folder / taste.RECIPE)
         make = partial(rounds, arm, seed, folder)
         found += piece(out, f"{arm}-seed{seed}", settings, make)

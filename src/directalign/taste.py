@@ -27,6 +27,7 @@ from .arena.pairs import PAIRS, decide, write_pairs
 from .arena.records import Vote
 from .arena.statistics import Wins, win_rates
 from .arena.store import Store
+from .config import TRAINING_ONLY
 from .config.load import is_recipe, load_run, load_text
 from .data.pairs import KEYS
 from .data.prompts import read_prompts
@@ -51,14 +52,15 @@ SEEDS_APART = 1_000_000
 
 @dataclass(frozen=True)
 class Taste:
-    """`prompts` to vote on; `pairs` a round; `compared` images before and after; `phrases` of which
-    two, or one and none, are put before a prompt of a pair."""
+    """What was asked for: see `start`; `prompts` are those to vote on."""
 
-    prompts: tuple[str, ...]
+    source: str
+    prompts: list[str]
     pairs: int
     compared: int
-    phrases: tuple[str, ...] = ()
-    seed: int = 0
+    phrases: list[str]
+    seed: int
+    overrides: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,17 @@ def start(
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> None:
-    """Write the state of a new `folder`. `source` is a model, or a recipe, of which the model, the
-    sampling and the machine's settings are taken; `overrides` change the recipe that is written.
+    """Write the state of `folder`; nothing if it was begun with the same arguments.
 
-    Raises: DirectAlignError for a folder in use, fewer than 4 prompts, an invalid recipe.
+    Args:
+        source: a model, or a recipe, of which model, rollout and trackers are taken.
+        prompts: a list as `read_prompts` takes it, of which a quarter is held out.
+        pairs: to vote on in a round. compared: images before and after.
+        phrases: of two images of a pair each has another of them, or none, before its prompt.
+        seed: of the order of the prompts, the images and the training.
+        overrides: of the recipe that is written.
+    Raises: DirectAlignError for another folder, fewer than 4 prompts, an invalid recipe.
     """
-    require_new(folder)
-    recipe = _recipe(source, folder, seed, overrides)
     found = list(dict.fromkeys(read_prompts(prompts)))
     held_out = len(found) // 4
     if not held_out:
@@ -107,7 +113,17 @@ def start(
             "give at least 4"
         )
     shuffled = [found[place] for place in permutation(len(found), seed, 0, "taste")]
-    state = Taste(tuple(shuffled[held_out:]), pairs, compared, tuple(phrases), seed)
+    given = pairs, compared, list(phrases), seed, list(overrides)
+    state = Taste(source, shuffled[held_out:], *given)
+    if (folder / STATE).is_file():
+        if load(folder) != state:
+            raise DirectAlignError(
+                f"{folder}: was begun with other options; give those, or directalign taste start "
+                f"{folder}"
+            )
+        return
+    require_new(folder)
+    recipe = _recipe(source, folder, seed, overrides)
     with new_folder(folder) as made:
         write_text(made / RECIPE, recipe)
         write_text(made / HELD_OUT, "".join(f"{each}\n" for each in shuffled[:held_out]))
@@ -115,39 +131,37 @@ def start(
 
 
 def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> str:
-    """A DPO recipe in YAML. No rate was searched for large models; see docs/findings/taste.md."""
+    """A DPO recipe in YAML. No rate was searched for large models."""
     base = load_run(source) if is_recipe(source) else run_of(Path(source))[0]
     given = base.model_dump(mode="json", exclude_unset=True)
     kept = ("model", "rollout", "trackers")
     sections: dict[str, Any] = {name: given[name] for name in kept if name in given}
     sections["model"] |= {"tune": "lora"}
-    for key in ("reuse", "training_steps", "sizes"):
+    sections["model"].pop("trained_dtype", None)
+    for key in TRAINING_ONLY:
         sections.get("rollout", {}).pop(key, None)
     sections |= {
         "name": "Taste",
         "seed": seed,
         "reward": {"name": "pixels", "statistic": "brightness"},  # measured only
         "method": {"name": "dpo"},
-        "data": {"pairs": str(folder / "round1/pairs"), "batch_size": 4},
-        "train": {"num_steps": 100, "learning_rate": 1e-4},
+        "data": {"pairs": str(folder / "round1/pairs"), "batch_size": 1},
+        "train": {"num_steps": 100, "learning_rate": 1e-4, "global_batch_size": 8},
         "evaluate": {"num_samples": 4, "num_samples_during": 4, "references": False},
     }
-    text = dump_yaml(sections)
-    run = load_text(text, source, overrides)
+    run = load_text(dump_yaml(sections), source, overrides)
     if (run.method.name, run.model.tune) != ("dpo", "lora"):
         raise DirectAlignError(
             f"--set: taste trains a LoRA on pairs, not {run.method.name} with model.tune: "
             f"{run.model.tune}; leave these keys out"
         )
-    changed = run.model_dump(mode="json", exclude_unset=True)
-    return dump_yaml(changed)
+    return dump_yaml(run.model_dump(mode="json", exclude_unset=True))
 
 
 def load(folder: Path) -> Taste:
     """The state of `folder`. Raises: DirectAlignError if it holds none."""
     remedy = f"begin with directalign taste start MODEL --prompts FILE --out {folder}"
-    found = read_json(folder / STATE, remedy, Taste)
-    return Taste(**{**found, "prompts": (*found["prompts"],), "phrases": (*found["phrases"],)})
+    return Taste(**read_json(folder / STATE, remedy, Taste))
 
 
 def current(folder: Path) -> Round:
@@ -225,7 +239,7 @@ def prepare_training(this: Round) -> list[str]:
     """
     if not (this / "run/run.yaml").is_file():
         database, own = this / "votes.sqlite", this / "pairs"
-        decided = num_decided(database)
+        decided = num_decided(database) if database.is_file() else 0
         if decided < MIN_PAIRS:
             raise DirectAlignError(
                 f"{database}: {decided} pairs are decided, and a training needs {MIN_PAIRS}; vote "

@@ -16,7 +16,6 @@ from .common import (
     log_to_stderr,
     one_line_errors,
     option,
-    seed_option,
     shared_options,
     without_garbage_collection,
 )
@@ -50,30 +49,35 @@ def start(
     prompts: Annotated[
         str | None, option("A prompt list, or world; a quarter is held out to compare on.", "FILE")
     ] = None,
-    out: Annotated[Path, option("New folder for everything.", "FOLDER")] = Path("taste"),
-    pairs: Annotated[int, option("Pairs of images to vote on in a round.", min=1)] = 64,
-    compared: Annotated[int, option("Pairs of images before and after.", min=1)] = 48,
+    out: Annotated[Path | None, option("New folder; default: taste.", "FOLDER")] = None,
+    pairs: Annotated[int | None, option("Pairs to vote on in a round; default 64.", min=1)] = None,
+    compared: Annotated[int | None, option("Images before and after; default 48.", min=1)] = None,
     phrase: Annotated[
         list[str], option("Put before prompts, so that images of a pair differ more. Repeatable.")
     ] = [],
-    seed: Annotated[int, seed_option("Seed of the images and of the training.")] = 0,
+    seed: Annotated[
+        int | None, option("Seed of images and training; default 0.", min=0, max=1_000_000)
+    ] = None,
     overrides: Overrides = [],
     debug: Debug = False,
 ) -> None:
     """Make two images of each prompt and open the vote on them; Ctrl-C ends it."""
+    given = {"--prompts": prompts, "--out": out, "--pairs": pairs, "--compared": compared}
+    given |= {"--phrase": phrase, "--seed": seed, "--set": overrides}
     with one_line_errors(debug, CONTINUES), log_to_stderr():
         require("the arena", "fastapi", "uvicorn", "krippendorff")
         with without_garbage_collection():
             from .. import taste
 
         folder = Path(source)
-        if not (folder / taste.STATE).is_file():
-            if prompts is None:
-                raise DirectAlignError(
-                    "no prompts: give --prompts FILE, with a prompt a line, or world"
-                )
-            folder = out
-            taste.start(source, prompts, out, pairs, compared, phrase, seed, overrides)
+        if (folder / taste.STATE).is_file():
+            if name := next((name for name, value in given.items() if value not in (None, [])), ""):
+                raise DirectAlignError(f"{name}: {folder} was begun with its own; leave it out")
+        elif prompts is None:
+            raise DirectAlignError("no prompts: give --prompts FILE, a prompt a line, or world")
+        else:
+            folder, sizes = out or Path("taste"), (pairs or 64, compared or 48)
+            taste.start(source, prompts, folder, *sizes, phrase, seed or 0, overrides)
         this = taste.current(folder)
         images, database = taste.make_candidates(this), this / "votes.sqlite"
         _vote(database, images, f"Which image is better? Round {this.number}", served)
