@@ -117,7 +117,7 @@ def compare(folder: Folder, served: dict[str, Any], debug: Debug = False) -> Non
         _vote(database, images, f"Before and after, round {this.number}", served)
         found = taste.outcome(database)
         if found is None:
-            typer.echo(f"no votes yet; continue with: directalign taste compare {folder}")
+            typer.echo("no votes yet; the same command continues")
             return
         rate, votes = found.panel, found.wins + found.losses + found.ties
         typer.echo(
