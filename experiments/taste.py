@@ -41,7 +41,7 @@ from .tables import Column, Table, means
 
 ARMS = {"voter": "votes by the taste", "coin": "votes by a coin"}
 ROUNDS = {"voter": 2, "coin": 1}
-RUNS = [*product(["voter"], range(5)), *product(["coin"], range(3))]
+RUNS = [*product(["voter"], range(5)), *product(["coin"], range(2))]
 PAIRS, COMPARED = 128, 102
 ALIKE = 0.05
 """Photo probabilities as close as this are a tie."""
