@@ -36,8 +36,8 @@ from directalign.training import train_once
 from .asking import judged
 from .plots import Panel, curves, lines_along
 from .rows import Row, Rows
-from .runner import flat, piece
-from .tables import Column, Table, means
+from .runner import flat, piece, unflat
+from .tables import DASH, Column, Table, means, with_interval
 
 ARMS = {"voter": "votes by the taste", "coin": "votes by a coin"}
 ROUNDS = {"voter": 2, "coin": 1}
@@ -138,14 +138,22 @@ def tables(rows: Rows) -> dict[str, Table]:
         for step in sorted({row["step"] for row in rows.where(arm=arm)}):
             found = rows.at(arm, step)
             sure = f"{sum(int(row.get('satisfied', 0)) for row in found)} of {len(found)}"
-            lines.append([title, str(step), *means(COLUMNS, found), sure if step else "–"])
+            lines.append([title, str(step), *means(COLUMNS, found), sure if step else DASH])
     columns = ["model", "rounds", *(column.title for column in COLUMNS), "satisfied"]
     each = [
-        [title, str(row["seed"]), *(means((COLUMNS[1],), [row]) if "won" in row else ["–"])]
+        [title, str(seed), *(_won(rows.run(arm, seed), step) for step in (1, 2))]
         for arm, title in rows.arms.items()
-        for row in rows.where(arm=arm)
+        for seed in rows.seeds(arm)
     ]
-    return {"rounds": Table(columns, lines), "seeds": Table(["", "", ""], each)}
+    return {
+        "rounds": Table(columns, lines),
+        "seeds": Table(["model", "seed", "after round 1", "after round 2"], each),
+    }
+
+
+def _won(run: Rows, step: int) -> str:
+    """How often a seed's model is preferred, with the interval over prompts."""
+    return next((with_interval(unflat(row, "won"), 0, True) for row in run.where(step=step)), DASH)
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:

@@ -91,7 +91,7 @@ def test_an_evening_of_two_rounds(tmp_path, monkeypatch):
     assert len(images) == 18
     answer_all(taste.current(Path("taste")))  # keeps the images
     assert images == {file: file.stat().st_mtime_ns for file in images}
-    assert "directalign train taste/recipe.yaml --set" in call(*train)
+    assert "directalign train taste/recipe.yaml" in call(*train)
     pairs = Path("taste/round1/pairs/pairs.jsonl")
     assert mean_brightness(pairs, "chosen") > mean_brightness(pairs, "rejected")
     said = answered([*compare, *PORT], "Ann", 3)
