@@ -251,7 +251,7 @@ def prepare_training(this: Round) -> list[str]:
         for number in range(1, this.number + 1):
             place = f"../round{number}/pairs"
             for _, row in json_rows(this / place / PAIRS, "pairs file"):
-                rows.append(row | {key: f"{place}/{row[key]}" for key in KEYS})
+                rows.append({**row, **{key: f"{place}/{row[key]}" for key in KEYS}})
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(this / PAIRS, text)
     overrides = [f"name=Taste of round {this.number}", f"data.pairs={this / PAIRS}"]
