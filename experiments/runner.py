@@ -58,6 +58,7 @@ STUDIES = {
     "control_phrases": "Control phrases: which cancel the bias, and which styles they suppress",
     "suggested_phrases": "Control phrases and ramps as `directalign reward phrases` suggests them",
     "soft_prompts": "Learned control tokens against control phrases",
+    "taste": "From votes to a model: a simulated voter with a hidden taste, two rounds",
     "inversion": "Two branches, one branch and the half-cost variant",
     "anchor": "The anchored reward against the ramps, and where it fails",
     "recovery": "Error of the recovered image by noise level and jump",

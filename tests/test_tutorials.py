@@ -1,6 +1,7 @@
 """The commands of the tutorials, as they are written, on tiny models; the ComfyUI workflow.
 
-`your_taste.md` is run by tests/arena/test_two_folders.py.
+`your_taste.md` is run by tests/arena/test_two_folders.py, `from_votes.md` by
+tests/arena/test_taste.py.
 """
 
 import json

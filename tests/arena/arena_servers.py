@@ -166,6 +166,13 @@ def served(
 def running(source: Path, database: Path, *options: str, port: int = 0) -> Iterator[Server]:
     """`directalign arena` in a process of its own, until the block ends."""
     words = ["arena", str(source), "--out", str(database), "--port", str(port), *options]
+    with running_command(words) as server:
+        yield server
+
+
+@contextmanager
+def running_command(words: Sequence[str]) -> Iterator[Server]:
+    """A command that serves an arena, in a process of its own, until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", "directalign", *words],
         stdout=subprocess.PIPE,

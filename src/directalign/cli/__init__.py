@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..io import bitsandbytes
-from . import arena, check, evaluate, export, reward, sweep, train
+from . import arena, check, evaluate, export, reward, sweep, taste, train
 from .common import protect_streams
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -31,6 +31,7 @@ for command in (
     app.command()(command)
 app.add_typer(train.recipes, name="recipes")
 app.add_typer(arena.app, name="arena")
+app.add_typer(taste.app, name="taste")
 app.add_typer(reward.app, name="reward")
 app.add_typer(train.world, name="world")
 for former in reward.RENAMED:

@@ -61,7 +61,7 @@ def serve(
 ) -> None:
     """Ask people which images are better (the word serve is optional); prints the links."""
     with one_line_errors(debug):
-        names = _names(annotators)
+        names = names_of(annotators)
         require_room(out)
         require("the arena", "fastapi", "uvicorn", "krippendorff")
         from ..arena.server import serve as serve_arena
@@ -113,7 +113,7 @@ def export(
         typer.echo(f"next: directalign train RECIPE --set data.pairs={out}  (method.name: dpo)")
 
 
-def _names(annotators: str | None) -> list[str]:
+def names_of(annotators: str | None) -> list[str]:
     """Names of --annotators. An empty list lets everybody join, so an empty value is refused."""
     names = [name.strip() for name in (annotators or "").split(",") if name.strip()]
     if annotators is not None and not names:

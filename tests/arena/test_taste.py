@@ -1,0 +1,134 @@
+"""`directalign taste`: the commands of its tutorial with a voter of one taste, over HTTP."""
+
+import io
+import json
+import re
+import signal
+from pathlib import Path
+
+import yaml
+from arena_servers import running_command, vote
+from PIL import Image, ImageStat
+from typer.testing import CliRunner
+
+from directalign import taste
+from directalign.arena.session import open_arena
+from directalign.cli import app
+from directalign.data.pairs import scan_pairs
+from document_commands import command_lines
+
+TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/from_votes.md"
+PROMPTS = [f"a {color} star on a gray background" for color in ("red", "blue", "pink", "cyan")]
+SMALL = ["rollout.num_inference_steps=2", "rollout.embedded_guidance=1.0", "model.lora.rank=2"]
+SMALL += ["train.num_steps=2", "train.learning_rate=1e-2", "train.global_batch_size=2"]
+SETS = [word for each in SMALL for word in ("--set", each)]
+HERE = {"my_model": "world:flux"}
+PORT = ["--port", "0"]
+FEW = ["--pairs", "9", "--compared", "3", *SETS]
+
+
+def brightness(content: bytes) -> float:
+    with Image.open(io.BytesIO(content)) as image:
+        return sum(ImageStat.Stat(image).mean)
+
+
+def answered(words: list[str], name: str, count: int) -> str:
+    """What a command that opens a vote says at its end, after `count` answers of a voter who
+    prefers bright images, and Ctrl-C."""
+    with running_command(words) as server:
+        with server.joined(name) as client:
+            for number in range(count):
+                task = client.get("/api/state").json()["next"][0]
+                files = (client.get(f"/image/{token}").content for token in task["images"])
+                left, right = map(brightness, files)
+                vote(client, f"request-{number}", task["task"], "left" if left > right else "right")
+        assert server.stop(signal.SIGINT) == 0
+        assert server.process.stdout is not None
+        return server.process.stdout.read()
+
+
+def answer_all(this: taste.Round) -> None:
+    """The votes of a round by another voter, without a server."""
+    arena = open_arena(this / "votes.sqlite", [taste.make_candidates(this)])
+    state = arena.state(voter := arena.join("Ben", "0" * 32))
+    while state["next"]:
+        task = state["next"][0]
+        left, right = (brightness(arena.image(token) or b"") for token in task["images"])
+        side = "left" if left > right else "right"
+        state = arena.vote(voter, f"request {state['done']}", task["task"], side)
+    arena.store.close()
+
+
+def call(*words: str) -> str:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*words: str) -> str:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1 and result.output.count("directalign: ") == 1, result.output
+    return result.output
+
+
+def mean_brightness(pairs: Path, key: str) -> float:
+    rows = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
+    found = [brightness((pairs.parent / row[key]).read_bytes()) for row in rows]
+    return sum(found) / len(found)
+
+
+def test_an_evening_of_two_rounds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    lines = [line[1:] for line in command_lines(TUTORIAL.read_text("utf-8")) if line[1] == "taste"]
+    lines = [[HERE.get(word, word) for word in line] for line in lines]
+    start, train, compare, again = lines[:4]
+
+    said = answered([*start, *FEW, *PORT], "Ann", 3)
+    assert "3 pairs are decided" in said and "next: directalign taste train taste" in said
+    assert "3 pairs are decided, and a training needs 8" in refused(*train)
+    images = {file: file.stat().st_mtime_ns for file in Path("taste").rglob("*.png")}
+    assert len(images) == 18
+    answer_all(taste.current(Path("taste")))  # keeps the images
+    assert images == {file: file.stat().st_mtime_ns for file in images}
+    assert "directalign train taste/recipe.yaml" in call(*train)
+    pairs = Path("taste/round1/pairs/pairs.jsonl")
+    assert mean_brightness(pairs, "chosen") > mean_brightness(pairs, "rejected")
+    said = answered([*compare, *PORT], "Ann", 3)
+    assert re.search(r"preferred in \d+\D+ of 3 votes \(95 % interval", said), said
+    assert Path("taste/round1/results/results.html").is_file()
+
+    assert again == ["taste", "start", "taste"]
+    answer_all(taste.current(Path("taste")))
+    call(*train)
+    settings = yaml.safe_load(Path("taste/round2/run/run.yaml").read_text("utf-8"))
+    assert settings["model"]["lora"]["init"] == "taste/round1/run"
+    assert len(scan_pairs("taste/round2/pairs.jsonl").captions) == 18
+
+
+def test_no_prompt_or_seed_is_voted_on_and_compared(tmp_path):
+    folder = tmp_path / "taste"
+    taste.start("world:flux", "world", folder, 5, 2, ["Oil painting"], overrides=SMALL)
+    asked = [row for this in (1, 2) for row in taste.asked(taste.Round(folder, this))]
+    held_out = (folder / taste.HELD_OUT).read_text("utf-8").splitlines()
+    assert not {row.prompt.removeprefix("Oil painting. ") for row in asked} & {*held_out}
+    assert len({row.seed for row in asked}) == 20 and min(row.seed for row in asked) > 20_000
+    first, second = asked[:2]
+    assert second.prompt == f"Oil painting. {first.prompt}"
+
+
+def test_what_cannot_begin_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("few.txt").write_text("\n".join(PROMPTS[:3]), "utf-8")
+    begin = ["taste", "start", "world:flux", "--out", "new"]
+    assert "3 prompts, of which a quarter is held out" in refused(*begin, "--prompts", "few.txt")
+    assert "no prompts: give --prompts" in refused(*begin)
+    full = "model.tune=full"
+    assert "taste trains a LoRA" in refused(*begin, "--prompts", "world", "--set", full)
+    assert "begin with directalign taste start" in refused("taste", "train", "new")
+    for _ in range(2):  # the same command continues
+        taste.start("world_srpo", "world", Path("new"), 5, 2)
+    assert "other options" in refused(*begin, "--prompts", "world")
+    assert "--pairs: new was begun with its own" in refused("taste", "start", "new", "--pairs", "7")
+    assert "no round is trained yet" in refused("taste", "compare", "new")
+    assert "0 pairs are decided" in refused("taste", "train", "new")
