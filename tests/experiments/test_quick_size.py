@@ -15,6 +15,7 @@ KINDS = {
     "timesteps": {None, "hacking"},
     "reward_finetuning": {None, "reward"},
     "recovery": {None},
+    "few_step": {None, "reference", "sampled"},
 }
 
 
