@@ -68,7 +68,7 @@ def test_exported_weights_are_float32_copies(exported, name):
     if name == "flux_turbo":
         (file,) = (WORLD.assets / name).glob("*.safetensors")
         updates = updates_of(load_file(file), file)
-        assert len(updates) > 50
+        assert len(updates) > 20
     for part, source in WORLD.pipelines.get(name, {".": name}).items():
         for shipped in weights_in(WORLD.assets / source):
             narrow, wide = load_file(shipped), load_file(exported / name / part / shipped.name)
