@@ -50,7 +50,7 @@ UPDATES = 40
 TRAINED = (f"train.num_steps={UPDATES}", "evaluate.every=0", "evaluate.diversity_prompts=8")
 IN_FOUR = "rollout.num_inference_steps=4"
 NAIVE = ("model.path=world:flux_turbo", IN_FOUR, "rollout.training_steps=8")
-ALL_LEVELS = "method.noise_levels={kind: rollout}"
+ALL_LEVELS = "method.noise_levels.last=null"
 ARMS = [
     Arm("undistilled", "undistilled, 8 steps", "world_srpo", TRAINED),
     Arm("own", "few-step, at its own steps and levels", "world_turbo", (*TRAINED, ALL_LEVELS)),
