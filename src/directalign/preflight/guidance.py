@@ -41,7 +41,7 @@ def check_guidance(run: config.RunConfig, model: Any) -> None:
 
 
 def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
-    """Guidance, steps and noise levels that are unusual for the model."""
+    """Guidance, steps and shift that are unusual for the model."""
     paths = (run.model.path, run.model.lora.init)
     names = [Path(path).name for path in paths if path is not None]
     name = next((each for each in names if DISTILLED.search(each)), None)
@@ -71,7 +71,7 @@ def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
 
 
 def _few_step_warnings(run: config.RunConfig, name: str, why: str) -> list[str]:
-    """Steps, shift and noise levels that are not those of a few-step model."""
+    """Steps and a shift that are not those of a few-step model."""
     rollout, found, stated = run.rollout, list[str](), NAMED_STEPS.search(name)
     for key in ("num_inference_steps", "training_steps"):
         steps = getattr(rollout, key)
@@ -83,12 +83,6 @@ def _few_step_warnings(run: config.RunConfig, name: str, why: str) -> list[str]:
         found.append(
             f"rollout.shift: {rollout.shift:g}, and {name} {why} levels, which its scheduler "
             "states: remove rollout.shift, unless the model's authors name it"
-        )
-    levels = getattr(run.method, "noise_levels", None)
-    if levels is not None and levels.kind != "rollout":
-        found.append(
-            f"method.noise_levels: {levels.kind}, and {name} {why} levels: set kind: rollout, "
-            "and branches: denoise, to train at these alone"
         )
     return found
 
