@@ -13,7 +13,7 @@ from ..types import DirectAlignError
 DISTILLED = re.compile(r"turbo|schnell|lightning|lcm|hyper|flash|sprint|distill", re.IGNORECASE)
 """Names of models and LoRAs that are distilled to a few steps without guidance."""
 FEW_STEPS = 12
-NAMED_STEPS = re.compile(r"(\d+)[ _-]?steps?(?![a-z])", re.IGNORECASE)
+NAMED_STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?(?![a-z])", re.IGNORECASE)
 """Names that state the number: sdxl_lightning_4step, Hyper-FLUX.1-dev-8steps-lora."""
 
 
@@ -77,7 +77,7 @@ def _few_step_warnings(run: config.RunConfig, name: str, why: str) -> list[str]:
         steps = getattr(rollout, key)
         if steps is None or (steps <= FEW_STEPS if stated is None else steps == int(stated[1])):
             continue
-        own = "what it is sampled with, often 4 to 8" if stated is None else f"{stated[1]}"
+        own = "what it is sampled with, often 4 to 8" if stated is None else stated[1]
         found.append(f"rollout.{key}: {steps}, and {name} {why}: set {own}")
     if rollout.shift is not None:
         found.append(
