@@ -6,6 +6,7 @@ there. That target is a function of its input, not a mean over images, so that n
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false
 # (diffusers annotates too narrowly)
 from __future__ import annotations
 
