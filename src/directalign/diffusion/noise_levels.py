@@ -182,7 +182,7 @@ class RolloutSampler:
     """Steps `first`..`last` (none: the last one) of a rollout with the falling `levels`, each from
     one level to the next."""
 
-    levels: Float[Tensor, " levels"]
+    levels: Float[Tensor, " n"]
     first: int = 0
     last: int | None = None
 
