@@ -67,6 +67,7 @@ STUDIES = {
     "reward_finetuning": "A reward finetuned to respond to control phrases",
     "coverage": "The comparison: win rates, and coverage of its intervals",
     "early_stopping": "Runs that stop before they ruin the model",
+    "few_step": "A few-step model, aligned at its own steps and as the undistilled one",
     "stability": "The aligned model under other samplers, guidance, seeds and img2img chains",
 }
 MARK = "study.json"

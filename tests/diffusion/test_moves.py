@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import ConstantGainSampler, GridSampler, UniformSampler
+from directalign.diffusion.noise_levels import (
+    ConstantGainSampler,
+    GridSampler,
+    RolloutSampler,
+    UniformSampler,
+)
 from directalign.diffusion.recovery import gain
 from directalign.diffusion.rng import generator_for
 from directalign.types import DirectAlignError
@@ -133,3 +138,22 @@ def test_impossible_windows_are_refused_in_one_line(build, message):
     with pytest.raises(DirectAlignError, match=message) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, None), (1, 2)])
+def test_a_rollouts_own_steps_are_drawn_from_one_level_to_the_next(first, last):
+    levels = landing(1, 0.9, 0.75, 0.5, 0)
+    sampler = RolloutSampler(levels, first, last)
+    drawn = sampler.draw(200, generator_for(1))
+    ends = set(range(first, (3 if last is None else last) + 1))
+    assert set(drawn.tolist()) == ends
+    step = sampler.denoise(drawn)
+    assert torch.equal(step.sigma_from, levels[drawn])
+    assert torch.equal(step.sigma_to, levels[drawn + 1])
+    assert step.position.min() == 0 and step.position.max() < 1
+
+
+@pytest.mark.parametrize(("first", "last"), [(4, None), (2, 1), (0, 4)])
+def test_steps_that_a_rollout_lacks_are_refused(first, last):
+    with pytest.raises(DirectAlignError, match=r"not among the rollout's 0\.\.3"):
+        RolloutSampler(landing(1, 0.9, 0.75, 0.5, 0), first, last)

@@ -16,6 +16,7 @@ KINDS = {
     "reward_finetuning": {None, "reward"},
     "recovery": {None},
     "taste": {"round"},
+    "few_step": {None, "reference", "sampled"},
 }
 
 

@@ -14,7 +14,7 @@ from directalign.diffusion.rng import KL_NOISE, NOISE, NOISE_LEVEL, draw_noise, 
 from directalign.diffusion.sampling import start_rollout
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
-from directalign.types import Batch, Conditioning, Latents, LossTerm, PerSample
+from directalign.types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from methods.by_hand import CASES, PROMPTS
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
@@ -350,3 +350,20 @@ def test_levels_of_the_kl_that_cannot_be_used(given, message):
     levels = {"kind": "uniform", "sigma_low": 0.8, "sigma_high": 0.1}
     with pytest.raises(ValueError, match=message):
         Settings.model_validate({"form": "absolute", "kl_noise_levels": levels, **given})
+
+
+def test_with_the_rollouts_levels_the_network_is_called_at_no_other():
+    family = ToyFamily()
+    srpo = method(family, branches="denoise", noise_levels={"kind": "rollout"})
+    own = {float(level) for level in family.sigmas(3, 8, 8)}
+    for step in range(8):
+        (loss,) = losses(srpo, step)
+        assert {round(level, 6) for level in loss.levels["sigma"]} <= {round(x, 6) for x in own}
+
+
+def test_a_rollouts_levels_have_no_second_branch():
+    settings = Settings.model_validate(
+        {"control_phrases": PHRASES, "noise_levels": {"kind": "rollout"}}
+    )
+    with pytest.raises(DirectAlignError, match="set branches: denoise"):
+        SRPO.check(settings, ROLLOUT, "method")

@@ -18,6 +18,7 @@ CASES_OF_WARNINGS = {
     ("z_image", "any/Z-Image-Turbo", 1.0, 8): "",
     ("z_image", "any/Z-Image-Turbo", 4.0, 8): "rollout.cfg_scale: 4, and Z-Image-Turbo is by its",
     ("z_image", "any/Z-Image-Turbo", 1.0, 25): "num_inference_steps: 25, and Z-Image-Turbo is by",
+    ("sdxl", "any/sdxl_lightning_4step", 1.0, 8): "num_inference_steps: 8, and sdxl_lightning",
     ("flux", "any/FLUX.1-schnell", 1.0, 25): "num_inference_steps: 25, and FLUX.1-schnell",
     ("sd", "world:sd", 1.0, 25): "",
 }
@@ -43,6 +44,25 @@ def test_a_lora_that_distils_makes_the_model_few_step():
     )
     (found,) = guidance_warnings(run, model_class("sdxl"))
     assert found.startswith("method.cfg_scale: 5, and sdxl-lightning.safetensors is by its name")
+
+
+def test_a_shift_that_a_few_step_model_has_not_learned():
+    run = changed(
+        a_run("flux", Path("base"), path="world:flux_turbo"),
+        rollout={"num_inference_steps": 4, "shift": 3.0},
+    )
+    (shift,) = guidance_warnings(run, model_class("flux"))
+    assert shift.startswith("rollout.shift: 3, and world:flux_turbo")
+
+
+@pytest.mark.parametrize(("embeds", "count"), [(False, 1), (True, 0)])
+def test_a_checkpoint_that_says_that_it_is_distilled_is_few_step_without_a_guidance_input(
+    embeds, count
+):
+    kind = type("Distilled", (model_class("flux2"),), {"is_distilled": True})
+    kind.embeds_guidance = embeds
+    run = changed(a_run("flux2", Path("any/klein")), rollout={"num_inference_steps": 25})
+    assert len(guidance_warnings(run, kind)) == count
 
 
 @pytest.mark.parametrize(("folder", "wanted"), [("base", 5.0), ("SDXL-Turbo", None)])

@@ -19,6 +19,7 @@ from directalign.config.load import load_run
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
 from directalign.models import load_model
+from directalign.models.lora_files import updates_of
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge
@@ -30,6 +31,7 @@ LIMIT = 24_000_000
 WORLD = WORLDS["world"]
 NAMES = list(WORLD.models)
 RECIPE_OF = {"flux": "world_srpo", "sd": "world_sd", "sd_v": "world_sd_v"}
+RECIPE_OF |= {"flux_turbo": "world_turbo"}
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +63,23 @@ def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_weights_are_float32_copies(exported, name):
-    compared = 0
+    """But the transformer with a LoRA, which is merged."""
+    compared, updates = 0, {}
+    if name == "flux_turbo":
+        (file,) = (WORLD.assets / name).glob("*.safetensors")
+        updates = updates_of(load_file(file), file)
+        assert len(updates) > 20
     for part, source in WORLD.pipelines.get(name, {".": name}).items():
         for shipped in weights_in(WORLD.assets / source):
             narrow, wide = load_file(shipped), load_file(exported / name / part / shipped.name)
             assert narrow.keys() == wide.keys()
             for key, weight in narrow.items():
-                assert wide[key].dtype == torch.float32 and torch.equal(wide[key], weight.float())
+                assert wide[key].dtype == torch.float32
+                update = updates.pop(f"{part}.{key.removesuffix('.weight')}", None)
+                expected = weight.float() if update is None else update.applied(weight)
+                assert torch.equal(wide[key], expected)
             compared += 1
-    assert compared == len(weights_in(exported / name)) > 0
+    assert compared == len(weights_in(exported / name)) > 0 and not updates
 
 
 def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path):
@@ -82,7 +92,7 @@ def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path):
 
 @pytest.mark.parametrize("name", WORLD.pipelines)
 def test_diffusers_samples_from_the_folders(exported, name):
-    flux = name == "flux"
+    flux = name.startswith("flux")
     kind = diffusers.FluxPipeline if flux else diffusers.StableDiffusionPipeline
     pipeline = kind.from_pretrained(exported / name)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,5 +1,6 @@
 """Trainings of the assets at two steps each: they run, resume exactly and write what is shipped."""
 
+import copy
 import runpy
 import sys
 from collections.abc import Iterable
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 from tiny_world import short
 from tools import build_toyworld as build
-from tools.build_toyworld import autoencoder, denoisers, session, tokenizers
+from tools.build_toyworld import autoencoder, denoisers, few_step, session, tokenizers
 from tools.build_toyworld.spec import SPECS
 
 STILL = session.Budget(steps=1, batch=4, learning_rate=0.0, weight_decay=0.0)
@@ -62,6 +64,21 @@ def test_the_denoisers_train(pool, spec, tmp_path):
     v = denoisers.train_sd_v(pool, epsilon, tmp_path, spec)
     assert equal(epsilon["text_encoder"].parameters(), v["text_encoder"].parameters())
     assert not equal(epsilon["unet"].parameters(), v["unet"].parameters())
+
+
+def test_a_few_step_lora_is_the_base_model_until_it_is_trained(tmp_path):
+    spec = replace(short("world"), few_step=replace(STILL, steps=0))
+    modules = {"transformer": denoisers.flux_transformer(spec)}
+    clip, t5 = tokenizers.clip_tokenizer(spec), tokenizers.t5_tokenizer(spec)
+    modules["text_encoder"] = denoisers.clip_text_encoder(clip)
+    modules["text_encoder_2"] = denoisers.t5_text_encoder(t5)
+    for name, steps in {"still": 0, "trained": 2}.items():
+        base = torch.nn.ModuleDict(copy.deepcopy(modules))
+        budget = replace(STILL, steps=steps, learning_rate=1e-3)
+        few_step.train_few_step(base, tmp_path / name, replace(spec, few_step=budget))
+        (file,) = (tmp_path / name / few_step.NAME).glob("*.safetensors")
+        up = [each for key, each in load_file(file).items() if key.endswith("lora_B.weight")]
+        assert up and any(bool(each.any()) for each in up) is (steps > 0)
 
 
 def equal(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> bool:

@@ -8,15 +8,20 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTextModel, T5EncoderModel
 
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
-from . import latent_reward
+from . import few_step, latent_reward
 from .autoencoder import train_autoencoder
 from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
@@ -36,7 +41,7 @@ def build_world(
     the world's own.
 
     `only` names some of `shipped(spec)`; judges, denoisers and the latent reward need the
-    autoencoder, the latter also the first reward, sd_v needs sd;
+    autoencoder, the latter also the first reward, sd_v needs sd, flux_turbo needs flux;
     in the second world everything needs its drawings, and rewards the last flux. Two to three hours
     on two cores, about ten for the second world. Raises: DirectAlignError for an unknown part.
     """
@@ -67,6 +72,14 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
     if part in spec.rewards and not spec.robust:
         if not (folder / part / "config.json").exists():
             train_reward(folder, spec, part, device)
+        return
+    if part == few_step.NAME:
+        if not (folder / part / "model_index.json").exists():
+            base, kinds = folder / "flux", {"transformer": FluxTransformer2DModel}
+            kinds |= {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+            found = {name: kind.from_pretrained(base / name) for name, kind in kinds.items()}
+            few_step.train_few_step(nn.ModuleDict(found), folder, spec)
+            _write_index("flux", folder / part)
         return
     vae = AutoencoderKL.from_pretrained(folder / "autoencoder")
     if part in spec.rewards:
@@ -139,7 +152,8 @@ def shipped(spec: Spec) -> dict[str, list[str]]:
     every = *drawings, "autoencoder", "judges", *spec.rewards, *latent
     parts = {name: [name] for name in every}
     for name, pipeline in spec.world.pipelines.items():
-        own = [each for each in pipeline.values() if each != "autoencoder"]
+        known = {each for made in parts.values() for each in made}
+        own = [each for each in pipeline.values() if each not in known]
         parts.setdefault("flux" if name in spec.flux else name, []).extend([name, *own])
     return parts
 

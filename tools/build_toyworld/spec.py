@@ -69,8 +69,9 @@ class Spec:
     each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
     from the weights of the one before; in `encoders_only` the text encoders alone learn. `sd`:
     trainings of SD, each on the captions of that training of the FLUX; `sd_v` continues on the last
-    one's. `robust`: continues the first reward's training on harder images, and the others from
-    there with their own tastes (`reward.train_reward`); empty to train each from new weights.
+    one's. `few_step`: distills the FLUX to four steps (`few_step.train_few_step`). `robust`:
+    continues the first reward's training on harder images, and the others from there with their own
+    tastes (`reward.train_reward`); empty to train each from new weights.
     `latent_reward`: distills the first reward (`latent_reward.train_latent_reward`). `pools`:
     numbers of images of `autoencoder`, `judges` and `reward`, and of no style (`mixed`).
     `smoothing`: pixels of the box of the retouch `smooth`.
@@ -89,6 +90,7 @@ class Spec:
     encoders_only: str | None
     sd: Mapping[str, Budget]
     sd_v: Budget
+    few_step: Budget | None
     wear: Wear
     judge_width: int
     judges: Mapping[str, Budget]
@@ -113,6 +115,7 @@ def shortened(spec: Spec, steps: int = 2) -> Spec:
     each = {"judges": dict.fromkeys(spec.judges, few), "sd": dict.fromkeys(spec.sd, few)}
     short = replace(spec, flux=flux, **each)
     short = replace(short, robust=(few, few) if spec.robust else ())
+    short = replace(short, few_step=few if spec.few_step else None)
     short = replace(short, latent_reward=few if spec.latent_reward else None)
     return replace(short, pools=dict.fromkeys(spec.pools, 16), **dict.fromkeys(names, few))
 
@@ -147,6 +150,7 @@ SPECS = {
         encoders_only=None,
         sd={"flux": Budget(3600, 48, 1.2e-3)},
         sd_v=Budget(800, 48, 6e-4),
+        few_step=Budget(140, 32, 1e-3, ema_decay=0.98, weight_decay=0.0, warmup=30),
         wear=Wear(28, 0.5, 0.15, 0.08, 0.05, channels=0.1),
         judge_width=24,
         judges=dict.fromkeys(
@@ -197,6 +201,7 @@ SPECS = {
             "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30),
         },
         sd_v=Budget(800, 48, 6e-4),
+        few_step=None,
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={

@@ -79,8 +79,20 @@ class ConstantGainNoiseLevels(Strict):
     """|gain|: factor of the network's residual (target − pred) in the recovered image."""
 
 
+class RolloutNoiseLevels(Strict):
+    """The levels of the rollout itself, a step from one to the next: what a network distilled to a
+    few steps has learned, and no other."""
+
+    kind: Literal["rollout"] = "rollout"
+    first: NonNegative = 0
+    """First trained step of the rollout, from 0, which starts at pure noise."""
+    last: NonNegative | None = None
+    """Last trained step; none: that of the rollout, which ends at the clean image."""
+
+
 NoiseLevels = Annotated[
-    GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, Field(discriminator="kind")
+    GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels | RolloutNoiseLevels,
+    Field(discriminator="kind"),
 ]
 
 

@@ -75,7 +75,7 @@ class ModelConfig(Strict):
     """Keyword arguments of a class of your own, beside those that every model gets."""
     path: PathText
     """A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded
-    pipeline: world:flux, world:sd, world:sd_v; world2:flux and so on."""
+    pipeline: world:flux, world:flux_turbo, world:sd, world:sd_v; world2:flux and so on."""
     components: PathText | None = None
     """For a single file: diffusers folder or hub id with its configs, tokenizers and missing
     parts."""

@@ -1,15 +1,15 @@
 """How pairs of noise levels are drawn for a training step.
 
 A sampler draws one target level per image, and both branches of a step end there: `denoise(target)`
-starts above it, `inversion(target)` below. The three samplers share that interface: draw, denoise,
-inversion.
+starts above it, `inversion(target)` below. The samplers share that interface: draw, denoise,
+inversion. That of a rollout's own steps has no inversion.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from ..types import DirectAlignError, PathName, PredictionName
@@ -177,4 +177,36 @@ class ConstantGainSampler(_ContinuousSampler):
         return (target.asin() + (gain * signal).clamp(-1, 1).asin()).sin()
 
 
-SigmaSampler = GridSampler | UniformSampler | ConstantGainSampler
+@dataclass(frozen=True)
+class RolloutSampler:
+    """Steps `first`..`last` (none: the last one) of a rollout with the falling `levels`, each from
+    one level to the next."""
+
+    levels: Float[Tensor, " n"]
+    first: int = 0
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.first <= self.end < len(self.levels) - 1:
+            raise DirectAlignError(
+                f"noise_levels: steps {self.first}..{self.end} are not among the rollout's "
+                f"0..{len(self.levels) - 2}: choose 0 <= first <= last < rollout steps"
+            )
+
+    @property
+    def end(self) -> int:
+        return len(self.levels) - 2 if self.last is None else self.last
+
+    def draw(self, b: int, generator: torch.Generator) -> GridPoints:
+        """A step for each of `b` samples."""
+        return torch.randint(self.first, self.end + 1, (b,), generator=generator)
+
+    def denoise(self, step: GridPoints) -> NoiseStep:
+        """From the level at which the rollout's step starts to the next."""
+        sigma_from, sigma_to = (self.levels.double()[each] for each in (step, step + 1))
+        high, low = self.levels.double()[self.first], self.levels.double()[self.end + 1]
+        position = (sigma_to - low) / (high - low)
+        return NoiseStep(sigma_from, sigma_to, position, position)
+
+
+SigmaSampler = GridSampler | UniformSampler | ConstantGainSampler | RolloutSampler

@@ -74,16 +74,14 @@ def start_rollout(
     model: Model, settings: RolloutConfig, batch: Batch, scope: NoiseScope = "per_rank"
 ) -> RolloutStart:
     """Encode the prompts and draw the noise of a batch's rollout of `training_steps`."""
-    steps = settings.training_steps or settings.num_inference_steps
-    settings = settings.model_copy(update={"num_inference_steps": steps})
-    height, width = model.default_size
-    height, width = batch.image_size or (settings.height or height, settings.width or width)
+    height, width = batch.image_size or image_size(model, settings)
+    sigmas = training_sigmas(model, settings, height, width)
     cond = encode(model, batch.prompts, batch.source_images)
     cond = rollout_conditioning(cond, settings)
     shape = (len(batch.prompts), *model.latent_shape(height, width))
     noise = batch_noise(batch, NOISE, shape, scope)
     device = next(model.denoiser.parameters()).device
-    return RolloutStart(cond, noise.to(device), rollout_sigmas(model, settings, height, width))
+    return RolloutStart(cond, noise.to(device), sigmas)
 
 
 def rollout_conditioning(cond: Conditioning, settings: RolloutConfig) -> Conditioning:
@@ -175,6 +173,20 @@ def rollout_sigmas(
             "DDPM schedule: remove rollout.shift"
         )
     return flow_sigmas(steps, settings.shift)
+
+
+def training_sigmas(
+    model: Model, settings: RolloutConfig, height: int, width: int
+) -> Float[Tensor, " levels"]:
+    """The grid of the rollouts that are trained on, of `training_steps`."""
+    steps = settings.training_steps or settings.num_inference_steps
+    settings = settings.model_copy(update={"num_inference_steps": steps})
+    return rollout_sigmas(model, settings, height, width)
+
+
+def image_size(model: Model, rollout: RolloutConfig) -> tuple[int, int]:
+    """(height, width) in pixels: the recipe's, else the checkpoint's default."""
+    return rollout.height or model.default_size[0], rollout.width or model.default_size[1]
 
 
 def step_coefficients(

@@ -15,7 +15,7 @@ from .. import config
 from ..config.load import load_run, with_rollout
 from ..data.image_io import Source, load_sources
 from ..device import default_device
-from ..diffusion.sampling import encode, rollout_sigmas, sample
+from ..diffusion.sampling import encode, image_size, rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
@@ -73,11 +73,6 @@ def generate(
     for image, prompt, seed in zip(whole, prompts, seeds, strict=True):  # as one on all ranks
         require_finite(image, f"the image of {prompt!r}, seed {seed},")
     return whole
-
-
-def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
-    """(height, width) in pixels: the recipe's, else the checkpoint's default."""
-    return rollout.height or model.default_size[0], rollout.width or model.default_size[1]
 
 
 def diffusers_call(

@@ -16,7 +16,7 @@ import torch
 
 from ..config import RunConfig
 from ..diffusion.rng import NOISE, draw_noise, generator_for
-from ..diffusion.sampling import encode, rollout_conditioning, rollout_sigmas, sample
+from ..diffusion.sampling import encode, image_size, rollout_conditioning, rollout_sigmas, sample
 from ..interfaces import Method, Model, ProcessGroup
 from ..models.lora import ReferenceModel, has_adapters
 from ..rewards.common import reward_input
@@ -92,8 +92,7 @@ def measure_ceiling(
 def _base_latents(model: Model, run: RunConfig, prompts: Sequence[str], rows: list[int]) -> Latents:
     """Of these rows of `prompts`, each with noise of its own, sampled as rollouts are."""
     rollout = run.rollout
-    height = rollout.height or model.default_size[0]
-    width = rollout.width or model.default_size[1]
+    height, width = image_size(model, rollout)
     shape = (len(prompts), *model.latent_shape(height, width))
     noise = draw_noise(shape, generator_for(run.seed, NOISE, BEFORE_TRAINING))[rows]
     sigmas = rollout_sigmas(model, rollout, height, width)

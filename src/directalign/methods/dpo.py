@@ -35,7 +35,7 @@ class DPO(ObjectiveMethod):
         self, model: Model, reward: Reward, settings: DPOConfig, rollout: RolloutConfig
     ) -> None:
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model, rollout)
         self.base = ReferenceModel(model.denoiser)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:

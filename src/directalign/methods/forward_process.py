@@ -46,7 +46,7 @@ class ForwardProcessMethod(ObjectiveMethod):
         rollout: config.RolloutConfig,
     ) -> None:
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model, rollout)
         follows = settings.old_decay > 0
         self.old = ReferenceModel(model.denoiser, follows=True) if follows else None
         self.followed = {"step": -1}

@@ -24,7 +24,15 @@ from .. import config
 from ..device import to_device
 from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
-from ..diffusion.sampling import RolloutStart, encode, predict, sample, start_rollout
+from ..diffusion.sampling import (
+    RolloutStart,
+    encode,
+    image_size,
+    predict,
+    sample,
+    start_rollout,
+    training_sigmas,
+)
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.common import image_features, reward_input, score_all
 from ..rewards.mixture import MixReward
@@ -163,7 +171,9 @@ class ObjectiveMethod:
         if self.centre is None:
             return
         model, x0 = self.model, x0.detach()
-        sampler = build_sigma_sampler(self.settings.kl_noise_levels or KL_LEVELS, model)
+        sampler = build_sigma_sampler(
+            self.settings.kl_noise_levels or KL_LEVELS, model, self.rollout
+        )
         generator = rng.update_generator(batch, rng.KL_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: sampler.draw(n, generator))
         noise = rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)).to(x0)
@@ -488,9 +498,15 @@ def _member_objective(
     return RewardObjective(reward, settings)
 
 
-def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSampler:
-    """The sampler of noise levels that `method.noise_levels` describes."""
+def build_sigma_sampler(
+    settings: Any, model: Model, rollout: config.RolloutConfig
+) -> noise_levels.SigmaSampler:
+    """The sampler of noise levels that `method.noise_levels` describes. Those of a rollout are of
+    images of its height and width."""
     values = settings.model_dump(exclude={"kind"})
+    if isinstance(settings, config.RolloutNoiseLevels):
+        sigmas = training_sigmas(model, rollout, *image_size(model, rollout))
+        return noise_levels.RolloutSampler(sigmas, **values)
     if isinstance(settings, config.GridNoiseLevels):
         return noise_levels.GridSampler(**values)
     if isinstance(settings, config.ConstantGainNoiseLevels):

@@ -33,7 +33,7 @@ class PromptDistillation(ObjectiveMethod):
         rollout: RolloutConfig,
     ) -> None:
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model, rollout)
         self.target = BaseTarget(model, settings.control_phrases, settings.asked)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:

@@ -34,7 +34,7 @@ class RAFT(ObjectiveMethod):
         self, model: Model, reward: Reward, settings: RAFTConfig, rollout: RolloutConfig
     ) -> None:
         super().__init__(model, reward, settings, rollout, differentiable=False)
-        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model, rollout)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make candidates; keep the best; inject noise; predict; compare with the target; yield."""

@@ -12,7 +12,9 @@ never longer than its first.
 
 from collections.abc import Iterator
 
-from ..config import GridNoiseLevels, RolloutConfig, SRPOConfig
+import torch
+
+from ..config import GridNoiseLevels, RolloutConfig, RolloutNoiseLevels, SRPOConfig
 from ..device import to_device
 from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
@@ -29,13 +31,14 @@ class SRPO(ObjectiveMethod):
         self, model: Model, reward: Reward, settings: SRPOConfig, rollout: RolloutConfig
     ) -> None:
         super().__init__(model, reward, settings, rollout)
-        self.sampler = build_sigma_sampler(settings.noise_levels, model)
+        self.sampler = build_sigma_sampler(settings.noise_levels, model, rollout)
         both = settings.branches == "both"
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
 
     @staticmethod
     def check(settings: SRPOConfig, rollout: RolloutConfig, path: str) -> None:
-        """Refuse a range of noise levels that is empty or includes pure noise."""
+        """Refuse noise levels that are an empty range, start at pure noise other than the rollout's
+        own first step, or have no second branch."""
         levels = settings.noise_levels
         if isinstance(levels, GridNoiseLevels):
             noise_levels.GridSampler(**levels.model_dump(exclude={"kind"}))
@@ -43,6 +46,14 @@ class SRPO(ObjectiveMethod):
                 raise DirectAlignError(
                     "method.noise_levels.first: 0 is pure noise, which contains nothing of the "
                     "image; give 1 or more"
+                )
+        elif isinstance(levels, RolloutNoiseLevels):
+            steps = rollout.training_steps or rollout.num_inference_steps
+            noise_levels.RolloutSampler(torch.linspace(1, 0, steps + 1), levels.first, levels.last)
+            if settings.branches != "denoise":
+                raise DirectAlignError(
+                    f"method.branches: {settings.branches}, and noise_levels of kind rollout only "
+                    "step down: set branches: denoise"
                 )
         elif not levels.sigma_low < levels.sigma_high:
             raise DirectAlignError(

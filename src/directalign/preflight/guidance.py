@@ -13,6 +13,8 @@ from ..types import DirectAlignError
 DISTILLED = re.compile(r"turbo|schnell|lightning|lcm|hyper|flash|sprint|distill", re.IGNORECASE)
 """Names of models and LoRAs that are distilled to a few steps without guidance."""
 FEW_STEPS = 12
+NAMED_STEPS = re.compile(r"(?<!\d)(\d{1,2})[ _-]?steps?(?![a-z])", re.IGNORECASE)
+"""Names that state the number: sdxl_lightning_4step, Hyper-FLUX.1-dev-8steps-lora."""
 
 
 def check_guidance(run: config.RunConfig, model: Any) -> None:
@@ -39,10 +41,8 @@ def check_guidance(run: config.RunConfig, model: Any) -> None:
 
 
 def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
-    """Guidance and steps that are unusual for the model; none for the toy worlds' models."""
-    if world_of(run.model.path):
-        return []
-    paths, steps = (run.model.path, run.model.lora.init), run.rollout.num_inference_steps
+    """Guidance, steps and shift that are unusual for the model."""
+    paths = (run.model.path, run.model.lora.init)
     names = [Path(path).name for path in paths if path is not None]
     name = next((each for each in names if DISTILLED.search(each)), None)
     if name is not None:
@@ -52,12 +52,14 @@ def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
             for key, scale in _scales(run).items()
             if scale != 1.0
         ]
-        if steps > FEW_STEPS:
-            found.append(
-                f"rollout.num_inference_steps: {steps}, and {name} is by its name distilled to a "
-                "few: set what it is sampled with, often 4 to 8"
-            )
-        return found
+        return found + _few_step_warnings(run, name, "is by its name distilled to a few")
+    takes_few = getattr(model, "is_distilled", False) and not getattr(
+        model, "embeds_guidance", False
+    )
+    if takes_few:  # FLUX.2 klein, Krea 2 Turbo; FLUX.2 dev is distilled from guidance alone
+        return _few_step_warnings(run, names[0], "says that it is distilled to a few")
+    if world_of(run.model.path):
+        return []
     usual = getattr(model, "usual_cfg", 1.0)
     is_distilled = getattr(model, "is_distilled", False)
     if run.rollout.cfg_scale != 1.0 or usual == 1.0 or is_distilled:
@@ -66,6 +68,23 @@ def guidance_warnings(run: config.RunConfig, model: Any) -> list[str]:
         f"rollout.cfg_scale: 1: rollouts and samples are unguided, and {model.title} is usually "
         f"sampled with {usual:g}: set it, unless yours is distilled"
     ]
+
+
+def _few_step_warnings(run: config.RunConfig, name: str, why: str) -> list[str]:
+    """Steps and a shift that are not those of a few-step model."""
+    rollout, found, stated = run.rollout, list[str](), NAMED_STEPS.search(name)
+    for key in ("num_inference_steps", "training_steps"):
+        steps = getattr(rollout, key)
+        if steps is None or (steps <= FEW_STEPS if stated is None else steps == int(stated[1])):
+            continue
+        own = "what it is sampled with, often 4 to 8" if stated is None else stated[1]
+        found.append(f"rollout.{key}: {steps}, and {name} {why}: set {own}")
+    if rollout.shift is not None:
+        found.append(
+            f"rollout.shift: {rollout.shift:g}, and {name} {why} levels, which its scheduler "
+            "states: remove rollout.shift, unless the model's authors name it"
+        )
+    return found
 
 
 def _scales(run: config.RunConfig) -> dict[str, float]:

@@ -96,7 +96,7 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     if not folder.is_dir():
         raise DirectAlignError(
             f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or "
-            "world:flux, world:sd, world:sd_v"
+            "world:flux, world:flux_turbo, world:sd, world:sd_v"
         )
     if not (folder / "model_index.json").exists():
         raise DirectAlignError(

@@ -120,6 +120,8 @@ def _write(world: World, name: str, folder: Path) -> None:
         "unet" in world.pipelines[name]
     ):  # a Stable Diffusion pipeline scales its latents but does not shift them
         _edit_json(folder / "vae/config.json", shift_factor=None)
+    for lora in file(world, name).glob("*.safetensors"):
+        _merge(load_file(lora), folder / "transformer/diffusion_pytorch_model.safetensors")
     for path in file(world, name).glob("*.json"):
         shutil.copy(path, folder / path.name)
 
@@ -138,6 +140,15 @@ def _copy_part(source: Path, target: Path) -> None:
     config = target / "config.json"
     if config.exists() and "dtype" in json.loads(config.read_text()):
         _edit_json(config, dtype="float32")
+
+
+def _merge(lora: dict[str, torch.Tensor], target: Path) -> None:
+    """Add a LoRA in diffusers' names, alpha equal to rank, to the weights of a transformer."""
+    weights, up = load_file(target), "lora_B.weight"
+    for name in (each for each in lora if each.endswith(up)):
+        layer, down = name.removeprefix("transformer."), lora[name.replace(up, "lora_A.weight")]
+        weights[layer.replace(up, "weight")] += lora[name].float() @ down.float()
+    save_file(weights, target, metadata={"format": "pt"})
 
 
 def _edit_json(path: Path, **values: object) -> None:

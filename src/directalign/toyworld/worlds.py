@@ -21,7 +21,8 @@ Parts = Mapping[str, str]
 @dataclass(frozen=True)
 class World:
     """`scenes`: the module that draws it. `assets`: the folder of its weights. `pipelines`: which
-    shipped folder stands behind each part of each pipeline."""
+    shipped folder stands behind each part of each pipeline; a LoRA in a pipeline's own folder is
+    merged into its transformer."""
 
     name: str
     title: str
@@ -64,7 +65,7 @@ WORLDS = {
         "the toy world",
         scenes,
         _HERE / "assets",
-        {"flux": _flux(), "sd": _sd("sd"), "sd_v": _sd("sd_v")},
+        {"flux": _flux(), "sd": _sd("sd"), "sd_v": _sd("sd_v"), "flux_turbo": _flux()},
         ("reward", "second_reward", "reward_latent"),
     ),
     "world2": World(

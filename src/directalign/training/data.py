@@ -16,7 +16,7 @@ from ..data.image_io import Source
 from ..data.pairs import scan_pairs
 from ..data.prompts import PromptStream, read_prompts
 from ..data.shuffle import turn
-from ..evaluation.generate import image_size
+from ..diffusion.sampling import image_size
 from ..interfaces import Model
 from ..types import Batch, DirectAlignError
 from .distributed import TorchProcessGroup
