@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -109,7 +110,8 @@ def in_four_steps(arm: Arm, seed: int, out: Path) -> list[Row]:
             if name == "lora_after":
                 lora = next(file(WORLDS["world"], "flux_turbo").glob("*.safetensors"))
                 weights = {key: each.float() for key, each in load_file(lora).items()}
-                measurer.model.denoiser.load_lora_adapter(weights, prefix="transformer")
+                denoiser: Any = measurer.model.denoiser
+                denoiser.load_lora_adapter(weights, prefix="transformer")
             measured = row_of(measurer.measure(settings.evaluate.num_samples))
             named = {"study": "few_step", "kind": "sampled", "arm": name, "title": title}
             yield {**named, "seed": seed, "step": settings.train.num_steps, **measured}

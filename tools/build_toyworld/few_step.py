@@ -11,6 +11,7 @@ there. That target is a function of its input, not a mean over images, so that n
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline
@@ -34,7 +35,7 @@ def train_few_step(base: nn.ModuleDict, folder: Path, spec: Spec) -> None:
     """
     budget, drawn = spec.few_step, spec.world.scenes
     tokenizers = clip_tokenizer(spec), t5_tokenizer(spec)
-    network = base.requires_grad_(False)["transformer"]
+    network: Any = base.requires_grad_(False)["transformer"]
     torch.manual_seed(25)
     network.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[*Flux.lora_targets]))
     words = [f"{word}. " for pair in drawn.STYLE_WORDS.values() for word in pair]
