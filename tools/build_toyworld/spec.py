@@ -69,7 +69,8 @@ class Spec:
     each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
     from the weights of the one before; in `encoders_only` the text encoders alone learn. `sd`:
     trainings of SD, each on the captions of that training of the FLUX; `sd_v` continues on the last
-    one's. `robust`: continues the first reward's training on harder images, and the others from
+    one's. `sd_channels`: of its two levels; attention is in the outer or the inner one;
+    `sd_distilled`: it learns what the FLUX predicts (`denoisers._ddpm_examples`). `robust`: continues the first reward's training on harder images, and the others from
     there with their own tastes (`reward.train_reward`); empty to train each from new weights.
     `latent_reward`: distills the first reward (`latent_reward.train_latent_reward`). `pools`:
     numbers of images of `autoencoder`, `judges` and `reward`, and of no style (`mixed`).
@@ -89,6 +90,9 @@ class Spec:
     encoders_only: str | None
     sd: Mapping[str, Budget]
     sd_v: Budget
+    sd_channels: tuple[int, int]
+    sd_attends_inside: bool
+    sd_distilled: bool
     wear: Wear
     judge_width: int
     judges: Mapping[str, Budget]
@@ -147,6 +151,9 @@ SPECS = {
         encoders_only=None,
         sd={"flux": Budget(3600, 48, 1.2e-3)},
         sd_v=Budget(800, 48, 6e-4),
+        sd_channels=(64, 96),
+        sd_attends_inside=False,
+        sd_distilled=False,
         wear=Wear(28, 0.5, 0.15, 0.08, 0.05, channels=0.1),
         judge_width=24,
         judges=dict.fromkeys(
@@ -193,10 +200,13 @@ SPECS = {
         },
         encoders_only="flux",
         sd={
-            "flux_promptable": Budget(3600, 48, 1.2e-3),
-            "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30),
+            "flux_promptable": Budget(6000, 32, 1.5e-3, bfloat16=True),
+            "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30, bfloat16=True),
         },
-        sd_v=Budget(800, 48, 6e-4),
+        sd_v=Budget(1200, 32, 8e-4, bfloat16=True),
+        sd_channels=(48, 128),
+        sd_attends_inside=True,
+        sd_distilled=True,
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={
