@@ -18,7 +18,7 @@ from directalign.types import DirectAlignError
 
 from . import latent_reward
 from .autoencoder import train_autoencoder
-from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_sd, train_sd_v
+from .denoisers import SD_SCHEDULE, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
 from .reward import train_reward
 from .spec import SPECS, Spec
@@ -122,6 +122,7 @@ def _make_sd(part: str, vae: AutoencoderKL, folder: Path, spec: Spec, device: st
         modules["text_encoder"].save_pretrained(folder / "sd/text_encoder")
     modules["unet"].save_pretrained(folder / part / "unet")
     fixed = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
+    fixed |= {"timestep_spacing": spec.sd_spacing}
     scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction, **fixed)
     scheduler.save_pretrained(folder / part / "scheduler")
     _write_index(part, folder / part)

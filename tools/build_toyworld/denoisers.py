@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from directalign.toyworld.worlds import World
 
-from .session import Budget, fit
+from .session import fit
 from .spec import Captions, Spec
 from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 

@@ -70,11 +70,13 @@ class Spec:
     from the weights of the one before; in `encoders_only` the text encoders alone learn. `sd`:
     trainings of SD, each on the captions of that training of the FLUX; `sd_v` continues on the last
     one's. `sd_channels`: of its two levels; attention is in the outer or the inner one;
-    `sd_distilled`: it learns what the FLUX predicts (`denoisers._ddpm_examples`). `robust`: continues the first reward's training on harder images, and the others from
-    there with their own tastes (`reward.train_reward`); empty to train each from new weights.
-    `latent_reward`: distills the first reward (`latent_reward.train_latent_reward`). `pools`:
-    numbers of images of `autoencoder`, `judges` and `reward`, and of no style (`mixed`).
-    `smoothing`: pixels of the box of the retouch `smooth`.
+    `sd_distilled`: it learns what the FLUX predicts (`denoisers._ddpm_examples`); `sd_spacing`: of
+    its few sampling steps, which trailing ones begin at the last level. `robust`: continues the
+    first reward's training on harder images, and the others from there with their own tastes
+    (`reward.train_reward`); empty to train each from new weights. `latent_reward`: distills the
+    first reward (`latent_reward.train_latent_reward`). `pools`: numbers of images of `autoencoder`,
+    `judges` and `reward`, and of no style (`mixed`). `smoothing`: pixels of the box of the retouch
+    `smooth`.
     """
 
     world: World
@@ -93,6 +95,7 @@ class Spec:
     sd_channels: tuple[int, int]
     sd_attends_inside: bool
     sd_distilled: bool
+    sd_spacing: str
     wear: Wear
     judge_width: int
     judges: Mapping[str, Budget]
@@ -154,6 +157,7 @@ SPECS = {
         sd_channels=(64, 96),
         sd_attends_inside=False,
         sd_distilled=False,
+        sd_spacing="leading",
         wear=Wear(28, 0.5, 0.15, 0.08, 0.05, channels=0.1),
         judge_width=24,
         judges=dict.fromkeys(
@@ -207,6 +211,7 @@ SPECS = {
         sd_channels=(48, 128),
         sd_attends_inside=True,
         sd_distilled=True,
+        sd_spacing="trailing",
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,
         judges={
