@@ -56,6 +56,13 @@ ARMS = [
     Arm("srpo", "SRPO", "world2_srpo", WORLD2),
     Arm("lora", "SRPO, LoRA", "world2_srpo_lora", WORLD2),
 ]
+DIFFUSION = [
+    Arm(
+        *(name, title, f"world2_{name}"),
+        (*WORLD2, f"model.path=world2:{name}", "train.num_steps=50"),
+    )
+    for name, title in {"sd": "SRPO, SD (epsilon)", "sd_v": "SRPO, SD (v)"}.items()
+]
 FEW_SEEDS = 3
 """Training seeds of all other arms."""
 RIVALS = [
@@ -78,13 +85,14 @@ TASTES = [
     for name in OTHER_REWARDS
 ]
 BASES = {
-    "": (),
-    "promptable_": ("model.path=world2:flux_promptable",),
-    "held_out_": ("evaluate.prompts=world2:held_out",),
-    "drawn_": ("evaluate.prompts=world2",),
+    "": ARMS[0],
+    "promptable_": ARMS[0].plus("model.path=world2:flux_promptable"),
+    "held_out_": ARMS[0].plus("evaluate.prompts=world2:held_out"),
+    "drawn_": ARMS[0].plus("evaluate.prompts=world2"),
+    **{f"{arm.name}_": arm for arm in DIFFUSION},
 }
-"""Prefixes of the reference rows, and what differs from the arms: the base itself, the base whose
-style words are true, and the base on held-out pairs and on others."""
+"""Prefixes of the reference rows, and the arm whose base they are of: the FLUX itself, the one
+whose style words are true, on held-out pairs and on others, and the Stable Diffusion models."""
 STRETCH = 60
 COLUMNS = (
     Column("photo_and_content", "photo and content"),
@@ -102,8 +110,8 @@ def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `reference`, one per stretch of pairs, and training runs."""
     rows: list[Row] = []
     size, stretches = (4, 1) if quick else (STRETCH, 8)
-    for prefix, overrides in BASES.items():
-        run = settings_of(ARMS[0].plus(*overrides), 0)
+    for prefix, arm in BASES.items():
+        run = settings_of(arm, 0)
         for seed in range(stretches):
             make = partial(_references, run, seed, size, prefix)
             found = piece(out, f"{prefix}stretch-{seed}", run, make)
@@ -113,7 +121,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
     make = partial(judged_changes, settings_of(ARMS[0], 0), 16 if quick else 448)
     rows += piece(out, "judged-changes", settings_of(ARMS[0], 0), make)
     seeds = (0,) if quick else range(8)
-    rows += run_arms("unpromptable", sized(ARMS, quick), seeds, out)
+    rows += run_arms("unpromptable", sized([*ARMS, *DIFFUSION], quick), seeds, out)
     others = sized([*RIVALS, *ABLATIONS, *TASTES], quick)
     others += [LONG.plus(*FULL_SIZE)] if not quick else []
     rows += run_arms("unpromptable", others, seeds[:FEW_SEEDS], out)
@@ -130,8 +138,9 @@ def _derived(row: Row, rows: Rows) -> Row:
         value = row.get(f"photos_{key}", row.get(key) if row.get("kind") else None)
         if value is not None:
             found[f"{key}_kept"] = value * len(best) / sum(each[key] for each in best)
-    if row.get("kind") == "reference" and row["arm"] in ("asked", "asked_light"):
-        (base,) = asked.where(arm="base", seed=row["seed"])
+    prefix = next(each for each in ("sd_v_", "sd_", "") if row["arm"].startswith(each))
+    if row.get("kind") == "reference" and row["arm"][len(prefix) :] in ("asked", "asked_light"):
+        (base,) = asked.where(arm=f"{prefix}base", seed=row["seed"])
         found["moved"] = row["photo_rate"] - base["photo_rate"]
     if row.get("arm") == "held_out_base":
         (drawn,) = asked.where(arm="drawn_base", seed=row["seed"])
@@ -178,7 +187,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     titles = [column.title for column in COLUMNS]
     asked, runs = rows.where(kind="reference"), rows.runs
     words_of = {"": "", "promptable_": ", words true", "held_out_": ", held-out pairs"}
-    words_of["drawn_"] = ", validation pairs"
+    words_of |= {"drawn_": ", validation pairs", "sd_": ", SD (epsilon)", "sd_v_": ", SD (v)"}
     references = [
         [title + words, *means(COLUMNS, found)]
         for prefix, words in words_of.items()

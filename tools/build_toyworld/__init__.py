@@ -23,7 +23,7 @@ from directalign.types import DirectAlignError
 
 from . import few_step, latent_reward
 from .autoencoder import train_autoencoder
-from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_sd, train_sd_v
+from .denoisers import SD_SCHEDULE, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
 from .reward import train_reward
 from .spec import SPECS, Spec
@@ -124,16 +124,18 @@ def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> nn.
 def _make_sd(part: str, vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> None:
     """Stable Diffusion by epsilon (sd), and continued from it by v-prediction (sd_v)."""
     shift = vae.config["shift_factor"] * vae.config["scaling_factor"]
-    found = {name: latent_pool(vae, folder, spec, name, device) for name in spec.sd}
-    pools = {name: LatentPool(each.x0 + shift, each.captions) for name, each in found.items()}
-    modules, prediction = train_sd(pools, folder, spec, device), "epsilon"
+    pools = {name: latent_pool(vae, folder, spec, name, device) for name in spec.sd}
+    if spec.sd_distilled:
+        _make_flux(vae, folder, spec, device)
+    modules, prediction = train_sd(pools, shift, folder, spec, device), "epsilon"
     if part == "sd_v":
-        modules = train_sd_v(pools["flux"], modules, folder, spec, device)
+        modules = train_sd_v(pools["flux"], shift, modules, folder, spec, device)
         prediction = "v_prediction"
     else:
         modules["text_encoder"].save_pretrained(folder / "sd/text_encoder")
     modules["unet"].save_pretrained(folder / part / "unet")
     fixed = {"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
+    fixed |= {"timestep_spacing": spec.sd_spacing}
     scheduler = DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction, **fixed)
     scheduler.save_pretrained(folder / part / "scheduler")
     _write_index(part, folder / part)

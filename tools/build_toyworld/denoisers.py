@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from directalign.toyworld.worlds import World
 
-from .session import Budget, fit
+from .session import fit
 from .spec import Captions, Spec
 from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
@@ -47,11 +47,13 @@ def flux_transformer(spec: Spec) -> FluxTransformer2DModel:
 
 
 def sd_unet(spec: Spec) -> UNet2DConditionModel:
-    """A Stable Diffusion UNet at 2.2 M parameters: 8x8 or 16x16 latents, two levels."""
+    """A Stable Diffusion UNet: two levels, attention in one of them, 2.2 or 3.7 M parameters."""
     torch.manual_seed(22)
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
-    blocks |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1}
-    sizes = {"sample_size": spec.latent_side, "block_out_channels": (64, 96), "norm_num_groups": 8}
+    kinds = ("", "CrossAttn") if spec.sd_attends_inside else ("CrossAttn", "")
+    blocks = {"down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds)}
+    blocks |= {"up_block_types": tuple(f"{kind}UpBlock2D" for kind in kinds[::-1])}
+    sizes = {"sample_size": spec.latent_side, "block_out_channels": spec.sd_channels}
+    sizes |= {"norm_num_groups": 8, "layers_per_block": 1}
     channels = dict.fromkeys(("in_channels", "out_channels"), spec.latent_channels)
     attention = {"cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 4}
     return UNet2DConditionModel(**blocks, **sizes, **channels, **attention)
@@ -244,47 +246,119 @@ def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def train_sd(
-    pools: Mapping[str, LatentPool], folder: Path, spec: Spec, device: str = "cpu"
+    pools: Mapping[str, LatentPool], shift: float, folder: Path, spec: Spec, device: str = "cpu"
 ) -> nn.ModuleDict:
     """Every training of `spec.sd`, text encoder trained along: epsilon prediction on the
-    scaled-linear DDPM schedule. `pools`: of each of them."""
+    scaled-linear DDPM schedule. `pools`: of each of them; `shift`: of their latents to SD's."""
     clip = clip_tokenizer(spec)
     modules = nn.ModuleDict({"unet": sd_unet(spec), "text_encoder": clip_text_encoder(clip)})
     modules.to(device)
     for name, budget in spec.sd.items():
         modules["unet"].requires_grad_(name != spec.encoders_only)
-        loss = _ddpm_loss(pools[name], modules, clip, "epsilon", budget, device)
+        draw = _ddpm_examples(pools[name], shift, "epsilon", budget.batch, (folder, name), spec)
+        loss = _ddpm_loss(draw, modules, spec, device)
         fit(name.replace("flux", "sd"), modules, loss, budget, folder)
     return modules.cpu()
 
 
 def train_sd_v(
-    pool: LatentPool, epsilon: nn.ModuleDict, folder: Path, spec: Spec, device: str = "cpu"
+    pool: LatentPool,
+    shift: float,
+    epsilon: nn.ModuleDict,
+    folder: Path,
+    spec: Spec,
+    device: str = "cpu",
 ) -> nn.ModuleDict:
     """v-prediction, continued from the epsilon network with the same text encoder."""
     clip = clip_tokenizer(spec)
     modules = nn.ModuleDict({"unet": sd_unet(spec), "text_encoder": clip_text_encoder(clip)})
     modules.to(device).load_state_dict(epsilon.state_dict())
     modules["text_encoder"].requires_grad_(False)
-    loss = _ddpm_loss(pool, modules, clip, "v_prediction", spec.sd_v, device)
-    fit("sd_v", modules, loss, spec.sd_v, folder)
+    named = folder, list(spec.sd)[-1]
+    draw = _ddpm_examples(pool, shift, "v_prediction", spec.sd_v.batch, named, spec)
+    fit("sd_v", modules, _ddpm_loss(draw, modules, spec, device), spec.sd_v, folder)
     return modules.cpu()
 
 
-def _ddpm_loss(
-    pool: LatentPool, modules: nn.ModuleDict, clip, prediction: str, budget: Budget, device: str
-) -> Callable[[int, torch.Generator], Tensor]:
+@dataclass(frozen=True)
+class Examples:
+    """Of one step: noised latents, what to predict, the weight of each error, text."""
+
+    x_t: Tensor
+    timestep: Tensor
+    target: Tensor
+    weight: Tensor
+    captions: list[str]
+
+
+def _ddpm_examples(
+    pool: LatentPool,
+    shift: float,
+    prediction: str,
+    batch: int,
+    teacher: tuple[Path, str],
+    spec: Spec,
+) -> Callable[[torch.Generator], Examples]:
+    """Targets are the drawn noise and image or, if `spec.sd_distilled`, those that a trained FLUX
+    (folder, name) expects: a target without noise of its own. Its errors are weighted as those of
+    the velocity, up to 25-fold."""
     scheduler = DDPMScheduler(**SD_SCHEDULE, prediction_type=prediction)
+    flux = _trained_flux(*teacher) if spec.sd_distilled else None
+    tokenizers = clip_tokenizer(spec), t5_tokenizer(spec)
+
+    def draw(generator: torch.Generator) -> Examples:
+        x0, captions = pool.draw(batch, generator)
+        timestep = torch.randint(1000, (batch,), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        x_t, weight = scheduler.add_noise(x0 + shift, noise, timestep), torch.ones(batch)
+        if flux is not None:
+            alpha = scheduler.alphas_cumprod[timestep].sqrt()
+            x0, noise = _expected(flux, tokenizers, x0, noise, alpha, captions)
+            weight = 1 / alpha.square().clamp_min(1 / 25) if prediction == "epsilon" else weight
+        target = noise
+        if prediction == "v_prediction":
+            target = scheduler.get_velocity(x0 + shift, noise, timestep)
+        return Examples(x_t, timestep, target, weight[:, None, None, None], captions)
+
+    return draw
+
+
+def _trained_flux(folder: Path, name: str) -> nn.ModuleDict:
+    kinds = {"transformer": FluxTransformer2DModel, "text_encoder": CLIPTextModel}
+    kinds["text_encoder_2"] = T5EncoderModel
+    parts = {part: kind.from_pretrained(folder / name / part) for part, kind in kinds.items()}
+    return nn.ModuleDict(parts).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _expected(
+    flux: nn.ModuleDict,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    x0: Tensor,
+    noise: Tensor,
+    alpha: Tensor,
+    captions: list[str],
+) -> tuple[Tensor, Tensor]:
+    """Image and noise as a FLUX expects them in alpha x0 + sqrt(1 - alpha^2) noise, which on its
+    straight path, scaled, is the level sigma = sqrt(1 - alpha^2) / (alpha + sqrt(1 - alpha^2))."""
+    beta = (1 - alpha.square()).sqrt()
+    sigma = beta / (alpha + beta)
+    x_t = _noised(x0, noise, sigma)
+    packed = _velocity(flux, tokenizers, x_t, sigma, torch.ones_like(sigma), captions)
+    velocity, sigma = _unpack(packed, x0.shape), sigma[:, None, None, None]
+    return x_t - sigma * velocity, x_t + (1 - sigma) * velocity
+
+
+def _ddpm_loss(
+    draw: Callable[[torch.Generator], Examples], modules: nn.ModuleDict, spec: Spec, device: str
+) -> Callable[[int, torch.Generator], Tensor]:
+    clip = clip_tokenizer(spec)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        x0, captions = pool.draw(budget.batch, generator)
-        timestep = torch.randint(1000, (budget.batch,), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        x_t = scheduler.add_noise(x0, noise, timestep)
-        target = noise if prediction == "epsilon" else scheduler.get_velocity(x0, noise, timestep)
-        text = modules["text_encoder"](_tokens(clip, captions, device))[0]
-        given = (x_t.to(device), timestep.to(device))
+        drawn = draw(generator)
+        text = modules["text_encoder"](_tokens(clip, drawn.captions, device))[0]
+        given = (drawn.x_t.to(device), drawn.timestep.to(device))
         pred = modules["unet"](*given, encoder_hidden_states=text).sample
-        return (pred - target.to(device)).square().mean()
+        return (drawn.weight.to(device) * (pred - drawn.target.to(device)).square()).mean()
 
     return loss_of

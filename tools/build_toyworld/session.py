@@ -20,7 +20,10 @@ STATE_EVERY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Budget:
-    """How long one asset trains: optimiser steps, images per step, peak learning rate."""
+    """How long one asset trains: optimiser steps, images per step, peak learning rate.
+
+    `bfloat16`: the forward pass in that precision; weights and optimiser stay in float32.
+    """
 
     steps: int
     batch: int
@@ -29,6 +32,7 @@ class Budget:
     weight_decay: float = 1e-3
     warmup: int = 200
     clip: float = 1.0
+    bfloat16: bool = False
 
 
 def step_generator(name: str, step: int) -> torch.Generator:
@@ -70,7 +74,8 @@ def fit(
     for step in range(start, budget.steps):
         for group in optimizer.param_groups:
             group["lr"] = budget.learning_rate * _schedule(step, budget)
-        loss = loss_of(step, step_generator(name, step))
+        with torch.autocast(device.type, torch.bfloat16, enabled=budget.bfloat16):
+            loss = loss_of(step, step_generator(name, step))
         if not torch.isfinite(loss):
             problem = f"{name}: loss is {loss.item()} at step {step}"
             raise FloatingPointError(f"{problem}; lower the learning rate")

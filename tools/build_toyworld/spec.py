@@ -69,12 +69,14 @@ class Spec:
     each but the first at half the size of the one before. `flux`: trainings of the denoiser, each
     from the weights of the one before; in `encoders_only` the text encoders alone learn. `sd`:
     trainings of SD, each on the captions of that training of the FLUX; `sd_v` continues on the last
-    one's. `few_step`: distills the FLUX to four steps (`few_step.train_few_step`). `robust`:
-    continues the first reward's training on harder images, and the others from there with their own
-    tastes (`reward.train_reward`); empty to train each from new weights.
-    `latent_reward`: distills the first reward (`latent_reward.train_latent_reward`). `pools`:
-    numbers of images of `autoencoder`, `judges` and `reward`, and of no style (`mixed`).
-    `smoothing`: pixels of the box of the retouch `smooth`.
+    one's. `sd_channels`: of its two levels; attention is in the outer or the inner one;
+    `sd_distilled`: it learns what the FLUX predicts (`denoisers._ddpm_examples`); `sd_spacing`: of
+    its few sampling steps, which trailing ones begin at the last level. `few_step`: distills the
+    FLUX to four steps (`few_step.train_few_step`). `robust`: continues the first reward's training
+    on harder images, and the others from there with their own tastes (`reward.train_reward`); empty
+    to train each from new weights. `latent_reward`: distills the first reward
+    (`latent_reward.train_latent_reward`). `pools`: numbers of images of `autoencoder`, `judges` and
+    `reward`, and of no style (`mixed`). `smoothing`: pixels of the box of the retouch `smooth`.
     """
 
     world: World
@@ -90,6 +92,10 @@ class Spec:
     encoders_only: str | None
     sd: Mapping[str, Budget]
     sd_v: Budget
+    sd_channels: tuple[int, int]
+    sd_attends_inside: bool
+    sd_distilled: bool
+    sd_spacing: str
     few_step: Budget | None
     wear: Wear
     judge_width: int
@@ -150,6 +156,10 @@ SPECS = {
         encoders_only=None,
         sd={"flux": Budget(3600, 48, 1.2e-3)},
         sd_v=Budget(800, 48, 6e-4),
+        sd_channels=(64, 96),
+        sd_attends_inside=False,
+        sd_distilled=False,
+        sd_spacing="leading",
         few_step=Budget(140, 32, 1e-3, ema_decay=0.98, weight_decay=0.0, warmup=30),
         wear=Wear(28, 0.5, 0.15, 0.08, 0.05, channels=0.1),
         judge_width=24,
@@ -197,10 +207,14 @@ SPECS = {
         },
         encoders_only="flux",
         sd={
-            "flux_promptable": Budget(3600, 48, 1.2e-3),
-            "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30),
+            "flux_promptable": Budget(6000, 32, 1.5e-3, bfloat16=True),
+            "flux": Budget(600, 32, 1e-3, ema_decay=0.99, warmup=30, bfloat16=True),
         },
-        sd_v=Budget(800, 48, 6e-4),
+        sd_v=Budget(1200, 32, 8e-4, bfloat16=True),
+        sd_channels=(48, 128),
+        sd_attends_inside=True,
+        sd_distilled=True,
+        sd_spacing="trailing",
         few_step=None,
         wear=Wear(30, 0.3, 0.12, 0.06, 0.04),
         judge_width=32,

@@ -76,6 +76,8 @@ WORLDS = {
         {
             "flux": {**_flux(), "transformer": "flux_promptable/transformer"},
             "flux_promptable": _flux("flux_promptable"),
+            "sd": _sd("sd"),
+            "sd_v": _sd("sd_v"),
         },
         (
             *("reward_tint", "reward_smooth", "reward_saturation", "reward_exposure"),
