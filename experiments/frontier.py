@@ -74,13 +74,16 @@ LEVERS = [
 FEW_SEEDS = 3
 """Training seeds of the levers."""
 RIVALS = [
-    arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 6, 48),
-    arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 10, 120),
-    arm_of("grpo_relative", "GRPO, relative", "world_grpo_relative", 10, 120),
-    arm_of("diffusion_nft", "DiffusionNFT, relative", "world_diffusion_nft", 4, 48),
-    arm_of("awm", "AWM, relative", "world_awm", 4, 48),
+    arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 8, 48),
+    arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 16, 80),
+    arm_of("grpo_relative", "GRPO, relative", "world_grpo_relative", 16, 80),
+    arm_of("diffusion_nft", "DiffusionNFT, relative", "world_diffusion_nft", 2, 12),
+    arm_of("awm", "AWM, relative", "world_awm", 2, 12),
 ]
-RATES, SEARCH_SEED = (5e-5, 1e-4, 2e-4, 4e-4), 100
+SEARCH_SEED, RATES = 100, (5e-5, 1e-4, 2e-4, 4e-4)
+FORWARD_SEARCH = ("evaluate.every=4", "train.num_steps=16")
+POLICY_SEARCH = ("evaluate.every=10", "train.num_steps=60")
+SEARCH_PAIRS = ("evaluate.num_samples=64", "evaluate.num_samples_during=64")
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
