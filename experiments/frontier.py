@@ -86,13 +86,13 @@ RIVALS = [
     arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 8, 48, "train.learning_rate=1e-4"),
     arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 16, 80, "train.learning_rate=2e-4"),
     arm_of(GRPO, "GRPO, relative", "world_grpo_relative", 16, 80, "train.learning_rate=2e-4"),
-    arm_of(NFT, "DiffusionNFT, relative", "world_diffusion_nft", 4, 12, "train.learning_rate=2e-4"),
-    arm_of("awm", "AWM, relative", "world_awm", 4, 12, "train.learning_rate=2e-4"),
+    arm_of(NFT, "DiffusionNFT, relative", "world_diffusion_nft", 2, 6, "train.learning_rate=2e-4"),
+    arm_of("awm", "AWM, relative", "world_awm", 2, 6, "train.learning_rate=2e-4"),
 ]
 SEARCHED = {"flow_grpo": RATES[2:3], GRPO: RATES[2:3], NFT: RATES, "awm": RATES}
 """Learning rates from seed `SEARCH_SEED`; study `learning_rates` has three for the others."""
 SEARCH_SEED = 100
-SEARCH = dict.fromkeys(("flow_grpo", GRPO), ("evaluate.every=12", "train.num_steps=60"))
+SEARCH = dict.fromkeys(("flow_grpo", GRPO), ("evaluate.every=20", "train.num_steps=60"))
 SEARCH |= dict.fromkeys((NFT, "awm"), ("evaluate.every=4", "train.num_steps=12"))
 
 
