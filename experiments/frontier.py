@@ -83,9 +83,9 @@ FEW_SEEDS = 3
 """Training seeds of the levers."""
 GRPO, NFT, RATES = "grpo_relative", "diffusion_nft", (5e-5, 1e-4, 2e-4, 4e-4)
 RIVALS = [
-    arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 8, 48, "train.learning_rate=1e-4"),
-    arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 16, 80, "train.learning_rate=2e-4"),
-    arm_of(GRPO, "GRPO, relative", "world_grpo_relative", 16, 80, "train.learning_rate=2e-4"),
+    arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 6, 24, "train.learning_rate=3e-4"),
+    arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 16, 64, "train.learning_rate=2e-4"),
+    arm_of(GRPO, "GRPO, relative", "world_grpo_relative", 16, 64, "train.learning_rate=2e-4"),
     arm_of(NFT, "DiffusionNFT, relative", "world_diffusion_nft", 2, 6, "train.learning_rate=2e-4"),
     arm_of("awm", "AWM, relative", "world_awm", 2, 6, "train.learning_rate=2e-4"),
 ]
