@@ -107,7 +107,7 @@ def searched() -> list[Arm]:
 def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `price` and `search`, and of the runs, which have `cpu_seconds`; quick: two arms
     and one rate, one seed."""
-    arms, tried = sized(ARMS, quick), sized(searched()[: 1 if quick else None], quick)
+    arms, tried = sized(ARMS, quick), sized(searched()[-1 if quick else 0 :], quick)
     levers, rivals = ([], []) if quick else (sized(LEVERS, quick), sized(RIVALS, quick))
     every = [*arms, *levers, *rivals]
     make = partial(prices, every, 1 if quick else ROUNDS)
