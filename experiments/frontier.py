@@ -88,8 +88,8 @@ RIVALS = [
     arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 6, 24, "train.learning_rate=3e-4"),
     arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 16, 64, "train.learning_rate=2e-4"),
     arm_of(GRPO, "GRPO, relative", "world_grpo_relative", 16, 64, "train.learning_rate=2e-4"),
-    arm_of(NFT, "DiffusionNFT, relative", "world_diffusion_nft", 3, 12, "train.learning_rate=2e-4"),
-    arm_of("awm", "AWM, relative", "world_awm", 3, 12, "train.learning_rate=2e-4"),
+    arm_of(NFT, "DiffusionNFT", "world_diffusion_nft", 3, 12, "train.learning_rate=2e-4"),
+    arm_of("awm", "AWM", "world_awm", 3, 12, "train.learning_rate=2e-4"),
 ]
 SEARCHED = {"flow_grpo": RATES[2:3], GRPO: RATES[2:3], NFT: RATES, "awm": RATES}
 """Learning rates; study `learning_rates` has three more for the first two and for DRaFT-LV."""
