@@ -9,6 +9,13 @@ Expected beforehand: at equal photo rate, with content at or above .95 and colou
 least 12 times fewer NFE equivalents and 8 times less time than the released setting. Settings were
 chosen with seed 100; the seeds here are others.
 
+Rival methods were added after these settings, each at its best learning rate of seed 100: the one
+that reaches the level with content at or above .95 for the fewest NFE (rows of kind `search`; more
+rates of DRaFT-LV and the policy gradients are in study `learning_rates`; no rate of DRaFT-LV keeps
+the content, so it has the one that reaches .75). On the same rows DiffusionNFT and AWM are compared
+with the policy gradient, all on the relative reward: .75 is, to .05, the highest level that all
+three reach on seed 100 with that content.
+
 Time is that of the process, on one thread, in updates that the arms take in turn, so that it does
 not depend on what else the machine does; the updates of a run are paid at this price.
 """
@@ -18,7 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, product
 from pathlib import Path
 
 from directalign.config import RunConfig
@@ -32,8 +39,9 @@ from directalign.training.optim import adamw, trained_parameters
 from directalign.training.step import NFECounter, TrainStep
 
 from . import plots
+from .learning_rates import with_rate
 from .rows import Row, Rows, at_photo_rate, cost_ratio, difference
-from .runner import Arm, piece, run_arms, settings_of, sized
+from .runner import FULL_SIZE, Arm, piece, run_arms, settings_of, sized
 from .tables import Column, Table, means, signed, with_interval
 
 AT_LEVEL = at_photo_rate(0.75)
@@ -47,7 +55,9 @@ COLUMNS = (
     Column("content", "content"),
     Column("color_drift", "colour drift"),
 )
-RELEASED = "released"
+PHOTO = Column("photo_rate", "photo rate")
+KEPT_COLUMNS = (PHOTO, *COLUMNS)
+RELEASED, HALF_COST, CONTENT = "released", "half_cost", 0.95
 
 
 def arm_of(name: str, title: str, recipe: str, every: int, steps: int, *overrides: str) -> Arm:
@@ -61,7 +71,7 @@ FAST, SHORT = "train.learning_rate=3e-4", "rollout.training_steps=2"
 LONG = "rollout.training_steps=25"
 ARMS = [
     arm_of(RELEASED, "as released", "world_official", 16, 32, LONG, "train.learning_rate=3e-5"),
-    arm_of("half_cost", "one branch, 2 steps", "world_half_cost", 4, 12, SHORT),
+    arm_of(HALF_COST, "one branch, 2 steps", "world_half_cost", 4, 12, SHORT),
 ]
 LEVERS = [
     arm_of("released_fast", "released, 1e-4", "world_official", 4, 12, LONG),
@@ -73,19 +83,48 @@ LEVERS = [
 ]
 FEW_SEEDS = 3
 """Training seeds of the levers."""
+GRPO, NFT, RATES = "grpo_relative", "diffusion_nft", (5e-5, 1e-4, 2e-4, 4e-4)
+RIVALS = [
+    arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 6, 24, "train.learning_rate=3e-4"),
+    arm_of("flow_grpo", "Flow-GRPO", "world_flow_grpo", 16, 96, "train.learning_rate=1e-4"),
+    arm_of(GRPO, "GRPO, relative", "world_grpo_relative", 16, 64, "train.learning_rate=2e-4"),
+    arm_of(NFT, "DiffusionNFT", "world_diffusion_nft", 3, 12, "train.learning_rate=2e-4"),
+    arm_of("awm", "AWM", "world_awm", 3, 12, "train.learning_rate=2e-4"),
+]
+SEARCHED = {"flow_grpo": RATES[2:3], GRPO: RATES[2:3], NFT: RATES, "awm": RATES}
+"""Learning rates; study `learning_rates` has three more for the first two and for DRaFT-LV."""
+SEARCH_SEED = 100
+SEARCH_SIZE = {
+    "flow_grpo": ("evaluate.every=20", "train.num_steps=60"),
+    GRPO: ("evaluate.every=20", "train.num_steps=60"),
+    NFT: ("evaluate.every=4", "train.num_steps=12"),
+    "awm": ("evaluate.every=4", "train.num_steps=12"),
+}
+
+
+def searched() -> list[Arm]:
+    """Rival methods under each of their rates, measured on as many pairs as most studies."""
+    rates = [(arm, rate) for arm in RIVALS for rate in SEARCHED.get(arm.name, ())]
+    return [with_rate(arm, rate).plus(*SEARCH_SIZE[arm.name], *FULL_SIZE) for arm, rate in rates]
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
-    """Rows of kind `price` and of the runs, which have `cpu_seconds`; quick: two arms, one seed."""
-    arms, levers = sized(ARMS, quick), [] if quick else sized(LEVERS, quick)
-    make = partial(prices, [*arms, *levers], 1 if quick else ROUNDS)
+    """Rows of kind `price` and `search`, and of the runs, which have `cpu_seconds`; quick: two arms
+    and one rate, one seed."""
+    arms, tried = sized(ARMS, quick), sized(searched()[-1 if quick else 0 :], quick)
+    levers, rivals = ([], []) if quick else (sized(LEVERS, quick), sized(RIVALS, quick))
+    every = [*arms, *levers, *rivals]
+    make = partial(prices, every, 1 if quick else ROUNDS)
     paid = piece(out, "prices", settings_of(arms[0], 0), make)
     seconds = {row["arm"]: row["update_seconds"] for row in paid}
-    found = {work_of(arm): seconds[arm.name] for arm in arms + levers if arm.name in seconds}
-    of_one = {arm.name: found[work_of(arm)] for arm in arms + levers}
+    found = {work_of(arm): seconds[arm.name] for arm in every if arm.name in seconds}
+    of_one = {arm.name: found[work_of(arm)] for arm in every}
+    search = run_arms("frontier", tried, (SEARCH_SEED,), out)
     rows = run_arms("frontier", arms, SEEDS[:1] if quick else SEEDS, out)
     rows += run_arms("frontier", levers, SEEDS[:FEW_SEEDS], out)
-    return [*(row | {"cpu_seconds": row["step"] * of_one[row["arm"]]} for row in rows), *paid]
+    rows += run_arms("frontier", rivals, SEEDS, out)
+    rows = [row | {"cpu_seconds": row["step"] * of_one[row["arm"]]} for row in rows]
+    return [*rows, *({**row, "kind": "search"} for row in search), *paid]
 
 
 def work_of(arm: Arm) -> tuple[str, ...]:
@@ -131,38 +170,79 @@ def _turn(run: RunConfig, ranks: TorchProcessGroup) -> Callable[[], float]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    runs, costs, ratios = rows.runs, [], []
+    runs, costs, ratios, rivals = rows.runs, [], [], {arm.name for arm in RIVALS}
     for arm, title in runs.arms.items():
         found = [row for row in map(AT_LEVEL, runs.runs_of(arm)) if row]
         costs.append([title, f"{len(found)} of {len(runs.seeds(arm))}", *means(COLUMNS, found)])
-        pairs = runs.pairs(arm, RELEASED, AT_LEVEL)
-        times = [cost_ratio([(other, mine) for mine, other in pairs], key) for key in COSTS]
-        changes = [signed(difference(pairs, key)) for key in ("content", "color_drift")]
-        cells = [*(with_interval(each, 1) for each in times), *changes, str(len(pairs))]
         arrived = len(found) == len(runs.seeds(arm))  # a ratio of some seeds alone is none
-        ratios += [[title, *cells]] if arm != RELEASED and arrived else []
-    titles = [column.title for column in COLUMNS]
-    fewer = [f"times fewer {name}" for name in COSTS.values()]
+        if arm not in (RELEASED, *rivals) and arrived:
+            ratios.append([title, *_fewer(runs, arm, RELEASED)])
+    titles, there = (
+        [column.title for column in COLUMNS],
+        [arm for arm in runs.arms if arm in rivals],
+    )
+    fewer = [*(f"times fewer {name}" for name in COSTS.values()), *titles[-2:], "seeds"]
+    ours = [[runs.arms[arm], *_fewer(runs, HALF_COST, arm)] for arm in there]
+    forward = [
+        [f"{runs.arms[arm]}, against {runs.arms[other]}", *_fewer(runs, arm, other)]
+        for arm, other in product((NFT, "awm"), ("flow_grpo", GRPO))
+        if arm in there and other in there
+    ]
+    kept = [[runs.arms[arm], *means(KEPT_COLUMNS, _kept(runs.runs_of(arm)))] for arm in there]
     return {
         "cost": Table(["setting", "seeds", *titles], costs),
-        "over_released": Table(["setting", *fewer, *titles[-2:], "seeds"], ratios),
+        "over_released": Table(["setting", *fewer], ratios),
+        "over_rivals": Table(["against", *fewer], ours),
+        "forward_process": Table(["method", *fewer], forward),
+        "with_content": Table(["method", *(column.title for column in KEPT_COLUMNS)], kept),
+        "search": _search_table(rows.where(kind="search")),
     }
 
 
+def _fewer(runs: Rows, arm: str, other: str) -> list[str]:
+    """Cost of the other over that of the arm, and its gain in quality, where both reach the level;
+    on how many seeds they do."""
+    pairs = runs.pairs(arm, other, AT_LEVEL)
+    times = [cost_ratio([(theirs, mine) for mine, theirs in pairs], key) for key in COSTS]
+    changes = [signed(difference(pairs, key)) for key in ("content", "color_drift")]
+    return [*(with_interval(each, 1) for each in times), *changes, str(len(pairs))]
+
+
+def _kept(runs: Sequence[Rows]) -> list[Row]:
+    """The highest photo rate of each run with content at or above `CONTENT`."""
+    kept = [[row for row in run if row["content"] >= CONTENT] for run in runs]
+    return [max(each, key=lambda row: row["photo_rate"]) for each in kept]
+
+
+def _search_table(rows: Rows) -> Table:
+    lines = []
+    for arm, title in rows.arms.items():
+        run = rows.run(arm, SEARCH_SEED)
+        found = AT_LEVEL(run)
+        cells = means(COLUMNS[:2], [found] if found else [])
+        (kept,) = _kept([run])
+        lines.append([title, *cells, *means((PHOTO, *COLUMNS[:2]), [kept])])
+    with_content = (f"{each}, with content" for each in ("photo rate", "updates", "NFE"))
+    return Table(["method and rate", "updates", "NFE equivalents", *with_content], lines)
+
+
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    runs, panels, columns = rows.runs, [], []
-    paid = Rows(row for row in runs if row["step"] > 0)
+    runs, files, columns = rows.runs, [], []
+    rivals = {arm.name for arm in RIVALS}
+    groups = {"curves": runs.arms.keys() - rivals, "rivals": {RELEASED, HALF_COST, *rivals}}
+    for name, arms in groups.items():
+        paid, panels = Rows(r for r in runs if r["step"] > 0 and r["arm"] in arms), []
+        for key, x in COSTS.items():
+            lines = plots.lines_along(paid, key, "photo_rate")
+            is_last = key == "cpu_seconds"
+            panel = plots.Panel("Photo rate", x, "", lines, percent=True, log_x=True, named=is_last)
+            panels.append(panel)
+        file, title = folder / f"frontier_{name}.png", "Photo rate, by what it costs"
+        files.append(plots.curves(file, title, panels, "Means over seeds", titles=runs.arms))
     for key, x in COSTS.items():
-        lines = plots.lines_along(paid, key, "photo_rate")
-        is_last = key == "cpu_seconds"
-        panel = plots.Panel("Photo rate", x, "", lines, percent=True, log_x=True, named=is_last)
-        panels.append(panel)
         pairs = {arm: runs.pairs(arm, RELEASED, AT_LEVEL) for arm in runs.arms if arm != RELEASED}
         values = {arm: cost_ratio(each, key) for arm, each in pairs.items()}
         columns.append(plots.DotColumn(x, values, log=True, at=1))
-    note = "Means over seeds"
-    file, title = folder / "frontier_curves.png", "Photo rate, by what it costs"
-    files = [plots.curves(file, title, panels, note, titles=runs.arms)]
     file, title = folder / "frontier_cost.png", "Cost of a photo rate of .75 over that as released"
     note = "Geometric means over the seeds that reach it, 95 % intervals; dashed: as released"
     return [*files, plots.dots_with_intervals(file, title, columns, note, runs.arms)]

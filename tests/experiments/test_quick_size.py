@@ -11,7 +11,7 @@ from experiments.runner import load_study
 
 KINDS = {
     "convergence": {None, "depth", "state"},
-    "frontier": {None, "price"},
+    "frontier": {None, "price", "search"},
     "timesteps": {None, "hacking"},
     "reward_finetuning": {None, "reward"},
     "recovery": {None},
