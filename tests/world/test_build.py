@@ -60,10 +60,29 @@ def test_the_denoisers_train(pool, spec, tmp_path):
     fresh = denoisers.flux_transformer(spec).parameters()
     flux = denoisers.train_flux(pool, tmp_path, spec, next(iter(spec.flux)))
     assert not equal(fresh, flux["transformer"].parameters())
-    epsilon = denoisers.train_sd(dict.fromkeys(spec.sd, pool), tmp_path, spec)
-    v = denoisers.train_sd_v(pool, epsilon, tmp_path, spec)
+    for name in spec.sd:
+        for part in flux:
+            flux[part].save_pretrained(tmp_path / name / part)
+    epsilon = denoisers.train_sd(dict.fromkeys(spec.sd, pool), 0.1, tmp_path, spec)
+    v = denoisers.train_sd_v(pool, 0.1, epsilon, tmp_path, spec)
     assert equal(epsilon["text_encoder"].parameters(), v["text_encoder"].parameters())
     assert not equal(epsilon["unet"].parameters(), v["unet"].parameters())
+
+
+def test_image_and_noise_that_a_flux_expects_make_the_same_noised_latents(pool, spec, tmp_path):
+    flux = denoisers.train_flux(pool, tmp_path, spec, next(iter(spec.flux)))
+    tokens = tokenizers.clip_tokenizer(spec), tokenizers.t5_tokenizer(spec)
+    generator = torch.Generator().manual_seed(0)
+    x0, captions = pool.draw(3, generator)
+    noise, alpha = torch.randn(x0.shape, generator=generator), torch.tensor([0.07, 0.5, 0.99])
+    found = denoisers._expected(flux, tokens, x0, noise, alpha, captions)
+    beta = (1 - alpha**2).sqrt()
+    a, b = (each.view(3, 1, 1, 1) for each in (alpha, beta))
+    assert torch.allclose(a * found[0] + b * found[1], a * x0 + b * noise, atol=1e-5)
+    x_t, sigma = (a * x0 + b * noise) / (a + b), beta / (alpha + beta)
+    packed = denoisers._velocity(flux, tokens, x_t, sigma, torch.ones(3), captions)
+    velocity = denoisers._unpack(packed, x0.shape)
+    assert torch.allclose(found[1] - found[0], velocity, atol=1e-5)
 
 
 def test_a_few_step_lora_is_the_base_model_until_it_is_trained(tmp_path):
