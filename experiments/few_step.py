@@ -174,7 +174,9 @@ def _ratios(rows: Rows) -> list[list[str]]:
         ("own_early", "naive"),
     ):
         pairs = last.pairs(ours, theirs, lambda run: run[-1])
-        cells = [with_interval(cost_ratio(pairs, f"{key}_kept"), 2) for key in KEPT]
+        names = {f"{key}_kept" for key in KEPT}
+        known = [pair for pair in pairs if all(names <= row.keys() for row in pair)]
+        cells = [with_interval(cost_ratio(known, f"{key}_kept"), 2) for key in KEPT]
         lines.append([f"{titles[ours]}, over: {titles[theirs]}", *cells, str(len(pairs))])
     return lines
 

@@ -121,7 +121,9 @@ def measure(out: Path, quick: bool) -> list[Row]:
     make = partial(judged_changes, settings_of(ARMS[0], 0), 16 if quick else 448)
     rows += piece(out, "judged-changes", settings_of(ARMS[0], 0), make)
     seeds = (0,) if quick else range(8)
-    rows += run_arms("unpromptable", sized([*ARMS, *DIFFUSION], quick), seeds, out)
+    rows += run_arms("unpromptable", sized(ARMS, quick), seeds, out)
+    diffusion = sized(DIFFUSION, quick) if quick else DIFFUSION  # measured on 256 pairs
+    rows += run_arms("unpromptable", diffusion, seeds, out)
     others = sized([*RIVALS, *ABLATIONS, *TASTES], quick)
     others += [LONG.plus(*FULL_SIZE)] if not quick else []
     rows += run_arms("unpromptable", others, seeds[:FEW_SEEDS], out)

@@ -78,7 +78,9 @@ def test_sample_pairs_every_prompt_with_every_seed(command, recipe, calls):
     rollout = {"num_inference_steps": 4, "cfg_scale": 4.5, "embedded_guidance": 0.0}
     rollout |= {"height": 64, "width": 32}
     seeds = [1, 2, 1, 2, 1, 2]
-    assert calls == [("sample", Path("run"), prompts, seeds, Path("o"), rollout, True, None, 1.0)]
+    ((*given, source),) = calls
+    assert source is None
+    assert given == ["sample", Path("run"), prompts, seeds, Path("o"), rollout, True, None, 1.0]
 
 
 def test_compare_passes_on_every_option(command, calls):

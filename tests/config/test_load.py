@@ -210,8 +210,8 @@ OVERRIDES = {
     "learning_rate=1": "--set learning_rate: unknown key; did you mean 'train.learning_rate'?",
     "reward.statistic=brightness": "--set reward.statistic: unknown key; it belongs to another "
     "kind of reward: remove it, or set reward.name to that kind",
-    "method.noise_levels.kind=unform": "kind 'unform' is none of window, uniform, constant_gain; "
-    "did you mean 'uniform'?",
+    "method.noise_levels.kind=unform": "kind 'unform' is none of window, uniform, constant_gain, "
+    "rollout; did you mean 'uniform'?",
     "train.num_steps=true": "got true, and it should be a valid integer; write a whole number",
     "train.learning_rate=fast": 'got "fast", and it should be a valid number; write a number such',
     "train.betas=[0.9]": "--set train.betas: train.betas.1: missing",
@@ -237,6 +237,7 @@ OVERRIDES = {
     "model.block_swap=2": "gradient_checkpointing: true and compile: false, or remove block_swap",
     "train.global_batch_size=8 train.gradient_accumulation_steps=2": "both set the batches per",
     "data.buckets=[[64,64]]": "buckets needs data.images",
+    "method.noise_levels.kind=rollout rollout.sizes=[[64,64]]": "rollout.sizes: method.noise_l",
     "data.images=x method.name=refl": "method refl trains on rollouts only: remove data.images",
     "method.name=draft method.grad_steps=26": "grad_steps 26 is more than rollout.num_inference_s",
     "early_stopping={}": "early_stopping: needs measurements, and evaluate.every is 0",

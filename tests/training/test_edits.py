@@ -97,9 +97,9 @@ ROW = {"prompt": "a", "source": "0.png"}
         ({"prompt": "a"}, "edits.jsonl:1: source is None, and the path of an image is needed"),
         ({**ROW, "mask": 3}, "edits.jsonl:1: mask is 3, and the path"),
         ({"source": "0.png"}, "edits.jsonl:1: .*prompt"),
-        ({**ROW, "source": "gone.png"}, "line 1: source .*gone.png: no such file"),
-        ({**ROW, "mask": "gone.png"}, "line 1: mask .*gone.png: no such file"),
-        ({**ROW, "mask": "wide.png"}, "line 1: mask .*wide.png: not of the size of its source"),
+        ({**ROW, "source": "gone.png"}, "line 1 .*: source .*gone.png: no such file"),
+        ({**ROW, "mask": "gone.png"}, "line 1 .*: mask .*gone.png: no such file"),
+        ({**ROW, "mask": "wide.png"}, "line 1 .*: mask .*wide.png: not of the size of its source"),
     ],
 )
 def test_a_fault_is_named_by_line_and_key(folder, row, message):
@@ -119,3 +119,16 @@ def test_a_missing_target_and_a_missing_file_are_refused(folder):
         scan_edits(file, targets=True)
     with pytest.raises(DirectAlignError, match=r"other.jsonl: no such edits file"):
         scan_edits(folder / "other.jsonl")
+
+
+def test_a_resume_notices_another_source(folder):
+    def fingerprint() -> str:
+        run = stubs.make_run(folder / "prompts.txt", batch_size=1, global_batch_size=1)
+        given = {"edits": str(folder / "edits.jsonl"), "batch_size": 1}
+        run = run.model_copy(update={"data": DataConfig.model_validate(given)})
+        return open_data(run, stubs.StubModel(), TorchProcessGroup(0, 1)).fingerprint
+
+    before, edits = fingerprint(), folder / "edits.jsonl"
+    assert fingerprint() == before
+    edits.write_text(edits.read_text().replace('"0.png"', '"1.png"'))
+    assert fingerprint() != before

@@ -336,6 +336,8 @@ def sample(
         announce(f"sampling {source}")
         from ..data.prompts import read_prompts
 
+        if image is not None and not image.is_file():
+            raise DirectAlignError(f"--source {image}: there is no such file: give an image")
         texts = [checked_prompt(text, "--prompt") for text in prompt]
         texts += read_prompts(prompts) if prompts is not None else []
         if not texts:

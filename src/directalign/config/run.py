@@ -30,6 +30,7 @@ from .base import (
     Strict,
     Text,
 )
+from .method_parts import RolloutNoiseLevels
 from .methods import MethodConfig
 from .presets import PRESETS, PresetName, merged
 from .rewards import ClipConfig, QwenVLConfig, RewardConfig, SingleRewardConfig
@@ -310,7 +311,7 @@ class DataConfig(Strict):
             raise ValueError("offline_steps trains on rollouts afterwards and needs data.prompts")
         offline = self.images is not None or self.edit_targets
         if self.offline_steps is not None and not offline:
-            raise ValueError("offline_steps needs data.images")
+            raise ValueError("offline_steps needs data.images, or data.edit_targets: true")
         if self.buckets is not None and given == ["prompts"]:
             raise ValueError("buckets needs data.images")
         return self
@@ -536,6 +537,19 @@ class RunConfig(Strict):
                     f"rollout.num_inference_steps {rollout_steps}: decrease it, or sample in more "
                     "steps"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> RunConfig:
+        levels = getattr(self.method, "noise_levels", None)
+        if isinstance(levels, RolloutNoiseLevels):
+            for key in ("rollout.sizes", "data.buckets"):
+                part, _, name = key.partition(".")
+                if getattr(getattr(self, part), name) is not None:
+                    raise ValueError(
+                        f"{key}: method.noise_levels of kind rollout are the levels of one size: "
+                        "remove one of the two"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -78,13 +78,14 @@ def in_list(
     """
     entries, paths = list[Entry](), list[dict[str, Path]]()
     for line, row in json_rows(file, what):
-        where, name = f"{file}:{line}", f"line {line}"
+        where = f"{file}:{line}"
         named = [*keys, *(key for key in optional if row.get(key) is not None)]
         for key in named:
             if not isinstance(row.get(key), str) or not row[key] or "\0" in row[key]:
                 raise DirectAlignError(
                     f"{where}: {key} is {row.get(key)!r:.60}, and the path of an image is needed"
                 )
+        name = f"line {line} ({', '.join(row[key] for key in named)})"
         entries.append(captioned(name, prompt_of_row(row, where), where, name))
         paths.append({key: file.parent / row[key] for key in named})
     return tuple(entries), paths

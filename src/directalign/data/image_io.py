@@ -42,8 +42,7 @@ def load_image(
         pixels = read_pixels(picture)
     except Unreadable as error:
         raise DirectAlignError(
-            f"{name or picture}: {error}; the image was readable when the set was scanned: "
-            "restore it"
+            f"{name or picture}: {error}; if it was readable when training started, restore it"
         ) from error
     cropped = _centre_crop(torch.from_numpy(pixels).permute(2, 0, 1), height / width)
     resized = F.interpolate(

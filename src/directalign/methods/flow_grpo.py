@@ -44,13 +44,13 @@ class Rollouts:
     """One (n, c, h, w) per level: [0] is the noise, [-1] is x0."""
     log_probs: list[Tensor]
     """(n,) of each step that can be trained: from `first` on."""
-    first: int
     reward: Tensor
     advantage: Tensor
     metrics: dict[str, float]
     kept: tuple[bool, ...] = ()
     sources: Tensor | None = None
     """The images that the prompts edit."""
+    first: int = 0
 
 
 class FlowGRPO(ObjectiveMethod):
@@ -166,8 +166,8 @@ class FlowGRPO(ObjectiveMethod):
             self.warned = True
             logger.warning("all samples of a prompt have one reward: nothing is learned from them")
         metrics = {**output.metrics, "group_spread": spread}
-        samples = sigmas, states, log_probs, window.start, reward, advantage
-        about = metrics, batch.own_kept, batch.source_images
+        samples = sigmas, states, log_probs, reward, advantage
+        about = metrics, batch.own_kept, batch.source_images, window.start
         return Rollouts(batch.step, batch.prompts, *samples, *about)
 
     def _window(self, rollout: int, trainable: int) -> range:

@@ -247,7 +247,8 @@ def unused_settings(run: config.RunConfig) -> list[str]:
     data = run.data
     samples = not data.edit_targets or data.offline_steps is not None
     if data.prompts is None and not (data.edits is not None and samples):
-        why = "data.images are trained on, without rollouts"
+        key = "images" if data.edits is None else "edit_targets"
+        why = f"data.{key} are trained on, without rollouts"
         unused += [f"rollout.{key}: {why}" for key, is_set in cheaper.items() if is_set]
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     sees = rewards.reward_class(run.reward.name).sees

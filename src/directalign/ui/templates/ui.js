@@ -16,8 +16,8 @@ const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}.` :
 const path = document.body.dataset.poll;
 let tag = "";
 let pressed = false; // a button that is replaced before it is released is not clicked
-addEventListener("pointerdown", () => (pressed = true));
-for (const kind of ["pointerup", "pointercancel"]) addEventListener(kind, () => (pressed = false));
+addEventListener("pointerdown", (event) => (pressed = event.button === 0));
+for (const kind of ["pointerup", "pointercancel", "contextmenu", "dragend", "blur"]) addEventListener(kind, () => (pressed = false));
 
 function replace(part) {
   const old = $(part.id);
