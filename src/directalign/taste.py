@@ -40,6 +40,7 @@ from .evaluation.run_weights import find_weights
 from .io.atomic import exclusive, make_folder, new_folder, require_new, write_text
 from .io.text import json_rows, read_json
 from .io.yaml_text import dump_yaml
+from .toyworld.worlds import world_of
 from .types import DirectAlignError
 
 STATE, RECIPE, HELD_OUT = "taste.json", "recipe.yaml", "held_out.txt"
@@ -97,7 +98,8 @@ def start(
     """Write the state of `folder`; nothing if it was begun with the same arguments.
 
     Args:
-        source: a model, or a recipe, of which model, rollout and trackers are taken.
+        source: a model, or a recipe, of which model, rollout, trackers, optimizer and the number
+            of images sampled at once are taken.
         prompts: a list as `read_prompts` takes it, of which a quarter is held out.
         pairs: to vote on in a round. compared: images before and after.
         phrases: of two images of a pair each has another of them, or none, before its prompt.
@@ -149,6 +151,10 @@ def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> s
         "train": {"num_steps": 100, "learning_rate": 1e-4, "global_batch_size": 8},
         "evaluate": {"num_samples": 4, "num_samples_during": 4, "references": False},
     }
+    if "optimizer" in given["train"]:
+        sections["train"]["optimizer"] = given["train"]["optimizer"]
+    if size := given.get("evaluate", {}).get("batch_size", 0 if world_of(base.model.path) else 1):
+        sections["evaluate"]["batch_size"] = size
     run = load_text(dump_yaml(sections), source, overrides)
     if (run.method.name, run.model.tune) != ("dpo", "lora"):
         raise DirectAlignError(

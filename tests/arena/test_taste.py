@@ -6,6 +6,7 @@ import re
 import signal
 from pathlib import Path
 
+import torch
 import yaml
 from arena_servers import running_command, vote
 from PIL import Image, ImageStat
@@ -14,7 +15,10 @@ from typer.testing import CliRunner
 from directalign import taste
 from directalign.arena.session import open_arena
 from directalign.cli import app
+from directalign.config import RunConfig
+from directalign.config.load import dump_run, load_run
 from directalign.data.pairs import scan_pairs
+from directalign.evaluation import candidates
 from document_commands import command_lines
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/from_votes.md"
@@ -132,3 +136,39 @@ def test_what_cannot_begin_is_refused(tmp_path, monkeypatch):
     assert "--pairs: new was begun with its own" in refused("taste", "start", "new", "--pairs", "7")
     assert "no round is trained yet" in refused("taste", "compare", "new")
     assert "0 pairs are decided" in refused("taste", "train", "new")
+
+
+def started(folder: Path, source: str, *overrides: str) -> RunConfig:
+    """The recipe of a folder that is begun."""
+    taste.start(source, "world", folder, 5, 2, overrides=overrides)
+    return load_run(folder / taste.RECIPE)
+
+
+def recipe_file(file: Path, *overrides: str) -> str:
+    file.write_text(dump_run(load_run("world_srpo", overrides)), "utf-8")
+    return str(file)
+
+
+def test_what_the_recipe_says_of_memory_is_kept(tmp_path, monkeypatch):
+    large = started(tmp_path / "large", "flux_srpo_lora_24gb")
+    assert large.evaluate.batch_size == 1
+    assert started(tmp_path / "none", "flux_srpo_lora_24gb", "evaluate.batch_size=3")
+    no_size = tmp_path / "no_size.yaml"
+    no_size.write_text(
+        "name: a\nmodel: {architecture: flux, path: owner/model}\nmethod: {name: srpo}\n"
+        "rollout: {embedded_guidance: 3.5}\nreward: {name: clip, path: owner/clip}\n"
+        "data: {prompts: photographs}\ntrain: {num_steps: 1, optimizer: adamw8bit}\n"
+    )
+    unsaid = started(tmp_path / "unsaid", str(no_size))
+    assert (unsaid.evaluate.batch_size, unsaid.train.optimizer) == (1, "adamw8bit")
+    assert started(tmp_path / "toy", "world:flux").evaluate.batch_size == 32
+    sizes = list[int]()
+
+    def asked_at_once(model, prompts, seeds, rollout, batch_size):
+        sizes.append(len(prompts))
+        return torch.zeros(len(prompts), 3, 8, 8)
+
+    monkeypatch.setattr(candidates, "generate", asked_at_once)
+    monkeypatch.setattr(candidates, "load_run_model", lambda run, trained: None)
+    taste.make_candidates(taste.current(tmp_path / "none"))
+    assert sizes == [3, 3, 3, 1]
