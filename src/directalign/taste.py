@@ -156,6 +156,12 @@ def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> s
     if size := given.get("evaluate", {}).get("batch_size", 0 if world_of(base.model.path) else 1):
         sections["evaluate"]["batch_size"] = size
     run = load_text(dump_yaml(sections), source, overrides)
+    if run.model.lora.init is not None:
+        raise DirectAlignError(
+            f"{source}: model.lora.init: {run.model.lora.init}: images to vote on and the base of "
+            "the comparison are made without it; merge it into the model that model.path names "
+            "and leave the key out"
+        )
     if (run.method.name, run.model.tune) != ("dpo", "lora"):
         raise DirectAlignError(
             f"--set: taste trains a LoRA on pairs, not {run.method.name} with model.tune: "

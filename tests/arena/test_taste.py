@@ -6,6 +6,7 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from arena_servers import running_command, vote
@@ -19,6 +20,7 @@ from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.data.pairs import scan_pairs
 from directalign.evaluation import candidates
+from directalign.types import DirectAlignError
 from document_commands import command_lines
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/from_votes.md"
@@ -172,3 +174,18 @@ def test_what_the_recipe_says_of_memory_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(candidates, "load_run_model", lambda run, trained: None)
     taste.make_candidates(taste.current(tmp_path / "none"))
     assert sizes == [3, 3, 3, 1]
+
+
+def refusal(folder: Path, source: str, *overrides: str) -> str:
+    """The error of a source that cannot be begun with; nothing is written."""
+    with pytest.raises(DirectAlignError) as error:
+        started(folder, source, *overrides)
+    assert not folder.exists()
+    return str(error.value)
+
+
+def test_a_recipe_that_begins_with_a_lora_is_refused(tmp_path):
+    lora = ["model.tune=lora", "model.lora.init=runs/before"]
+    recipe = recipe_file(tmp_path / "mine.yaml", *lora)
+    assert f"{recipe}: model.lora.init: runs/before" in refusal(tmp_path / "new", recipe)
+    assert "model.lora.init: runs/b" in refusal(tmp_path / "new", "world:flux", lora[1])
