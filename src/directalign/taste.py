@@ -16,6 +16,7 @@ interrupted continues. The voting itself is `arena`'s, the training `training`'s
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -134,7 +135,13 @@ def start(
 
 def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> str:
     """A DPO recipe in YAML. No rate was searched for large models."""
-    base = load_run(source) if is_recipe(source) else run_of(Path(source))[0]
+    base, folder_of_run = (load_run(source), None) if is_recipe(source) else run_of(Path(source))
+    if folder_of_run is not None:
+        form = "folder --merge" if base.model.tune == "lora" else "folder"
+        raise DirectAlignError(
+            f"{source}: is a run, and taste begins with a model; give the folder that directalign "
+            f"export {shlex.quote(source)} --format {form} writes"
+        )
     given = base.model_dump(mode="json", exclude_unset=True)
     kept = ("model", "rollout", "trackers")
     sections: dict[str, Any] = {name: given[name] for name in kept if name in given}

@@ -189,3 +189,11 @@ def test_a_recipe_that_begins_with_a_lora_is_refused(tmp_path):
     recipe = recipe_file(tmp_path / "mine.yaml", *lora)
     assert f"{recipe}: model.lora.init: runs/before" in refusal(tmp_path / "new", recipe)
     assert "model.lora.init: runs/b" in refusal(tmp_path / "new", "world:flux", lora[1])
+
+
+def test_a_run_is_to_be_exported_first(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe_file(run / "run.yaml", "model.tune=lora")
+    assert "directalign export" in (said := refusal(tmp_path / "new", str(run)))
+    assert "--format folder --merge" in said
