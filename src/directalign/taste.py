@@ -41,6 +41,10 @@ from .evaluation.run_weights import find_weights
 from .io.atomic import exclusive, make_folder, new_folder, require_new, write_text
 from .io.text import json_rows, read_json
 from .io.yaml_text import dump_yaml
+from .models.checkpoint_source import open_source
+from .preflight import this_machine
+from .preflight.checks import check_model_here
+from .preflight.guidance import usual
 from .toyworld.worlds import world_of
 from .types import DirectAlignError
 
@@ -143,6 +147,9 @@ def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> s
             f"export {shlex.quote(source)} --format {form} writes"
         )
     given = base.model_dump(mode="json", exclude_unset=True)
+    if not is_recipe(source) and not world_of(source):
+        index = read_json(open_source(base.model, weights=False).folder / "model_index.json", "")
+        given["rollout"] |= usual(base.model.architecture, Path(source).name, index)
     kept = ("model", "rollout", "trackers")
     sections: dict[str, Any] = {name: given[name] for name in kept if name in given}
     sections["model"] |= {"tune": "lora"}
@@ -214,6 +221,17 @@ def asked(this: Round) -> list[EvalSample]:
             text = f"{phrase}. {prompt}" if phrase else prompt
             found.append(EvalSample(len(found), text, first + len(found)))
     return found
+
+
+def check_candidates(this: Round) -> list[str]:
+    """Warnings about the model and its guidance, none where the images to vote on are made.
+
+    Raises: DirectAlignError for settings that the model or this machine cannot sample with.
+    """
+    if (this / "candidates/comparison.json").is_file():
+        return []
+    run = load_run(this.folder / RECIPE)
+    return check_model_here(run, this_machine(), online=True)[1]
 
 
 def make_candidates(this: Round, batch_size: int | None = None) -> Path:

@@ -20,6 +20,7 @@ from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.data.pairs import scan_pairs
 from directalign.evaluation import candidates
+from directalign.models import model_class
 from directalign.types import DirectAlignError
 from document_commands import command_lines
 
@@ -197,3 +198,22 @@ def test_a_run_is_to_be_exported_first(tmp_path):
     recipe_file(run / "run.yaml", "model.tune=lora")
     assert "directalign export" in (said := refusal(tmp_path / "new", str(run)))
     assert "--format folder --merge" in said
+
+
+def test_a_model_is_guided_as_usual(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    (model / "transformer").mkdir(parents=True)
+    (model / "transformer/config.json").write_text("{}", "utf-8")
+    index = {"_class_name": "StableDiffusion3Pipeline"}
+    (model / "model_index.json").write_text(json.dumps(index), "utf-8")
+    usual = model_class("sd3").usual_cfg
+    assert started(tmp_path / "usual", str(model)).rollout.cfg_scale == usual != 1
+    assert started(tmp_path / "set", str(model), "rollout.cfg_scale=2").rollout.cfg_scale == 2
+
+    def make(this):
+        raise DirectAlignError("not made")
+
+    monkeypatch.setattr(taste, "check_model_here", lambda *_, online: ("", ["it is unguided"]))
+    monkeypatch.setattr(taste, "make_candidates", make)
+    said = refused("taste", "start", str(tmp_path / "usual"))
+    assert said.index("warning: it is unguided") < said.index("not made")

@@ -79,6 +79,8 @@ def start(
             folder, sizes = out or Path("taste"), (pairs or 64, compared or 48)
             taste.start(source, prompts, folder, *sizes, phrase, seed or 0, overrides)
         this = taste.current(folder)
+        for warning in taste.check_candidates(this):
+            typer.echo(f"warning: {warning}", err=True)
         images, database = taste.make_candidates(this), this / "votes.sqlite"
         _vote(database, images, f"Which image is better? Round {this.number}", served)
         typer.echo(f"{taste.num_decided(database)} pairs are decided; {database} keeps all votes")
