@@ -2,7 +2,7 @@
 
     FOLDER/taste.json           what was asked for
     FOLDER/recipe.yaml          how the model is trained on pairs (Flow-DPO); may be edited
-    FOLDER/held_out.txt         prompts of the comparisons, on whose images no training vote is cast
+    FOLDER/held_out.jsonl       prompts of the comparisons, on whose images no training vote is cast
     FOLDER/round1/candidates    two images of each prompt, as a comparison folder for the arena
     FOLDER/round1/votes.sqlite  the votes on them
     FOLDER/round1/pairs         what was preferred, as pairs to train on
@@ -48,7 +48,7 @@ from .preflight.guidance import usual
 from .toyworld.worlds import world_of
 from .types import DirectAlignError
 
-STATE, RECIPE, HELD_OUT = "taste.json", "recipe.yaml", "held_out.txt"
+STATE, RECIPE, HELD_OUT = "taste.json", "recipe.yaml", "held_out.jsonl"
 SIDES = "first", "second"
 MIN_PAIRS = 8
 """Fewer decided votes of a round are refused: a batch or two, which a LoRA learns by heart."""
@@ -133,7 +133,8 @@ def start(
     recipe = _recipe(source, folder, seed, overrides)
     with new_folder(folder) as made:
         write_text(made / RECIPE, recipe)
-        write_text(made / HELD_OUT, "".join(f"{each}\n" for each in shuffled[:held_out]))
+        rows = (json.dumps({"prompt": each}, ensure_ascii=False) for each in shuffled[:held_out])
+        write_text(made / HELD_OUT, "".join(f"{row}\n" for row in rows))
         write_text(made / STATE, json.dumps(asdict(state), indent=2, ensure_ascii=False) + "\n")
 
 

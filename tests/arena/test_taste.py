@@ -19,7 +19,9 @@ from directalign.cli import app
 from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.data.pairs import scan_pairs
+from directalign.data.prompts import read_prompts
 from directalign.evaluation import candidates
+from directalign.evaluation.eval_prompts import read_prompt_set
 from directalign.models import model_class
 from directalign.types import DirectAlignError
 from document_commands import command_lines
@@ -117,7 +119,7 @@ def test_no_prompt_or_seed_is_voted_on_and_compared(tmp_path):
     folder = tmp_path / "taste"
     taste.start("world:flux", "world", folder, 5, 2, ["Oil painting"], overrides=SMALL)
     asked = [row for this in (1, 2) for row in taste.asked(taste.Round(folder, this))]
-    held_out = (folder / taste.HELD_OUT).read_text("utf-8").splitlines()
+    held_out = read_prompts(folder / taste.HELD_OUT)
     assert not {row.prompt.removeprefix("Oil painting. ") for row in asked} & {*held_out}
     assert len({row.seed for row in asked}) == 20 and min(row.seed for row in asked) > 20_000
     first, second = asked[:2]
@@ -217,3 +219,11 @@ def test_a_model_is_guided_as_usual(tmp_path, monkeypatch):
     monkeypatch.setattr(taste, "make_candidates", make)
     said = refused("taste", "start", str(tmp_path / "usual"))
     assert said.index("warning: it is unguided") < said.index("not made")
+
+
+def test_a_prompt_of_two_lines_stays_one(tmp_path):
+    rows = [json.dumps({"prompt": f"a star\n{number}"}) for number in range(8)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows), "utf-8")
+    taste.start("world:flux", str(tmp_path / "prompts.jsonl"), tmp_path / "new", 2, 2)
+    found = [row.prompt for row in read_prompt_set(tmp_path / "new" / taste.HELD_OUT)]
+    assert len(found) == 2 and all(prompt.startswith("a star\n") for prompt in found)
