@@ -292,8 +292,9 @@ def prepare_training(this: Round) -> list[str]:
                 rows.append({**row, **{key: f"{place}/{row[key]}" for key in KEYS}})
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(this / PAIRS, text)
-    overrides = [f"name=Taste of round {this.number}", f"data.pairs={this / PAIRS}"]
-    return overrides + ([f"model.lora.init={this.before}"] if this.before is not None else [])
+    paths = {"data.pairs": this / PAIRS, "model.lora.init": this.before}
+    given = {key: json.dumps(str(path), ensure_ascii=False) for key, path in paths.items() if path}
+    return [f"name=Taste of round {this.number}", *(f"{key}={each}" for key, each in given.items())]
 
 
 def make_comparison(this: Round) -> Path:

@@ -227,3 +227,16 @@ def test_a_prompt_of_two_lines_stays_one(tmp_path):
     taste.start("world:flux", str(tmp_path / "prompts.jsonl"), tmp_path / "new", 2, 2)
     found = [row.prompt for row in read_prompt_set(tmp_path / "new" / taste.HELD_OUT)]
     assert len(found) == 2 and all(prompt.startswith("a star\n") for prompt in found)
+
+
+@pytest.mark.parametrize("name", ["a: b #c", "[new]", "null", 'it"s ü\U0001f600'])
+def test_a_folder_of_any_name_is_trained_in(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    taste.start("world:flux", "world", folder, 5, 2)
+    this = taste.Round(folder, 2)
+    (this / "run").mkdir(parents=True)
+    (this / "run/run.yaml").touch()
+    run = load_run(folder / taste.RECIPE, taste.prepare_training(this))
+    assert run.data.pairs == str(this / "pairs.jsonl")
+    assert run.model.lora.init == str(folder / "round1/run")

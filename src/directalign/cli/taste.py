@@ -128,7 +128,8 @@ def compare(folder: Folder, served: dict[str, Any], debug: Debug = False) -> Non
         )
         typer.echo(write_results(database, this / "results")[0])
         again = f"directalign taste start {shlex.quote(str(folder))}"
-        typer.echo(f"next: directalign export {this / 'run'} --format diffusers, or {again}")
+        run = shlex.quote(str(this / "run"))
+        typer.echo(f"next: directalign export {run} --format diffusers, or {again}")
 
 
 def _vote(database: Path, images: Path, title: str, served: dict[str, Any]) -> None:
