@@ -41,6 +41,7 @@ from .evaluation.run_weights import find_weights
 from .io.atomic import exclusive, make_folder, new_folder, require_new, write_text
 from .io.text import json_rows, read_json
 from .io.yaml_text import dump_yaml
+from .models import model_class
 from .models.checkpoint_source import open_source
 from .preflight import this_machine
 from .preflight.checks import check_model_here
@@ -147,10 +148,16 @@ def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> s
             f"{source}: is a run, and taste begins with a model; give the folder that directalign "
             f"export {shlex.quote(source)} --format {form} writes"
         )
+    architecture = base.model.architecture
+    if base.data.edits is not None or getattr(model_class(architecture), "edits_images", False):
+        raise DirectAlignError(
+            f"{source}: data.edits, model.architecture {architecture}: edits images, and taste "
+            "votes on images of prompts alone; give a model that makes these"
+        )
     given = base.model_dump(mode="json", exclude_unset=True)
     if not is_recipe(source) and not world_of(source):
         index = read_json(open_source(base.model, weights=False).folder / "model_index.json", "")
-        given["rollout"] |= usual(base.model.architecture, Path(source).name, index)
+        given["rollout"] |= usual(architecture, Path(source).name, index)
     kept = ("model", "rollout", "trackers")
     sections: dict[str, Any] = {name: given[name] for name in kept if name in given}
     sections["model"] |= {"tune": "lora"}

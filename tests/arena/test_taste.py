@@ -240,3 +240,14 @@ def test_a_folder_of_any_name_is_trained_in(tmp_path, monkeypatch, name):
     run = load_run(folder / taste.RECIPE, taste.prepare_training(this))
     assert run.data.pairs == str(this / "pairs.jsonl")
     assert run.model.lora.init == str(folder / "round1/run")
+
+
+def test_a_model_that_edits_images_is_refused(tmp_path):
+    recipe = tmp_path / "edits.yaml"
+    model = "model: {architecture: flux_kontext, path: owner/model}\n"
+    recipe.write_text(
+        f"name: a\n{model}method: {{name: srpo}}\nrollout: {{embedded_guidance: 3.5}}\n"
+        "reward: {name: clip, path: owner/clip}\ndata: {edits: edits.jsonl}\n"
+        "train: {num_steps: 1}\n"
+    )
+    assert "edits images" in refusal(tmp_path / "new", str(recipe))
