@@ -206,6 +206,18 @@ def current(folder: Path) -> Round:
     return found
 
 
+def to_vote_on(folder: Path) -> Round:
+    """The round that takes votes. Raises: DirectAlignError if its training has begun."""
+    found = current(folder)
+    if (found / "run/run.yaml").is_file():
+        raise DirectAlignError(
+            f"{found / 'run'}: the training of round {found.number} has begun, which reads no "
+            f"further votes; finish it with directalign taste train {shlex.quote(str(folder))}, "
+            "or remove the run to vote on"
+        )
+    return found
+
+
 def last_trained(folder: Path) -> Round:
     """The last round whose training has ended. Raises: DirectAlignError if there is none."""
     found = current(folder).number - 1
@@ -302,6 +314,14 @@ def prepare_training(this: Round) -> list[str]:
     paths = {"data.pairs": this / PAIRS, "model.lora.init": this.before}
     given = {key: json.dumps(str(path), ensure_ascii=False) for key, path in paths.items() if path}
     return [f"name=Taste of round {this.number}", *(f"{key}={each}" for key, each in given.items())]
+
+
+def num_pairs(this: Round) -> int:
+    """Number of pairs that the training of a round reads: those of its votes and of earlier ones.
+
+    Raises: DirectAlignError before `prepare_training`.
+    """
+    return sum(1 for _ in json_rows(this / PAIRS, "pairs file"))
 
 
 def make_comparison(this: Round) -> Path:

@@ -251,3 +251,15 @@ def test_a_model_that_edits_images_is_refused(tmp_path):
         "train: {num_steps: 1}\n"
     )
     assert "edits images" in refusal(tmp_path / "new", str(recipe))
+
+
+def test_a_round_in_training_takes_no_votes_and_says_its_pairs(tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    taste.start("world:flux", "world", folder, 5, 2)
+    run = taste.current(folder) / "run"
+    run.mkdir(parents=True)
+    (run / "run.yaml").touch()
+    assert "directalign taste train" in refused("taste", "start", str(folder))
+    (run.parent / "pairs.jsonl").write_text("{}\n" * 9, "utf-8")
+    monkeypatch.setattr("directalign.cli.taste.train_command", lambda *_: None)
+    assert "9 pairs are decided" in call("taste", "train", str(folder))

@@ -78,7 +78,7 @@ def start(
         else:
             folder, sizes = out or Path("taste"), (pairs or 64, compared or 48)
             taste.start(source, prompts, folder, *sizes, phrase, seed or 0, overrides)
-        this = taste.current(folder)
+        this = taste.to_vote_on(folder)
         for warning in taste.check_candidates(this):
             typer.echo(f"warning: {warning}", err=True)
         images, database = taste.make_candidates(this), this / "votes.sqlite"
@@ -97,6 +97,7 @@ def train(folder: Folder, debug: Debug = False) -> None:
         taste.load(folder)
         this = taste.current(folder)
         recipe, overrides, out = folder / taste.RECIPE, taste.prepare_training(this), this / "run"
+        typer.echo(f"{taste.num_pairs(this)} pairs are decided by the votes of all rounds")
         words = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
         typer.echo(shlex.join([*words, "--out", str(out)]))
     train_command(recipe, [], overrides, out, (out / "run.yaml").is_file(), debug)
@@ -106,7 +107,7 @@ def train(folder: Folder, debug: Debug = False) -> None:
 @app.command()
 @shared_options(served=arena_options)
 def compare(folder: Folder, served: dict[str, Any], debug: Debug = False) -> None:
-    """Open a blind vote on images before and after the last training; Ctrl-C ends it."""
+    """Open a blind vote on images of the base model and the tuned one; Ctrl-C ends it."""
     with one_line_errors(debug, CONTINUES), log_to_stderr():
         require("the arena", "fastapi", "uvicorn", "krippendorff")
         with without_garbage_collection():
