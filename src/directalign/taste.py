@@ -156,7 +156,9 @@ def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> s
         )
     given = base.model_dump(mode="json", exclude_unset=True)
     if not is_recipe(source) and not world_of(source):
-        index = read_json(open_source(base.model, weights=False).folder / "model_index.json", "")
+        index = read_json(
+            open_source(base.model, weights=False).folder / "model_index.json", "restore it"
+        )
         given["rollout"] |= usual(architecture, Path(source).name, index)
     kept = ("model", "rollout", "trackers")
     sections: dict[str, Any] = {name: given[name] for name in kept if name in given}

@@ -160,7 +160,8 @@ def test_what_the_recipe_says_of_memory_is_kept(tmp_path, monkeypatch):
     assert started(tmp_path / "none", "flux_srpo_lora_24gb", "evaluate.batch_size=3")
     no_size = tmp_path / "no_size.yaml"
     no_size.write_text(
-        "name: a\nmodel: {architecture: flux, path: owner/model}\nmethod: {name: srpo}\n"
+        "name: a\nmodel: {architecture: flux, path: owner/model}\n"
+        "method: {name: srpo, form: absolute}\n"
         "rollout: {embedded_guidance: 3.5}\nreward: {name: clip, path: owner/clip}\n"
         "data: {prompts: photographs}\ntrain: {num_steps: 1, optimizer: adamw8bit}\n"
     )
@@ -246,7 +247,8 @@ def test_a_model_that_edits_images_is_refused(tmp_path):
     recipe = tmp_path / "edits.yaml"
     model = "model: {architecture: flux_kontext, path: owner/model}\n"
     recipe.write_text(
-        f"name: a\n{model}method: {{name: srpo}}\nrollout: {{embedded_guidance: 3.5}}\n"
+        f"name: a\n{model}method: {{name: srpo, form: absolute}}\n"
+        "rollout: {embedded_guidance: 3.5}\n"
         "reward: {name: clip, path: owner/clip}\ndata: {edits: edits.jsonl}\n"
         "train: {num_steps: 1}\n"
     )
