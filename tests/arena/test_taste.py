@@ -175,7 +175,7 @@ def test_what_the_recipe_says_of_memory_is_kept(tmp_path, monkeypatch):
         return torch.zeros(len(prompts), 3, 8, 8)
 
     monkeypatch.setattr(candidates, "generate", asked_at_once)
-    monkeypatch.setattr(candidates, "load_run_model", lambda run, trained: None)
+    monkeypatch.setattr(candidates, "load_run_model", lambda run, trained: "a model")
     taste.make_candidates(taste.current(tmp_path / "none"))
     assert sizes == [3, 3, 3, 1]
 
