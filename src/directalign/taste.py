@@ -2,7 +2,7 @@
 
     FOLDER/taste.json           what was asked for
     FOLDER/recipe.yaml          how the model is trained on pairs (Flow-DPO); may be edited
-    FOLDER/held_out.txt         prompts of the comparisons, on whose images no training vote is cast
+    FOLDER/held_out.jsonl       prompts of the comparisons, on whose images no training vote is cast
     FOLDER/round1/candidates    two images of each prompt, as a comparison folder for the arena
     FOLDER/round1/votes.sqlite  the votes on them
     FOLDER/round1/pairs         what was preferred, as pairs to train on
@@ -16,6 +16,7 @@ interrupted continues. The voting itself is `arena`'s, the training `training`'s
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,9 +41,15 @@ from .evaluation.run_weights import find_weights
 from .io.atomic import exclusive, make_folder, new_folder, require_new, write_text
 from .io.text import json_rows, read_json
 from .io.yaml_text import dump_yaml
+from .models import model_class
+from .models.checkpoint_source import open_source
+from .preflight import this_machine
+from .preflight.checks import check_model_here
+from .preflight.guidance import usual
+from .toyworld.worlds import world_of
 from .types import DirectAlignError
 
-STATE, RECIPE, HELD_OUT = "taste.json", "recipe.yaml", "held_out.txt"
+STATE, RECIPE, HELD_OUT = "taste.json", "recipe.yaml", "held_out.jsonl"
 SIDES = "first", "second"
 MIN_PAIRS = 8
 """Fewer decided votes of a round are refused: a batch or two, which a LoRA learns by heart."""
@@ -97,7 +104,8 @@ def start(
     """Write the state of `folder`; nothing if it was begun with the same arguments.
 
     Args:
-        source: a model, or a recipe, of which model, rollout and trackers are taken.
+        source: a model, or a recipe, of which model, rollout, trackers, optimizer and the number
+            of images sampled at once are taken.
         prompts: a list as `read_prompts` takes it, of which a quarter is held out.
         pairs: to vote on in a round. compared: images before and after.
         phrases: of two images of a pair each has another of them, or none, before its prompt.
@@ -126,14 +134,32 @@ def start(
     recipe = _recipe(source, folder, seed, overrides)
     with new_folder(folder) as made:
         write_text(made / RECIPE, recipe)
-        write_text(made / HELD_OUT, "".join(f"{each}\n" for each in shuffled[:held_out]))
+        rows = (json.dumps({"prompt": each}, ensure_ascii=False) for each in shuffled[:held_out])
+        write_text(made / HELD_OUT, "".join(f"{row}\n" for row in rows))
         write_text(made / STATE, json.dumps(asdict(state), indent=2, ensure_ascii=False) + "\n")
 
 
 def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> str:
     """A DPO recipe in YAML. No rate was searched for large models."""
-    base = load_run(source) if is_recipe(source) else run_of(Path(source))[0]
+    base, folder_of_run = (load_run(source), None) if is_recipe(source) else run_of(Path(source))
+    if folder_of_run is not None:
+        form = "folder --merge" if base.model.tune == "lora" else "folder"
+        raise DirectAlignError(
+            f"{source}: is a run, and taste begins with a model; give the folder that directalign "
+            f"export {shlex.quote(source)} --format {form} writes"
+        )
+    architecture = base.model.architecture
+    if base.data.edits is not None or getattr(model_class(architecture), "edits_images", False):
+        raise DirectAlignError(
+            f"{source}: data.edits, model.architecture {architecture}: edits images, and taste "
+            "votes on images of prompts alone; give a model that makes these"
+        )
     given = base.model_dump(mode="json", exclude_unset=True)
+    if not is_recipe(source) and not world_of(source):
+        index = read_json(
+            open_source(base.model, weights=False).folder / "model_index.json", "restore it"
+        )
+        given["rollout"] |= usual(architecture, Path(source).name, index)
     kept = ("model", "rollout", "trackers")
     sections: dict[str, Any] = {name: given[name] for name in kept if name in given}
     sections["model"] |= {"tune": "lora"}
@@ -149,7 +175,17 @@ def _recipe(source: str, folder: Path, seed: int, overrides: Sequence[str]) -> s
         "train": {"num_steps": 100, "learning_rate": 1e-4, "global_batch_size": 8},
         "evaluate": {"num_samples": 4, "num_samples_during": 4, "references": False},
     }
+    if "optimizer" in given["train"]:
+        sections["train"]["optimizer"] = given["train"]["optimizer"]
+    if size := given.get("evaluate", {}).get("batch_size", 0 if world_of(base.model.path) else 1):
+        sections["evaluate"]["batch_size"] = size
     run = load_text(dump_yaml(sections), source, overrides)
+    if run.model.lora.init is not None:
+        raise DirectAlignError(
+            f"{source}: model.lora.init: {run.model.lora.init}: images to vote on and the base of "
+            "the comparison are made without it; merge it into the model that model.path names "
+            "and leave the key out"
+        )
     if (run.method.name, run.model.tune) != ("dpo", "lora"):
         raise DirectAlignError(
             f"--set: taste trains a LoRA on pairs, not {run.method.name} with model.tune: "
@@ -169,6 +205,18 @@ def current(folder: Path) -> Round:
     found = Round(folder, 1)
     while found.is_trained:
         found = Round(folder, found.number + 1)
+    return found
+
+
+def to_vote_on(folder: Path) -> Round:
+    """The round that takes votes. Raises: DirectAlignError if its training has begun."""
+    found = current(folder)
+    if (found / "run/run.yaml").is_file():
+        raise DirectAlignError(
+            f"{found / 'run'}: the training of round {found.number} has begun, which reads no "
+            f"further votes; finish it with directalign taste train {shlex.quote(str(folder))}, "
+            "or remove the run to vote on"
+        )
     return found
 
 
@@ -195,6 +243,17 @@ def asked(this: Round) -> list[EvalSample]:
             text = f"{phrase}. {prompt}" if phrase else prompt
             found.append(EvalSample(len(found), text, first + len(found)))
     return found
+
+
+def check_candidates(this: Round) -> list[str]:
+    """Warnings about the model and its guidance, none where the images to vote on are made.
+
+    Raises: DirectAlignError for settings that the model or this machine cannot sample with.
+    """
+    if (this / "candidates/comparison.json").is_file():
+        return []
+    run = load_run(this.folder / RECIPE)
+    return check_model_here(run, this_machine(), online=True)[1]
 
 
 def make_candidates(this: Round, batch_size: int | None = None) -> Path:
@@ -254,8 +313,17 @@ def prepare_training(this: Round) -> list[str]:
                 rows.append({**row, **{key: f"{place}/{row[key]}" for key in KEYS}})
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(this / PAIRS, text)
-    overrides = [f"name=Taste of round {this.number}", f"data.pairs={this / PAIRS}"]
-    return overrides + ([f"model.lora.init={this.before}"] if this.before is not None else [])
+    paths = {"data.pairs": this / PAIRS, "model.lora.init": this.before}
+    given = {key: json.dumps(str(path), ensure_ascii=False) for key, path in paths.items() if path}
+    return [f"name=Taste of round {this.number}", *(f"{key}={each}" for key, each in given.items())]
+
+
+def num_pairs(this: Round) -> int:
+    """Number of pairs that the training of a round reads: those of its votes and of earlier ones.
+
+    Raises: DirectAlignError before `prepare_training`.
+    """
+    return sum(1 for _ in json_rows(this / PAIRS, "pairs file"))
 
 
 def make_comparison(this: Round) -> Path:

@@ -6,6 +6,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
 from arena_servers import running_command, vote
 from PIL import Image, ImageStat
@@ -14,7 +16,14 @@ from typer.testing import CliRunner
 from directalign import taste
 from directalign.arena.session import open_arena
 from directalign.cli import app
+from directalign.config import RunConfig
+from directalign.config.load import dump_run, load_run
 from directalign.data.pairs import scan_pairs
+from directalign.data.prompts import read_prompts
+from directalign.evaluation import candidates
+from directalign.evaluation.eval_prompts import read_prompt_set
+from directalign.models import model_class
+from directalign.types import DirectAlignError
 from document_commands import command_lines
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorials/from_votes.md"
@@ -110,7 +119,7 @@ def test_no_prompt_or_seed_is_voted_on_and_compared(tmp_path):
     folder = tmp_path / "taste"
     taste.start("world:flux", "world", folder, 5, 2, ["Oil painting"], overrides=SMALL)
     asked = [row for this in (1, 2) for row in taste.asked(taste.Round(folder, this))]
-    held_out = (folder / taste.HELD_OUT).read_text("utf-8").splitlines()
+    held_out = read_prompts(folder / taste.HELD_OUT)
     assert not {row.prompt.removeprefix("Oil painting. ") for row in asked} & {*held_out}
     assert len({row.seed for row in asked}) == 20 and min(row.seed for row in asked) > 20_000
     first, second = asked[:2]
@@ -132,3 +141,127 @@ def test_what_cannot_begin_is_refused(tmp_path, monkeypatch):
     assert "--pairs: new was begun with its own" in refused("taste", "start", "new", "--pairs", "7")
     assert "no round is trained yet" in refused("taste", "compare", "new")
     assert "0 pairs are decided" in refused("taste", "train", "new")
+
+
+def started(folder: Path, source: str, *overrides: str) -> RunConfig:
+    """The recipe of a folder that is begun."""
+    taste.start(source, "world", folder, 5, 2, overrides=overrides)
+    return load_run(folder / taste.RECIPE)
+
+
+def recipe_file(file: Path, *overrides: str) -> str:
+    file.write_text(dump_run(load_run("world_srpo", overrides)), "utf-8")
+    return str(file)
+
+
+def test_what_the_recipe_says_of_memory_is_kept(tmp_path, monkeypatch):
+    large = started(tmp_path / "large", "flux_srpo_lora_24gb")
+    assert large.evaluate.batch_size == 1
+    assert started(tmp_path / "none", "flux_srpo_lora_24gb", "evaluate.batch_size=3")
+    no_size = tmp_path / "no_size.yaml"
+    no_size.write_text(
+        "name: a\nmodel: {architecture: flux, path: owner/model}\n"
+        "method: {name: srpo, form: absolute}\n"
+        "rollout: {embedded_guidance: 3.5}\nreward: {name: clip, path: owner/clip}\n"
+        "data: {prompts: photographs}\ntrain: {num_steps: 1, optimizer: adamw8bit}\n"
+    )
+    unsaid = started(tmp_path / "unsaid", str(no_size))
+    assert (unsaid.evaluate.batch_size, unsaid.train.optimizer) == (1, "adamw8bit")
+    assert started(tmp_path / "toy", "world:flux").evaluate.batch_size == 32
+    sizes = list[int]()
+
+    def asked_at_once(model, prompts, seeds, rollout, batch_size):
+        sizes.append(len(prompts))
+        return torch.zeros(len(prompts), 3, 8, 8)
+
+    monkeypatch.setattr(candidates, "generate", asked_at_once)
+    monkeypatch.setattr(candidates, "load_run_model", lambda run, trained: "a model")
+    taste.make_candidates(taste.current(tmp_path / "none"))
+    assert sizes == [3, 3, 3, 1]
+
+
+def refusal(folder: Path, source: str, *overrides: str) -> str:
+    """The error of a source that cannot be begun with; nothing is written."""
+    with pytest.raises(DirectAlignError) as error:
+        started(folder, source, *overrides)
+    assert not folder.exists()
+    return str(error.value)
+
+
+def test_a_recipe_that_begins_with_a_lora_is_refused(tmp_path):
+    lora = ["model.tune=lora", "model.lora.init=runs/before"]
+    recipe = recipe_file(tmp_path / "mine.yaml", *lora)
+    assert f"{recipe}: model.lora.init: runs/before" in refusal(tmp_path / "new", recipe)
+    assert "model.lora.init: runs/b" in refusal(tmp_path / "new", "world:flux", lora[1])
+
+
+def test_a_run_is_to_be_exported_first(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe_file(run / "run.yaml", "model.tune=lora")
+    assert "directalign export" in (said := refusal(tmp_path / "new", str(run)))
+    assert "--format folder --merge" in said
+
+
+def test_a_model_is_guided_as_usual(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    (model / "transformer").mkdir(parents=True)
+    (model / "transformer/config.json").write_text("{}", "utf-8")
+    index = {"_class_name": "StableDiffusion3Pipeline"}
+    (model / "model_index.json").write_text(json.dumps(index), "utf-8")
+    usual = model_class("sd3").usual_cfg
+    assert started(tmp_path / "usual", str(model)).rollout.cfg_scale == usual != 1
+    assert started(tmp_path / "set", str(model), "rollout.cfg_scale=2").rollout.cfg_scale == 2
+
+    def make(this):
+        raise DirectAlignError("not made")
+
+    monkeypatch.setattr(taste, "check_model_here", lambda *_, online: ("", ["it is unguided"]))
+    monkeypatch.setattr(taste, "make_candidates", make)
+    said = refused("taste", "start", str(tmp_path / "usual"))
+    assert said.index("warning: it is unguided") < said.index("not made")
+
+
+def test_a_prompt_of_two_lines_stays_one(tmp_path):
+    rows = [json.dumps({"prompt": f"a star\n{number}"}) for number in range(8)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows), "utf-8")
+    taste.start("world:flux", str(tmp_path / "prompts.jsonl"), tmp_path / "new", 2, 2)
+    found = [row.prompt for row in read_prompt_set(tmp_path / "new" / taste.HELD_OUT)]
+    assert len(found) == 2 and all(prompt.startswith("a star\n") for prompt in found)
+
+
+@pytest.mark.parametrize("name", ["a: b #c", "[new]", "null", 'it"s ü\U0001f600'])
+def test_a_folder_of_any_name_is_trained_in(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    taste.start("world:flux", "world", folder, 5, 2)
+    this = taste.Round(folder, 2)
+    (this / "run").mkdir(parents=True)
+    (this / "run/run.yaml").touch()
+    run = load_run(folder / taste.RECIPE, taste.prepare_training(this))
+    assert run.data.pairs == str(this / "pairs.jsonl")
+    assert run.model.lora.init == str(folder / "round1/run")
+
+
+def test_a_model_that_edits_images_is_refused(tmp_path):
+    recipe = tmp_path / "edits.yaml"
+    model = "model: {architecture: flux_kontext, path: owner/model}\n"
+    recipe.write_text(
+        f"name: a\n{model}method: {{name: srpo, form: absolute}}\n"
+        "rollout: {embedded_guidance: 3.5}\n"
+        "reward: {name: clip, path: owner/clip}\ndata: {edits: edits.jsonl}\n"
+        "train: {num_steps: 1}\n"
+    )
+    assert "edits images" in refusal(tmp_path / "new", str(recipe))
+
+
+def test_a_round_in_training_takes_no_votes_and_says_its_pairs(tmp_path, monkeypatch):
+    folder = tmp_path / "new"
+    taste.start("world:flux", "world", folder, 5, 2)
+    run = taste.current(folder) / "run"
+    run.mkdir(parents=True)
+    (run / "run.yaml").touch()
+    assert "directalign taste train" in refused("taste", "start", str(folder))
+    (run.parent / "pairs.jsonl").write_text("{}\n" * 9, "utf-8")
+    monkeypatch.setattr("directalign.cli.taste.train_command", lambda *_: None)
+    assert "9 pairs are decided" in call("taste", "train", str(folder))

@@ -78,7 +78,9 @@ def start(
         else:
             folder, sizes = out or Path("taste"), (pairs or 64, compared or 48)
             taste.start(source, prompts, folder, *sizes, phrase, seed or 0, overrides)
-        this = taste.current(folder)
+        this = taste.to_vote_on(folder)
+        for warning in taste.check_candidates(this):
+            typer.echo(f"warning: {warning}", err=True)
         images, database = taste.make_candidates(this), this / "votes.sqlite"
         _vote(database, images, f"Which image is better? Round {this.number}", served)
         typer.echo(f"{taste.num_decided(database)} pairs are decided; {database} keeps all votes")
@@ -95,6 +97,7 @@ def train(folder: Folder, debug: Debug = False) -> None:
         taste.load(folder)
         this = taste.current(folder)
         recipe, overrides, out = folder / taste.RECIPE, taste.prepare_training(this), this / "run"
+        typer.echo(f"{taste.num_pairs(this)} pairs are decided by the votes of all rounds")
         words = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
         typer.echo(shlex.join([*words, "--out", str(out)]))
     train_command(recipe, [], overrides, out, (out / "run.yaml").is_file(), debug)
@@ -104,7 +107,7 @@ def train(folder: Folder, debug: Debug = False) -> None:
 @app.command()
 @shared_options(served=arena_options)
 def compare(folder: Folder, served: dict[str, Any], debug: Debug = False) -> None:
-    """Open a blind vote on images before and after the last training; Ctrl-C ends it."""
+    """Open a blind vote on images of the base model and the tuned one; Ctrl-C ends it."""
     with one_line_errors(debug, CONTINUES), log_to_stderr():
         require("the arena", "fastapi", "uvicorn", "krippendorff")
         with without_garbage_collection():
@@ -126,7 +129,8 @@ def compare(folder: Folder, served: dict[str, Any], debug: Debug = False) -> Non
         )
         typer.echo(write_results(database, this / "results")[0])
         again = f"directalign taste start {shlex.quote(str(folder))}"
-        typer.echo(f"next: directalign export {this / 'run'} --format diffusers, or {again}")
+        run = shlex.quote(str(this / "run"))
+        typer.echo(f"next: directalign export {run} --format diffusers, or {again}")
 
 
 def _vote(database: Path, images: Path, title: str, served: dict[str, Any]) -> None:

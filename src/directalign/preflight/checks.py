@@ -88,7 +88,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     user_metrics(run.evaluate.metrics)
     rules = check_early_stopping(run)
     fetch(run, online)
-    about, machine_warnings = _check_model(run, place, online)
+    about, machine_warnings = check_model_here(run, place, online)
     data, data_warnings, prompts = check_data(run, place.ranks, online)
     measured, measured_warnings = check_measured_prompts(run, online)
     data += measured + check_control_prompts(run, online) + check_adherence(run, online)
@@ -115,8 +115,11 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     return Plan(tuple(findings), warnings, memory, files, cost)
 
 
-def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
-    """The model in words, and warnings. A class that fails on fake tensors is not checked."""
+def check_model_here(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
+    """The model in words, and warnings. A class that fails on fake tensors is not checked.
+
+    Raises: DirectAlignError for a size or guidance that does not fit it, or what is lacking here.
+    """
     about, warnings = f"{run.model.path}, {run.model.tune}", list[str]()
     try:
         folder = model_folder(run.model)
