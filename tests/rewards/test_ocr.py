@@ -40,12 +40,16 @@ def test_more_edits_than_characters_are_no_less_than_zero(reward):
 
 
 def test_control_phrases_change_nothing(reward):
-    objective = build_objective(reward, config.FlowGRPOConfig(form="absolute"), False)
+    phrases = config.ControlPhrases(positive=["Neon"], negative=["Plain"])
+    plain, relative = (
+        config.FlowGRPOConfig(form=form, control_phrases=phrases)
+        for form in ("absolute", "relative")
+    )
     with torch.no_grad():
-        found = objective(written("Stop")[None], Batch(0, ('a sign "stop"',)))
+        found = build_objective(reward, plain, False)(written("Stop")[None], Batch(0, ('"stop"',)))
     assert found.reward.item() == 2
     with pytest.raises(DirectAlignError, match="ocr ignores control phrases"):
-        build_objective(reward, config.FlowGRPOConfig(form="relative"), False)
+        build_objective(reward, relative, False)
 
 
 def test_a_prompt_without_quoted_text_is_refused_before_training():

@@ -55,7 +55,8 @@ class OcrReward(BaseReward):
     def __init__(self, scale: float = 1.0) -> None:
         from rapidocr import RapidOCR
 
-        self.scale, self.engine = scale, RapidOCR(params={"Global.log_level": "critical"})
+        self.scale = scale
+        self.engine: Any = RapidOCR(params={"Global.log_level": "critical"})
 
     @classmethod
     def _load(cls, settings: config.OcrConfig, device: Device, key: str) -> OcrReward:
