@@ -204,5 +204,5 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     given = recipe_of(folder, name)
     phrases = {"positive": ["Photo"], "negative": ["Render"]}
     given["method"] |= {"form": "anchored", "control_phrases": phrases}
-    with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores prompts"):
+    with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores control phrases"):
         plan(config.RunConfig.model_validate(given), tmp_path / "out")

@@ -165,6 +165,13 @@ class PreservationConfig(Scaled):
     name: Literal["preservation"] = "preservation"
 
 
+class OcrConfig(Scaled):
+    """Share of the characters, between double quotes in the prompt, that OCR reads in the image; a
+    black box; needs directalign[ocr]."""
+
+    name: Literal["ocr"] = "ocr"
+
+
 class PythonConfig(Scaled):
     """Any Python function of images and prompts."""
 

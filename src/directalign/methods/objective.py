@@ -68,7 +68,7 @@ def build_objective(
     """The objective of a reward; `differentiable`: the method needs the reward's gradient.
 
     Raises DirectAlignError for a reward without a gradient where one is needed, and for one that
-    ignores the prompt where the form compares two phrasings; errors of a mixture name the member.
+    ignores control phrases where the form compares two; errors of a mixture name the member.
     """
     method = str(getattr(settings, "name", ""))
     if not isinstance(reward, MixReward):
@@ -437,8 +437,8 @@ def require_prompt_reader(reward: Reward, form: str) -> None:
     """Refuse a form that compares two phrasings for a reward that ignores the prompt."""
     if form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
-            f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores "
-            "to compare: set method.form: absolute, or use a reward that reads prompts "
+            f"reward.name {reward.name} ignores control phrases, so method.form {form} has no two "
+            "scores to compare: set method.form: absolute, or use a reward that reads prompts "
             "(reward.name: clip)"
         )
 
@@ -492,7 +492,7 @@ def _member_objective(
     settings = member_settings(index, member, method)
     if settings.form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
-            f"reward.members.{index}.form: {reward.name} ignores prompts, and method.form: "
+            f"reward.members.{index}.form: {reward.name} ignores control phrases, and method.form: "
             f"{settings.form} compares two; set reward.members.{index}.form: absolute"
         )
     return RewardObjective(reward, settings)

@@ -187,8 +187,8 @@ def _check_fits_method(
     if not kind.reads_prompt and form != "absolute":
         place = "method" if key == "reward" else key.removesuffix(".reward")
         raise DirectAlignError(
-            f"{key}.name: {reward.name} ignores prompts, and method.form: {form} compares two; "
-            f"set {place}.form: absolute or {key}.name: clip"
+            f"{key}.name: {reward.name} ignores control phrases, and method.form: {form} "
+            f"compares two; set {place}.form: absolute or {key}.name: clip"
         )
     differentiable = getattr(reward, "differentiable", kind.differentiable)
     if not differentiable and method.DIFFERENTIATES_REWARD:

@@ -87,7 +87,7 @@ class BaseReward:
     sees: str = "pixels"
     """"latents": `encode` gets the clean latents (b, c, h, w) as the denoiser has them."""
     reads_prompt: bool = True
-    """False: scores depend only on the image, so a relative reward cannot be formed."""
+    """False: control phrases change no score, so a relative reward cannot be formed."""
     reads_sources: bool = False
     """`encode` gets the images that were edited too: `encode(images, sources)`."""
     differentiable: bool = True
@@ -125,6 +125,10 @@ class BaseReward:
 
     def check_model(self, model: Model) -> None:
         """Raise DirectAlignError for a model whose latents a reward of latents was not made for."""
+
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str]) -> None:
+        """Raise DirectAlignError for a prompt that the reward cannot score."""
 
     @classmethod
     def _load(cls, settings: Any, device: Device, key: str) -> Any:
