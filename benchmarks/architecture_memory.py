@@ -41,7 +41,7 @@ def run_of(name: str, path: str, quantization: str | None, guidance: float | Non
                 "dtype": "bfloat16",
                 "quantization": quantization,
                 "gradient_checkpointing": True,
-                "text_encoders": "free",
+                "text_encoders": "offload" if model_class(name).reads_sources else "free",
             },
             "reward": HPS,
             "method": {"form": "absolute", **given},

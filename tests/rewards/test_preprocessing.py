@@ -15,7 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from directalign.rewards import load_reward
 from directalign.rewards.common import Preprocessing
-from directalign.rewards.qwen_vl import VlmPixels
+from directalign.io.image_settings import VlmPixels
 from published_layouts import images_drawn
 from rewards.cases import refused
 from tiny_rewards import write_reader

@@ -172,7 +172,8 @@ def _written(name: str) -> Path:
         library = "diffusers" if hasattr(diffusers, settings["_class_name"]) else "transformers"
         index[part] = [library, settings["_class_name"]]
         (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        file = "preprocessor_config.json" if part == "processor" else "config.json"
+        (folder / part / file).write_text(json.dumps(settings), encoding="utf-8")
     for part, kind in model.parts.items():
         if "tokenizer" in part or part == "processor":
             index[part] = ["transformers", "PreTrainedTokenizerFast"]
