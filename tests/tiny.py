@@ -195,7 +195,7 @@ def write_qwen_image(
     transformer: Overrides = None,
     pipeline: Any = diffusers.QwenImagePipeline,
 ) -> Any:
-    """Qwen-Image with 16 image tokens and its shift by size; where it edits, 64 of the source or so,
+    """Qwen-Image with 16 image tokens and its shift by size; where it edits, some 64 of the source
     and 4 that the text encoder reads."""
     tokenizer, edits, more = qwen_tokenizer(), pipeline is not diffusers.QwenImagePipeline, {}
     if edits:

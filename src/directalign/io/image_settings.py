@@ -53,7 +53,7 @@ MOST_OBLONG = 200
 class VlmPixels:
     """Preprocessing of images in [0, 1] for the vision tower.
 
-    It resizes to multiples of patch·merge pixels within the folder's bounds on the number of pixels.
+    It resizes to multiples of patch·merge pixels within the bounds on the number of pixels.
     Like Pillow, it resizes columns, then rows, and clamps after each to [0, 1]; here half an 8-bit
     level wider, which rounding would undo, so that pure white keeps its gradient.
 
