@@ -27,9 +27,9 @@ from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 Overrides = dict[str, Any] | None
 
 for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
-    # Qwen-Image-Edit's sources are resized to 1024x1024 pixels whatever is made: here to 64x64
+    # Qwen-Image-Edit's sources are resized to 1024x1024 pixels whatever is made: here to 96x96
     module.calculate_dimensions = lambda area, ratio, of=module.calculate_dimensions: of(
-        area / 256, ratio
+        area / 100, ratio
     )
 
 SIZES: dict[str, dict[str, Any]] = json.loads(
@@ -195,7 +195,7 @@ def write_qwen_image(
     transformer: Overrides = None,
     pipeline: Any = diffusers.QwenImagePipeline,
 ) -> Any:
-    """Qwen-Image with 16 image tokens and its shift by size; where it edits, some 64 of the source
+    """Qwen-Image with 16 image tokens and its shift by size; where it edits, some 144 of the source
     and 4 that the text encoder reads."""
     tokenizer, edits, more = qwen_tokenizer(), pipeline is not diffusers.QwenImagePipeline, {}
     if edits:
@@ -203,7 +203,7 @@ def write_qwen_image(
         tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
         tokenizer.pad_token = tokenizer.eos_token
         reader = transformers.Qwen2VLImageProcessorPil(min_pixels=28**2, max_pixels=56**2)
-        more["processor"] = WithoutVideoProcessor(reader, tokenizer, None)
+        more["processor"] = Qwen2VLProcessor(reader, tokenizer, None)
     text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     encoder = transformers.Qwen2_5_VLConfig(
         text_config=SIZES["qwen2_5_vl_text"] | text,
@@ -222,8 +222,10 @@ def write_qwen_image(
     )
 
 
-class WithoutVideoProcessor(transformers.Qwen2VLProcessor):
+class Qwen2VLProcessor(transformers.Qwen2VLProcessor):
     """The library's own; its video part, which needs torchvision, may be None."""
+
+    __module__ = "transformers"  # as model_index.json names it
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument is None:

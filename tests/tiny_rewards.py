@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
-from tiny import SIZES, WithoutVideoProcessor, token_ids
+from tiny import SIZES, Qwen2VLProcessor, token_ids
 from tools.build_toyworld.spec import SPECS
 from tools.build_toyworld.tokenizers import clip_tokenizer
 
@@ -233,7 +233,7 @@ def bpe_tokenizer(text: Sequence[str]) -> Qwen2Tokenizer:
 
 def processor(folder: Path) -> transformers.Qwen2VLProcessor:
     """The library's own, with its image processor of Pillow."""
-    return WithoutVideoProcessor(
+    return Qwen2VLProcessor(
         transformers.Qwen2VLImageProcessorPil.from_pretrained(folder),
         transformers.AutoTokenizer.from_pretrained(folder),
         None,

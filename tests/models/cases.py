@@ -39,7 +39,7 @@ from tiny import (
     SIZE,
     SIZES,
     ZERO_SNR,
-    WithoutVideoProcessor,
+    Qwen2VLProcessor,
     write_aura_flow,
     write_chroma,
     write_ernie_image,
@@ -509,7 +509,7 @@ class Case:
         if self.reads_sources:
             reader = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "processor")
-            given["processor"] = WithoutVideoProcessor(reader, tokenizer, None)
+            given["processor"] = Qwen2VLProcessor(reader, tokenizer, None)
         elif (folder / "processor").exists():
             given["processor"] = TextProcessor(folder / "processor")
         pipeline = kind.from_pretrained(folder, **given)

@@ -36,7 +36,7 @@ from .vae import VideoLatents
 IMAGE = "<|image_pad|>"
 """Placeholder of a token of the source image."""
 MAX_SEQUENCE_LENGTH = 1024
-"""Tokens of a prompt that edits, with its template; the pipelines have no limit."""
+"""Tokens of a prompt that edits; the pipelines have no limit."""
 
 
 class QwenImage(VideoLatents, DiffusersModel):
@@ -138,6 +138,8 @@ class QwenImageEdit(QwenImage):
         super()._setup(folder, parts)
         reader, key = parts["processor"], "model.path"
         self.tokenizers = [getattr(reader, "tokenizer", reader)]  # of a pipeline in memory
+        template = self.tokenizers[0](self.template.format(self.introduction))
+        self.longest = MAX_SEQUENCE_LENGTH + len(template["input_ids"])
         images = getattr(reader, "image_processor", None)
         self.pixels = (
             VlmPixels.read(folder / "processor", key)
@@ -190,7 +192,7 @@ class QwenImageEdit(QwenImage):
     def _ids(self, prompt: str, count: int, image_token: int) -> Tensor:
         """Token ids (1, n) of a prompt in its template, with `count` placeholders of its image."""
         text = self.template.format(self.introduction + prompt)
-        ids = self._tokens([text], MAX_SEQUENCE_LENGTH, padding=False).input_ids
+        ids = self._tokens([text], self.longest, padding=False).input_ids
         (places,) = (ids[0] == self.tokenizers[0].convert_tokens_to_ids(IMAGE)).nonzero().unbind(1)
         if len(places) != 1:
             raise DirectAlignError(
@@ -199,7 +201,7 @@ class QwenImageEdit(QwenImage):
         before, after = ids[:, : places[0]], ids[:, places[0] + 1 :]
         return torch.cat([before, ids.new_full((1, count), image_token), after], 1)
 
-    def _resized(self, images: Images, area: int) -> Images:
+    def _resized(self, images: Images, area: int) -> Tensor:
         height, width = images.shape[2:]
         columns, rows = edit_plus.calculate_dimensions(area, width / height)
         return resized_by_pillow(images, rows, columns, Image.Resampling.LANCZOS)
