@@ -67,7 +67,7 @@ def test_a_run_that_edits_is_compared_with_its_base_and_with_what_was_edited(run
     summary = json.loads((out / "summary.json").read_text())
     assert summary["models"]["tuned"]["score_kept"]["n"] == 4
     page = (out / "report.html").read_text()
-    assert page.count("Unedited: make it red") == 4
+    assert page.count("Unedited: make it red") >= 4
     before = {file: file.read_bytes() for file in out.rglob("*.jsonl")}
     assert evaluate_run(request) == out
     assert before == {file: file.read_bytes() for file in out.rglob("*.jsonl")}

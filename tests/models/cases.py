@@ -23,14 +23,14 @@ from diffusers import (
     QwenImagePipeline,
 )
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, ProcessorMixin, Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from directalign.config import ModelConfig
 from directalign.diffusion.sampling import encode
 from directalign.evaluation.generate import save_png
 from directalign.models import load_model, lora, model_class
 from directalign.types import Sources
-from models.qwen_edit_calls import edit_network, edit_prompts, pictures
+from models.qwen_edit_calls import edit_network, edit_prompts, pictures, source_reader
 from models.srpo_by_hand import PROMPTS
 from tiny import (
     BY_TOKENS,
@@ -39,7 +39,6 @@ from tiny import (
     SIZE,
     SIZES,
     ZERO_SNR,
-    Qwen2VLProcessor,
     write_aura_flow,
     write_chroma,
     write_ernie_image,
@@ -507,9 +506,7 @@ class Case:
         names = [n for n in absent.get(self.architecture, []) if not (folder / n).exists()]
         given = dict[str, Any](dict.fromkeys(names))
         if self.reads_sources:
-            reader = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "processor")
-            given["processor"] = Qwen2VLProcessor(reader, tokenizer, None)
+            given["processor"] = source_reader(folder)
         elif (folder / "processor").exists():
             given["processor"] = TextProcessor(folder / "processor")
         pipeline = kind.from_pretrained(folder, **given)

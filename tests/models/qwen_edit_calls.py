@@ -1,6 +1,7 @@
 """How diffusers' own Qwen-Image-Edit pipelines read prompts and sources."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
 from directalign.types import Sources
+from tiny import Qwen2VLProcessor
 
 Tensors = Mapping[str, Any]
 
@@ -18,6 +21,13 @@ def pictures(sources: Sources) -> list[Image.Image]:
     """The sources as files would hold them."""
     pixels = (sources.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(each) for each in pixels]
+
+
+def source_reader(folder: Path) -> Qwen2VLProcessor:
+    """The library's processor, without videos, which need torchvision."""
+    images = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "processor")
+    return Qwen2VLProcessor(images, tokenizer, None)
 
 
 def resized(pipeline: Any, picture: Image.Image, area: int) -> Image.Image:
