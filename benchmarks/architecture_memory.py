@@ -29,7 +29,7 @@ QUANTIZATIONS = {"bf16": None, "4bit": "4bit"}
 
 
 def run_of(name: str, path: str, quantization: str | None, guidance: float | None) -> RunConfig:
-    """SRPO as a LoRA of rank 16, one image of the model's own size, text encoders freed."""
+    """SRPO as a LoRA of rank 16, one image of the model's own size, text encoders freed where they can be."""
     given = {"embedded_guidance": guidance}
     return RunConfig.model_validate(
         {
