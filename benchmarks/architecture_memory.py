@@ -29,7 +29,8 @@ QUANTIZATIONS = {"bf16": None, "4bit": "4bit"}
 
 
 def run_of(name: str, path: str, quantization: str | None, guidance: float | None) -> RunConfig:
-    """SRPO as a LoRA of rank 16, one image of the model's own size, text encoders freed where they can be."""
+    """SRPO as a LoRA of rank 16, one image of the model's own size, text encoders freed, or
+    offloaded where they read sources."""
     given = {"embedded_guidance": guidance}
     return RunConfig.model_validate(
         {

@@ -226,6 +226,17 @@ def test_a_qwen_image_21_with_levels_of_its_own(tmp_path):
         model.sigmas(4, SIZE, SIZE)
 
 
+def test_a_model_that_reads_sources_with_prompts_refuses_prompts_alone(folders):
+    case, folder = CASES["qwen_image_edit"], folders("qwen_image_edit")
+    with pytest.raises(DirectAlignError, match="free is not supported here .*: set offload"):
+        case.load(folder, text_encoders="free")
+    model = case.load(folder)
+    with pytest.raises(DirectAlignError, match="reads each prompt with its source image"):
+        model.encode_prompt(PROMPTS)
+    with pytest.raises(DirectAlignError, match=r"holds <\|image_pad\|>, the placeholder"):
+        case.encode(model, ["a <|image_pad|>"])
+
+
 @torch.no_grad()
 def test_qwen_image(folders):
     case = CASES["qwen_image"]

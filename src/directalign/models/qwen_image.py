@@ -138,8 +138,6 @@ class QwenImageEdit(QwenImage):
         super()._setup(folder, parts)
         reader, key = parts["processor"], "model.path"
         self.tokenizers = [getattr(reader, "tokenizer", reader)]  # of a pipeline in memory
-        template = self.tokenizers[0](self.template.format(self.introduction))
-        self.longest = MAX_SEQUENCE_LENGTH + len(template["input_ids"])
         images = getattr(reader, "image_processor", None)
         self.pixels = (
             VlmPixels.read(folder / "processor", key)
@@ -178,7 +176,7 @@ class QwenImageEdit(QwenImage):
         found = list[Tensor]()
         for prompt, image in zip(prompts, images, strict=True):
             count = int(grid.prod()) // self.pixels.merge**2
-            ids = self._ids(prompt, count, text_encoder.config.image_token_id)
+            ids = self.prompt_ids(prompt, count, text_encoder.config.image_token_id)
             states = text_encoder(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -189,10 +187,12 @@ class QwenImageEdit(QwenImage):
             found.append(states[:, self.dropped :])
         return joined(found)
 
-    def _ids(self, prompt: str, count: int, image_token: int) -> Tensor:
+    def prompt_ids(self, prompt: str, count: int = 1, image_token: int = 0) -> Tensor:
         """Token ids (1, n) of a prompt in its template, with `count` placeholders of its image."""
+        template = self.tokenizers[0](self.template.format(self.introduction))["input_ids"]
         text = self.template.format(self.introduction + prompt)
-        ids = self._tokens([text], self.longest, padding=False).input_ids
+        length = MAX_SEQUENCE_LENGTH + len(template)
+        ids = self._tokens([text], length, padding=False).input_ids
         (places,) = (ids[0] == self.tokenizers[0].convert_tokens_to_ids(IMAGE)).nonzero().unbind(1)
         if len(places) != 1:
             raise DirectAlignError(

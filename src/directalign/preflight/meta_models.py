@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -455,7 +455,11 @@ def encoder_cuts(model: Model, prompts: Sequence[str]) -> list[str]:
         with suppress(Exception), MemoryTracker():
             assert stub.load is not None
             stub.cut, stub.real = 0, stub.load()
-            model.encode_prompt(texts)
+            if getattr(model, "reads_sources", False):
+                for text in texts:  # which the encoder itself would read with an image each
+                    cast(Any, model).prompt_ids(text)
+            else:
+                model.encode_prompt(texts)
         stub.real = None
         if stub.cut:
             name = f"text_encoder{f'_{number + 1}' if number else ''}"
