@@ -228,7 +228,7 @@ def test_a_qwen_image_21_with_levels_of_its_own(tmp_path):
 
 def test_a_model_that_reads_sources_with_prompts_refuses_prompts_alone(folders):
     case, folder = CASES["qwen_image_edit"], folders("qwen_image_edit")
-    with pytest.raises(DirectAlignError, match="free is not supported here .*: set offload"):
+    with pytest.raises(DirectAlignError, match=r"free is not supported here .*: set offload"):
         case.load(folder, text_encoders="free")
     model = case.load(folder)
     with pytest.raises(DirectAlignError, match="reads each prompt with its source image"):
