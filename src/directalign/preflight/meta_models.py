@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
+from ..io.image_settings import IMAGE_SETTINGS
 from ..io.pretrained import contents, from_pretrained
 from ..models import block_swap, model_class, single_file
 from ..models.checkpoint_source import Source
@@ -51,7 +52,6 @@ USUAL = {
 }
 """For each architecture, the published config used for an unknown hub id; `laion`: the CLIP of
 LAION's aesthetic predictors."""
-IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 LONGEST_PROMPT = 512
 LETTERS_PER_TOKEN = 4
 
