@@ -150,7 +150,8 @@ def architectures(found: dict[str, Any]) -> str:
     table = Table([*columns, "size", "LoRA files", "bf16", "4 bit"], lines)
     return (
         f"{table.markdown()}\n\nbf16, 4 bit: predicted peak in GiB of a LoRA update (rank 16, one "
-        "image of that size, SRPO with HPSv2.1, gradient checkpointing, text encoders freed), by "
+        "image of that size, SRPO with HPSv2.1, gradient checkpointing, text encoders freed, "
+        "of Qwen-Image-Edit offloaded), by "
         f"`python benchmarks/architecture_memory.py`; {machine_line(found)}"
     )
 

@@ -12,6 +12,7 @@ from directalign.config import LoRAConfig
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
 from models.cases import CASES, PLAIN, load_trained, write_edits
+from models.qwen_edit_calls import source_reader
 from models.srpo_by_hand import PROMPTS
 from models.test_equality import close, image_of, noise_for, rollout_of
 from tiny import SIZE
@@ -57,7 +58,11 @@ def test_train_resume_sample_export_and_back_into_the_pipeline(name, tmp_path):
     assert Image.open(file).size == (SIZE, SIZE)
     if case.edits:  # the recorded call, with its source, makes the same image
         call, names = json.loads((tmp_path / "images/images.jsonl").read_text()), {}
-        exec(call["diffusers"]["code"], names)
+        code = call["diffusers"]["code"]
+        if case.reads_sources:  # its processor needs torchvision
+            names["reader"] = source_reader(folder)
+            code = code.replace(f"({str(folder)!r}", f"({str(folder)!r}, processor=reader")
+        exec(code, names)
         made, sampled = (
             np.asarray(each).astype(int) for each in (names["image"], Image.open(file))
         )

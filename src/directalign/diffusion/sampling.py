@@ -61,7 +61,7 @@ def encode(model: Model, prompts: Sequence[str], sources: Images | None = None) 
     if sources is not None and not edits:
         raise DirectAlignError(
             f"{model.pipeline} takes no source images: use data.prompts, or a model.architecture "
-            "that edits images (flux_kontext)"
+            "that edits images (flux_kontext, qwen_image_edit)"
         )
     if sources is None:
         return model.encode_prompt(prompts)

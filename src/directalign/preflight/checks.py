@@ -408,9 +408,9 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
     A missing library is an error if `online`, else a warning.
     """
     attention, denoiser = settings.attention, model.model.denoiser
+    check_inputs(settings, model.model)
     if attention is not None:
         check_attention(denoiser, attention)
-        check_inputs(settings, model.model)
     try:
         if settings.quantization is not None:
             check_quantization(settings.quantization)
@@ -487,7 +487,7 @@ def check_data(
     if getattr(model_class(name), "edits_images", False) != edits:
         raise DirectAlignError(
             f"data.edits: model.architecture: {name} makes images from prompts alone: give "
-            "data.prompts, or a model that edits images (flux_kontext)"
+            "data.prompts, or a model that edits images (flux_kontext, qwen_image_edit)"
             if edits
             else f"model.architecture: {name} edits images, and there are none to edit: give "
             "data.edits in the place of other data"

@@ -32,6 +32,7 @@ from transformers import (
 
 from .. import config
 from ..io import hub
+from ..io.image_settings import VlmPixels
 from ..types import DirectAlignError, Images, PerSample
 from . import qwen_vl
 from . import weights as files
@@ -56,7 +57,7 @@ class Hpsv3Reward(BaseReward):
         model: PreTrainedModel,
         head: nn.Sequential,
         chat: qwen_vl.Chat,
-        pixels: qwen_vl.VlmPixels,
+        pixels: VlmPixels,
         scale: float = 1.0,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -90,7 +91,7 @@ class Hpsv3Reward(BaseReward):
         model, head = parts.values()
         model = model.to(getattr(torch, settings.dtype))
         recompute(model, settings.gradient_checkpointing)
-        pixels = qwen_vl.VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
+        pixels = VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
         pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
         return cls(
             model, head, qwen_vl.Chat(configs.tokenizer(), "", end=REWARD), pixels, settings.scale
@@ -137,7 +138,7 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
     return files.reader_folder(settings, file, key, online, qwen_vl.SETTINGS)
 
 
-def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
+def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, VlmPixels]:
     """The chat up to the reward token, and preprocessing to a fixed number of pixels.
 
     The reward token is added to the vocabulary, as in training.
@@ -145,7 +146,7 @@ def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
     tokenizer, template = qwen_vl.read_chat(folder, f"{key}.processor")
     if REWARD not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD]})
-    pixels = qwen_vl.VlmPixels.read(folder, f"{key}.processor")
+    pixels = VlmPixels.read(folder, f"{key}.processor")
     pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
     return qwen_vl.Chat(tokenizer, template, end=REWARD), pixels
 
