@@ -125,7 +125,7 @@ class QwenImageEdit(QwenImage):
 
     title = "Qwen-Image-Edit"
     pipeline = "QwenImageEditPipeline"
-    parts = QwenImage.parts | {"processor": None}
+    parts = dict(QwenImage.parts, processor=None)
     edits_images = reads_sources = True
     components = "Qwen/Qwen-Image-Edit"
     published = "qwen_image_edit"
@@ -170,11 +170,11 @@ class QwenImageEdit(QwenImage):
         """`sequence` (b, tokens, d), of image and prompt, and its boolean `mask` (b, tokens)."""
         assert images is not None, "a prompt is read with its image"
         rows, columns = self.pixels.size(*images.shape[2:])
-        images = resized_by_pillow(images, rows, columns, Image.Resampling.BICUBIC).to(self.device)
+        shown = resized_by_pillow(images, rows, columns, Image.Resampling.BICUBIC).to(self.device)
         text_encoder: Any = self.prompts.modules["text_encoder"]
         grid = torch.tensor([[1, *self.pixels.grid(rows, columns)]], device=self.device)
         found = list[Tensor]()
-        for prompt, image in zip(prompts, images, strict=True):
+        for prompt, image in zip(prompts, shown, strict=True):
             count = int(grid.prod()) // self.pixels.merge**2
             ids = self.prompt_ids(prompt, count, text_encoder.config.image_token_id)
             states = text_encoder(
