@@ -120,12 +120,15 @@ class QwenImage(VideoLatents, DiffusersModel):
         }
 
 
+EDIT_PARTS = {**QwenImage.parts, "processor": None}
+
+
 class QwenImageEdit(QwenImage):
     """A Qwen-Image-Edit checkpoint; each prompt is encoded with the image that it edits."""
 
     title = "Qwen-Image-Edit"
     pipeline = "QwenImageEditPipeline"
-    parts = dict(QwenImage.parts, processor=None)
+    parts = EDIT_PARTS
     edits_images = reads_sources = True
     components = "Qwen/Qwen-Image-Edit"
     published = "qwen_image_edit"
