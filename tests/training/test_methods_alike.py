@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "awm": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
+TRAIN |= {"sample_prompts": ["a red star"]}
 REUSE = "reused "
 """Before the name of a method: two updates per rollout."""
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}
@@ -72,7 +73,7 @@ def recipe(folder: Path, method: dict[str, Any], tune: str = "lora", **more: Any
         "rollout": {"num_inference_steps": NUM_INFERENCE_STEPS},
         "data": {**data, "batch_size": BATCH_SIZE},
         "train": TRAIN,
-        "evaluate": {"num_samples": 1, "batch_size": 2},
+        "evaluate": {"num_samples": 1, "batch_size": 2, "references": False},
         **more,
     }
 
