@@ -554,7 +554,7 @@ class Case:
             negative = {"negative_prompt": " "} if "negative_prompt" in given else {}
             found.append(pipeline(**own | negative).images)
         images = torch.cat(found)
-        return over_white(images) if images.shape[1] == 4 else images
+        return over_white(images) if images.ndim == images.shape[1] == 4 else images
 
     def latents(self, images: Tensor, pipeline: Any) -> Tensor:
         """The pipeline's output_type="latent" in our layout and scale."""

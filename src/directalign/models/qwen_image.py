@@ -194,7 +194,8 @@ class QwenImageEdit(QwenImage):
         """Token ids (1, n) of a prompt in its template, with `count` placeholders of its image."""
         template = self.tokenizers[0](self.template.format(self.introduction))["input_ids"]
         text = self.template.format(self.introduction + prompt)
-        length = MAX_SEQUENCE_LENGTH + len(template)
+        longest = 1 if prompt == self.unconditional else MAX_SEQUENCE_LENGTH  # it is one token
+        length = longest + len(template)
         ids = self._tokens([text], length, padding=False).input_ids
         (places,) = (ids[0] == self.tokenizers[0].convert_tokens_to_ids(IMAGE)).nonzero().unbind(1)
         if len(places) != 1:
