@@ -143,11 +143,15 @@ class QwenVLConfig(Frozen):
 
 
 class Hpsv3Config(Frozen):
-    """HPSv3 (arXiv 2508.03789): a score head on a Qwen2-VL."""
+    """HPSv3 (arXiv 2508.03789), a score head on a Qwen2-VL, or HPSv3++ (arXiv 2606.14657), a
+    conditioned one on a Qwen3-VL."""
 
     name: Literal["hpsv3"] = "hpsv3"
     dtype: DtypeName = "bfloat16"
     """Dtype of the weights below the head, which is float32."""
+    iteration: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """HPSv3++ only: how far the reinforcement learning of the model that made the images has come,
+    in thousands of steps, at most 1, as the reward was told in training; 0 is before it."""
 
 
 class PixelStatisticsConfig(Scaled):
