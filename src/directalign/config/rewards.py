@@ -17,6 +17,7 @@ from pydantic import Discriminator, Field, model_validator
 from .base import (
     BatchSize,
     DtypeName,
+    Fraction,
     Free,
     NonNegative,
     NonNegativeFloat,
@@ -149,9 +150,9 @@ class Hpsv3Config(Frozen):
     name: Literal["hpsv3"] = "hpsv3"
     dtype: DtypeName = "bfloat16"
     """Dtype of the weights below the head, which is float32."""
-    iteration: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """HPSv3++ only: how far the reinforcement learning of the model that made the images has come,
-    in thousands of steps, at most 1, as the reward was told in training; 0 is before it."""
+    iteration: Fraction = 0.0
+    """HPSv3++ only, a condition that it was trained with: steps of reinforcement learning behind
+    the model that made the images, in thousands and at most 1."""
 
 
 class PixelStatisticsConfig(Scaled):

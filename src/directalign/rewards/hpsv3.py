@@ -107,7 +107,7 @@ class Hpsv3Reward(BaseReward):
         recompute(model, settings.gradient_checkpointing)
         pixels = qwen_vl.VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
         chat = qwen_vl.Chat(configs.tokenizer(), "", end=REWARD)
-        return cls(model, head.float(), chat, pixels, settings)
+        return cls(model, head, chat, pixels, settings)
 
     @classmethod
     def _check(cls, settings: config.Hpsv3Config, key: str, online: bool) -> None:
@@ -162,8 +162,8 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
 
 
 def _reader(folder: Path, key: str) -> tuple[qwen_vl.Chat, qwen_vl.VlmPixels]:
-    """The chat up to the reward token, and preprocessing. The reward token is added to the vocabulary, as in training.
-    """
+    """The chat up to the reward token, which is added to the vocabulary as in training, and
+    preprocessing."""
     tokenizer, template = qwen_vl.read_chat(folder, f"{key}.processor")
     if REWARD not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD]})

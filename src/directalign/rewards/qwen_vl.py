@@ -41,7 +41,7 @@ from ..io import hub
 from ..io.tensors import resize
 from ..types import DirectAlignError, Images, PerSample
 from . import weights as files
-from .common import CLIP_MEAN, CLIP_STD, BaseReward, Device, Pixels, normalised, read_json, recompute
+from .common import CLIP_MEAN, CLIP_STD, BaseReward, Device, normalised, read_json, recompute
 from .common import read_settings as read_image_settings
 
 
@@ -444,7 +444,7 @@ class VlmPixels:
         """
         return self._cut(normalised(self.resized(images), self.mean, self.std))
 
-    def resized(self, images: Images) -> Pixels:
+    def resized(self, images: Images) -> Float[Tensor, "b 3 rows columns"]:
         """Images (b, 3, h, w) in [0, 1] at the size that `size` gives."""
         height, width = self.size(images.shape[-2], images.shape[-1])
         return _resized(_resized(images, images.shape[-2], width), height, width)
