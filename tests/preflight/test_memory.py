@@ -35,9 +35,10 @@ from tiny_rewards import VLMS, write_open_clip, write_vlm
 
 CPU, GPU = preflight.Place("the CPU", 10**12, is_gpu=False), preflight.a_gpu(24, ranks=1)
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-HPSV3 = FIXTURES / "hpsv3"
+HPSV3, PLUS_PLUS = FIXTURES / "hpsv3", FIXTURES / "hpsv3_plus_plus"
 LONG = "a red star over a sandy shore " * 200
 HEADS = ("linear", "improved", "v2_5")
+HPS = ("hpsv3", "hpsv3++")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ def sections(tmp_path_factory, clip_folder, siglip_folder):
         "image_reward": ("image_reward", *write_image_reward(folder)),
         "mps": ("mps", FIXTURES / "mps" / "mps.safetensors", FIXTURES / "mps"),
         "hpsv3": ("hpsv3", HPSV3 / "HPSv3.safetensors", HPSV3 / "processor"),
+        "hpsv3++": ("hpsv3", PLUS_PLUS / "hpsv3++.pth", PLUS_PLUS / "processor"),
         **{kind: ("vlm", write_vlm(folder / kind, kind), None) for kind in VLMS},
     }
     found: dict[str, dict[str, Any]] = {
@@ -115,7 +117,7 @@ def networks(reward: Any) -> list[nn.Module]:
 
 @pytest.mark.parametrize(
     "label",
-    ["clip", "open_clip", "siglip", "latent_clip", "image_reward", *HEADS, "mps", *VLMS, "hpsv3"],
+    ["clip", "open_clip", "siglip", "latent_clip", "image_reward", *HEADS, "mps", *VLMS, *HPS],
 )
 def test_every_reward_takes_what_the_real_one_does(models, sections, label):
     settings = sections[label]
@@ -128,7 +130,7 @@ def test_every_reward_takes_what_the_real_one_does(models, sections, label):
     reward: Any = load_reward(TypeAdapter(config.SingleRewardConfig).validate_python(settings))
     parameters = [each for network in networks(reward) for each in network.parameters()]
     assert weights == sum(parameter.nbytes for parameter in parameters)
-    if label not in (*VLMS, "hpsv3"):  # their chats are shorter with the real tokenizers
+    if label not in (*VLMS, *HPS):  # their chats are shorter with the real tokenizers
         assert score_peak(rewards.trained_on) == pytest.approx(score_peak(reward), rel=0.1)
 
 

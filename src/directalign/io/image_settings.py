@@ -150,9 +150,12 @@ class VlmPixels:
 
         One image after the other, as the tower takes them.
         """
+        return self._cut(normalised(self.resized(images), self.mean, self.std))
+
+    def resized(self, images: Images) -> Float[Tensor, "b 3 rows columns"]:
+        """Images (b, 3, h, w) in [0, 1] at the size that `size` gives."""
         height, width = self.size(images.shape[-2], images.shape[-1])
-        images = _resized(_resized(images, images.shape[-2], width), height, width)
-        return self._cut(normalised(images, self.mean, self.std))
+        return _resized(_resized(images, images.shape[-2], width), height, width)
 
     def _cut(self, images: Tensor) -> Tensor:
         """Patches in token order, the merge² of one token adjacent; the image fills all frames."""
