@@ -153,9 +153,6 @@ def estimate(run: config.RunConfig, place: Place) -> Estimate:
 
     Raises DirectAlignError for a model or reward with missing files or of another architecture.
     """
-    # no solver changes the number of calls, and diffusers' compute with numpy
-    rollout = run.rollout.model_copy(update={"solver": "euler"})
-    run = run.model_copy(update={"rollout": rollout})
     model = run.model
     if is_sharded_run(run, TorchProcessGroup(size=place.ranks)) and model.tune == "full":
         # gathered weights have the dtype of the forward pass
