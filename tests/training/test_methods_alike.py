@@ -193,6 +193,17 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     own = f"rollout.training_steps: 2, and method {name} trains on the rollouts' own steps"
     with nullcontext() if name == "raft" else pytest.raises(ValueError, match=own):
         config.RunConfig.model_validate(given)
+    given["rollout"] |= {"num_inference_steps": 3, "training_steps": None, "solver": "unipc"}
+    own = f"rollout.solver: unipc, and method {name} trains on the Euler steps of a rollout"
+    finished = name in ("raft", "diffusion_nft", "awm", "dpo")
+    with nullcontext() if finished else pytest.raises(ValueError, match=own):
+        config.RunConfig.model_validate(given)
+    if name == "raft":
+        given["method"]["noise_levels"] = {"kind": "rollout"}
+        with pytest.raises(
+            ValueError, match=r"method\.noise_levels of kind rollout trains on .*euler"
+        ):
+            config.RunConfig.model_validate(given)
     for section, values, message in (
         ("data", {"images": "somewhere"}, images),
         ("method", {"form": "relative"}, two),

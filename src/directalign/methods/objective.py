@@ -29,7 +29,7 @@ from ..diffusion.sampling import (
     encode,
     image_size,
     predict,
-    sample,
+    sample_rollout,
     start_rollout,
     training_sigmas,
 )
@@ -139,7 +139,7 @@ class ObjectiveMethod:
             nonlocal cond
             start = start_rollout(self.model, self.rollout, first, settings.noise.scope)
             cond = start.cond
-            x0 = sample(self.model, cond, start.noise, start.sigmas)
+            x0 = sample_rollout(self.model, start)
             return {"x0": x0, "noise": start.noise if settings.noise.source == "rollout" else None}
 
         made = self.rolled_out(batch, make)
@@ -200,7 +200,7 @@ class ObjectiveMethod:
             own = {"prompts": every.prompts[rows], "sources": every.sources and every.sources[rows]}
             parts.append(replace(every, **own, offset=every.offset + first))
             start = start_rollout(self.model, self.rollout, parts[-1])
-            latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
+            latents.append(sample_rollout(self.model, start))
             seen.append(self.seen(latents[-1]))
         return parts, latents, seen
 

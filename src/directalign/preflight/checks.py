@@ -72,6 +72,8 @@ class Plan:
     files: tuple[ModelFiles, ...] = ()
     cost: Cost | None = None
     """None if nothing could be traced."""
+    update_flops: float | None = None
+    """FLOPs of an update on one rank; None if that is unknown, or not alike for all updates."""
 
 
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
@@ -112,7 +114,9 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     with suppress(Exception):  # any error of user code; `estimate` names it
         model = meta_model(run.model, place.is_gpu)
         files = tuple(files_of(run, model.folder, model, memory))
-    return Plan(tuple(findings), warnings, memory, files, cost)
+    varies = run.rollout.sizes or run.data.buckets or run.data.offline_steps
+    flops = None if cost is None or varies else cost.update
+    return Plan(tuple(findings), warnings, memory, files, cost, flops)
 
 
 def check_model_here(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
