@@ -170,7 +170,7 @@ def test_what_the_recipe_says_of_memory_is_kept(tmp_path, monkeypatch):
     assert started(tmp_path / "toy", "world:flux").evaluate.batch_size == 32
     sizes = list[int]()
 
-    def asked_at_once(model, prompts, seeds, rollout, batch_size):
+    def asked_at_once(model, prompts, seeds, rollout, batch_size, sources):
         sizes.append(len(prompts))
         return torch.zeros(len(prompts), 3, 8, 8)
 

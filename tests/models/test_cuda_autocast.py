@@ -68,7 +68,7 @@ def test_linear_layers_return_bfloat16(architecture, bits, tmp_path, monkeypatch
                 lambda _, inputs, output, name=name: found.update({name: output.dtype})
             )
     x_t = torch.randn(2, *model.latent_shape(*model.default_size))
-    cond = model.encode_prompt(PROMPTS).guided(case.embedded, 1.0)
+    cond = case.encode(model, PROMPTS, *model.default_size).guided(case.embedded, 1.0)
     with CudaAutocast():
         model.predict(x_t, torch.full((2,), 0.5, dtype=torch.float64), cond)
     float32 = {name for name, dtype in found.items() if dtype != torch.bfloat16}

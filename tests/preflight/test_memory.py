@@ -98,7 +98,7 @@ def test_prompts_that_an_encoder_cuts_are_counted(models, name):
 def test_every_reward_is_tested_here(sections):
     traced = {name for name in REWARDS if "meta" in vars(reward_class(name))}
     assert traced == {each["name"] for each in sections.values()}
-    assert set(REWARDS) - traced == {"python", "remote", "vlm_api", "mix"}
+    assert set(REWARDS) - traced == {"ocr", "python", "remote", "vlm_api", "mix"}
 
 
 def score_peak(reward: Any) -> int:

@@ -69,7 +69,10 @@ def run(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     with (
         mock.patch("sys.argv", ["directalign", *arguments]),
-        mock.patch("directalign.preflight.plan", lambda run, out: SimpleNamespace(warnings=())),
+        mock.patch(
+            "directalign.preflight.plan",
+            lambda run, out: SimpleNamespace(warnings=(), update_flops=None),
+        ),
     ):
         command_line()
 

@@ -45,7 +45,7 @@ def _fast():
     """No waits and no memory estimate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(black_box, "FIRST_WAIT", 0.0)
-        no_plan = SimpleNamespace(warnings=())
+        no_plan = SimpleNamespace(warnings=(), update_flops=None)
         patch.setattr("directalign.preflight.plan", lambda run, out: no_plan)
         yield
 
