@@ -139,7 +139,7 @@ def forms() -> list[Arm]:
     ]
 
 
-RATES = (1e-5, 3e-5, 1e-4, 3e-4)
+RATES = (3e-5, 1e-4, 3e-4)
 SD = (*WORLD2, "model.path=world2:sd", "train.num_steps=50")
 PUBLISHED = ("method.anchor=null", *NO_PARTS)
 DIFFUSION = [
@@ -217,7 +217,7 @@ def _forms(out: Path, quick: bool) -> list[Row]:
         within(SMALL if quick else EQUAL, arm.plus(*ALWAYS, *small), out)
         for arm in forms()[: 1 if quick else None]
     ]
-    return run_arms("second_world", arms, FEW_SEEDS[: 1 if quick else None], out)
+    return run_arms("second_world", arms, FEW_SEEDS[:1], out)
 
 
 def _diffusion(out: Path, quick: bool) -> list[Row]:
@@ -232,16 +232,16 @@ def _diffusion(out: Path, quick: bool) -> list[Row]:
             best = chosen(Rows(found))
             length = f"train.num_steps={best['step']}"
             told = arm.plus(length, f"train.learning_rate={best['learning_rate']}")
-        rows += run_arms("second_world", sized([told], quick), SEEDS[: 1 if quick else None], out)
+        rows += run_arms("second_world", sized([told], quick), FEW_SEEDS[: 1 if quick else None], out)
     return rows
 
 
-CONDITIONS = Size(64, SEEDS, (4, 10, 25, 50), (1.0, 3.5), (1.0, 2.0), 2, 32, 20)
+CONDITIONS = Size(64, FEW_SEEDS, (4, 10, 25, 50), (1.0, 3.5), (1.0, 2.0), 2, 32, 20)
 GROUPS: dict[str, Measure] = {
-    "windows": _trained(WINDOWED, SEEDS),
+    "windows": _trained(WINDOWED, FEW_SEEDS),
     "overlap": _trained(OVERLAP, SEEDS),
-    "phrases": _trained(PHRASES, SEEDS),
-    "policy": _trained(POLICY, SEEDS),
+    "phrases": _trained(PHRASES, FEW_SEEDS),
+    "policy": _trained(POLICY, FEW_SEEDS),
     "long": _long,
     "forms": _forms,
     "diffusion": _diffusion,
