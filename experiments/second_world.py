@@ -49,7 +49,7 @@ from .tables import Column, Table, means
 from .unpromptable import WORLD2
 
 Measure = Callable[[Path, bool], list[Row]]
-SEEDS, FEW_SEEDS, TUNING_SEED = (0, 1, 2), (0, 1), 100
+SEEDS, TUNING_SEED = (0, 1), 100
 AT_END = "evaluate.every=0"
 SRPO = Arm("srpo", "SRPO", "world2_srpo", (*WORLD2, AT_END))
 COLUMNS = (
@@ -186,19 +186,19 @@ def _references(settings: Any) -> list[Row]:
     return [{**named, **row} for row in references(settings)]
 
 
-def _trained(arms: list[Arm], seeds: tuple[int, ...]) -> Measure:
+def _trained(arms: list[Arm]) -> Measure:
     def make(out: Path, quick: bool) -> list[Row]:
         found = sized(arms[: 1 if quick else None], quick)
         if quick and arms is POLICY:
             found = [arm.plus(*QUICK_METHODS["flow_grpo"]) for arm in found]
-        return run_arms("second_world", found, seeds[:1] if quick else seeds, out)
+        return run_arms("second_world", found, SEEDS[: 1 if quick else None], out)
 
     return make
 
 
 def _long(out: Path, quick: bool) -> list[Row]:
     """Ten times the length; base and SRPO at the recommended length under other samplers."""
-    rows = _trained([LONG], FEW_SEEDS)(out, quick)
+    rows = _trained([LONG])(out, quick)
     size, (arm,) = (QUICK if quick else CONDITIONS), sized([SRPO], quick)
     for seed in size.seeds:
         run, folder = settings_of(arm, seed), run_arm(arm, seed, out, keeps_weights=True)
@@ -218,7 +218,7 @@ def _forms(out: Path, quick: bool) -> list[Row]:
         within(SMALL if quick else EQUAL, arm.plus(*ALWAYS, *small), out)
         for arm in forms()[: 1 if quick else None]
     ]
-    return run_arms("second_world", arms, FEW_SEEDS[:1], out)
+    return run_arms("second_world", arms, SEEDS[:1], out)
 
 
 def _diffusion(out: Path, quick: bool) -> list[Row]:
@@ -233,18 +233,16 @@ def _diffusion(out: Path, quick: bool) -> list[Row]:
             best = chosen(Rows(found))
             length = f"train.num_steps={best['step']}"
             told = arm.plus(length, f"train.learning_rate={best['learning_rate']}")
-        rows += run_arms(
-            "second_world", sized([told], quick), FEW_SEEDS[: 1 if quick else None], out
-        )
+        rows += run_arms("second_world", sized([told], quick), SEEDS[: 1 if quick else None], out)
     return rows
 
 
-CONDITIONS = Size(64, FEW_SEEDS, (4, 10, 25, 50), (1.0, 3.5), (1.0, 2.0), 2, 32, 20)
+CONDITIONS = Size(64, SEEDS, (4, 10, 25, 50), (1.0, 3.5), (1.0, 2.0), 2, 32, 20)
 GROUPS: dict[str, Measure] = {
-    "windows": _trained(WINDOWED, FEW_SEEDS),
-    "overlap": _trained(OVERLAP, SEEDS),
-    "phrases": _trained(PHRASES, FEW_SEEDS),
-    "policy": _trained(POLICY, FEW_SEEDS),
+    "windows": _trained(WINDOWED),
+    "overlap": _trained(OVERLAP),
+    "phrases": _trained(PHRASES),
+    "policy": _trained(POLICY),
     "long": _long,
     "forms": _forms,
     "diffusion": _diffusion,
