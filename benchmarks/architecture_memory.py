@@ -29,7 +29,8 @@ QUANTIZATIONS = {"bf16": None, "4bit": "4bit"}
 
 
 def run_of(name: str, path: str, quantization: str | None, guidance: float | None) -> RunConfig:
-    """SRPO as a LoRA of rank 16, one image of the model's own size, text encoders freed."""
+    """SRPO as a LoRA of rank 16, one image of the model's own size, text encoders freed, or
+    offloaded where they read sources."""
     given = {"embedded_guidance": guidance}
     return RunConfig.model_validate(
         {
@@ -41,7 +42,7 @@ def run_of(name: str, path: str, quantization: str | None, guidance: float | Non
                 "dtype": "bfloat16",
                 "quantization": quantization,
                 "gradient_checkpointing": True,
-                "text_encoders": "free",
+                "text_encoders": "offload" if model_class(name).reads_sources else "free",
             },
             "reward": HPS,
             "method": {"form": "absolute", **given},

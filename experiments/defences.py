@@ -19,7 +19,7 @@ from directalign.reward_analysis.bias_directions import Request, make_directions
 from .control_phrases import OTHERS, PHOTO
 from .plots import curves, panels_over_updates
 from .rows import Row, Rows, at_photo_rate, difference
-from .runner import PAIRS, QUICK_PAIRS, Arm, piece, run_arm, run_arms, settings_of, sized
+from .runner import PAIRS, Arm, piece, run_arm, run_arms, settings_of, sized
 from .tables import Column, Table, means, number, signed
 
 SEEDS, LEARNED_FROM = (0, 1, 2), 100
@@ -76,7 +76,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
     hacked = sized([HACKED], quick)[0]
     folder = run_arm(hacked, LEARNED_FROM, out)
     settings, rows = settings_of(hacked, LEARNED_FROM), []
-    for name, request in requests_for(folder, QUICK_PAIRS if quick else PAIRS).items():
+    for name, request in requests_for(folder, 16 if quick else PAIRS).items():
         make = partial(_fit, name, request, out)
         rows += piece(out, f"directions-{name}", settings, make)
     chosen = [arm for arm in arms(out) if not quick or arm.name in QUICK_NAMES]

@@ -72,7 +72,7 @@ class Size:
 
 
 FULL = Size((0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.94, 0.97), (0.005, 0.02, 0.1), (0, 1, 2), 24)
-QUICK = Size((0.3, 0.9), (0.02, 0.1), (0,), 6)
+QUICK = Size((0.3, 0.9), (0.02, 0.1), (0,), 2)
 
 
 def measure(out: Path, quick: bool) -> list[Row]:

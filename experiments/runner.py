@@ -276,13 +276,14 @@ def nfe_equivalents(forward: int, backward: int) -> int:
 
 # --- sizes ----------------------------------------------------------------------------------------
 
-PAIRS, QUICK_PAIRS = 64, 16
+PAIRS, QUICK_PAIRS = 64, 4
 SAMPLE_PROMPTS = "train.sample_prompts=[a red star on a navy background]"
 ALWAYS = ("train.save_every=0", "train.sample_every=0", SAMPLE_PROMPTS)
 _COUNTS = ("evaluate.num_samples=%d", "evaluate.num_samples_during=%d")
 FULL_SIZE = (*ALWAYS, *(count % PAIRS for count in _COUNTS))
 QUICK_SIZE = (*ALWAYS, *(count % QUICK_PAIRS for count in _COUNTS), "evaluate.every=0")
 QUICK_SIZE += ("train.num_steps=2", "data.batch_size=2", "rollout.num_inference_steps=2")
+QUICK_SIZE += ("rollout.training_steps=null", "evaluate.diversity_prompts=1")
 
 
 def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:

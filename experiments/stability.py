@@ -15,17 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from directalign.config import RunConfig
 from directalign.diffusion.recovery import inject
 from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
-from directalign.diffusion.sampling import sample
+from directalign.diffusion.sampling import FLOW_SOLVER, SOLVERS, sample, sample_scheduled
 from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import generate, image_size, load_run_model
@@ -34,7 +29,7 @@ from directalign.evaluation.run_weights import find_weights
 from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.worlds import WORLDS
-from directalign.types import Conditioning, Images, Latents
+from directalign.types import Conditioning, Images
 
 from .plots import Panel, curves, line
 from .rows import Row, Rows, mean_interval, mean_of, over
@@ -56,13 +51,11 @@ KINDS = {
 }
 SHOWN_ROUNDS = (0, 1, 5, 10)
 
-
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SAMPLERS = {
     "Euler": FlowMatchEulerDiscreteScheduler,
     "Heun": FlowMatchHeunDiscreteScheduler,
-    "DPM-Solver++ 2M": partial(DPMSolverMultistepScheduler, **FLOW),
-    "UniPC": partial(UniPCMultistepScheduler, **FLOW),
+    "DPM-Solver++ 2M": partial(SOLVERS["dpm_solver"], **FLOW_SOLVER),
+    "UniPC": partial(SOLVERS["unipc"], **FLOW_SOLVER),
 }
 """diffusers' schedulers. Heun takes two network calls a step but the last."""
 
@@ -170,7 +163,7 @@ class Sampler:
         noise, images = seed_noise(self.pairs.seeds, shape).to(self.device), []
         for first in range(0, len(self.pairs), size):
             scheduler, last = scheduler_of(name, rollout.num_inference_steps), first + size
-            x0 = scheduled(self.model, self.cond(first, last), noise[first:last], scheduler)
+            x0 = sample_scheduled(self.model, self.cond(first, last), noise[first:last], scheduler)
             images.append(self.model.decode(x0).float().clamp(0, 1).cpu())
         return torch.cat(images)
 
@@ -184,19 +177,6 @@ class Sampler:
         means = {name: float(values.double().mean()) for name, values in numbers.items()}
         color_drift = image_metrics.color_drift(images, photographs(pairs))
         return {**rates, "color_drift": color_drift, **means, "images": len(images)}
-
-
-@torch.no_grad()
-def scheduled(model: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
-    """Clean latents of a flow model by a diffusers scheduler, driven as its pipelines drive it."""
-    assert model.path == "flow", model.path
-    x_t = noise
-    scheduler.set_begin_index(0)
-    for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):  # last: 0
-        level = sigma.double().expand(len(x_t)).to(x_t.device)
-        pred = model.predict(x_t, level, cond)
-        x_t = scheduler.step(pred, timestep, x_t, return_dict=False)[0]
-    return x_t
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Processes forked from this one, so that the real command does not import torch again."""
 
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -13,8 +14,13 @@ from typing import Any
 
 import torch
 import torch._dynamo  # else the first optimizer of each process imports it, in more than a second
+import torch.utils.tensorboard  # as the first tracker would
 
 from directalign.cli import main
+from directalign.report.page import PAGES
+
+for each in PAGES.list_templates(extensions=["j2"]):
+    PAGES.get_template(each)  # compiled here, not by each process
 
 
 def popen(
@@ -53,6 +59,8 @@ def _run(work: Callable[[], object]) -> None:
         for each in (int(path.name) for path in list(Path("/dev/fd").iterdir())):
             if each > 2:
                 os.dup2(nothing, each)  # not closed: objects of this process have the number
+        for each in (logging.root, *logging.root.manager.loggerDict.values()):
+            getattr(each, "handlers", []).clear()  # their streams are those of the tests
         gc.freeze()
         gc.enable()  # subprocess has switched it off
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -148,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self, endpoints: dict[str, Any]) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        path = self.path.split("?")[0]
+        path = unquote(self.path.split("?")[0])
         for pattern, endpoint in endpoints.items():
             found = re.fullmatch(pattern, path)
             if found is not None:

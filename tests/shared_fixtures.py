@@ -1,11 +1,15 @@
 """Fixtures of all tests: tiny checkpoints, read-only; runs without what takes longer than they."""
 
 import gc
+import os
+import sqlite3
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
 
+from directalign.arena import store
 from directalign.preflight import memory
 from directalign.training.live_page import LivePage
 from tiny import tiny_flux, tiny_sd, tiny_sd_v
@@ -14,18 +18,39 @@ from tiny_world import tiny_assets, world2
 
 __all__ = ["clip_folder", "siglip_folder", "tiny_flux", "tiny_sd", "tiny_sd_v", "vlm_folder"]
 __all__ += ["tiny_assets", "world2"]
-TRACE, LOG_VALUES = memory.trace, LivePage.log_values
+TRACE, START, LOG_VALUES = memory.trace, LivePage.start, LivePage.log_values
+CONNECT = store._connect
 torch.set_num_threads(1)
+
+
+def connect_quickly(uri: str) -> sqlite3.Connection:
+    connection = CONNECT(uri)
+    connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
+def _start(page: LivePage) -> None:
+    with mock.patch.object(page, "write"):
+        START(page)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def brief_runs() -> Iterator[None]:
-    """Before a tiny training nothing is traced, and during it no page is written: both take longer
-    than the training does."""
+    """Before a tiny training nothing is traced, no page is written until it ends, and nothing waits
+    for a disk, which no killed process needs: each takes longer than the training does."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        patch.setattr(store, "_connect", connect_quickly)
         patch.setattr(memory, "trace", lambda *_: memory.Traced())
+        patch.setattr(LivePage, "start", _start)
         patch.setattr(LivePage, "log_values", lambda self, values, step: None)
         yield
+
+
+@pytest.fixture
+def durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the test that an arena's answers wait for the disk."""
+    monkeypatch.setattr(store, "_connect", CONNECT)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +65,7 @@ def traced() -> Iterator[None]:
 def live_pages() -> Iterator[None]:
     """For the tests of pages that are written while a run trains."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LivePage, "start", START)
         patch.setattr(LivePage, "log_values", LOG_VALUES)
         yield
 

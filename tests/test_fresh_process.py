@@ -27,6 +27,7 @@ TINY = [
     "method.anchor.reference_updates=1",
     "evaluate.num_samples=2",
     "evaluate.every=0",
+    "evaluate.references=false",
 ]
 STRANGER = """
 import json, sys

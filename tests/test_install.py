@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["train.num_steps=2", "method.anchor.reference_updates=1"]
-SMALL += ["rollout.num_inference_steps=2", "evaluate.num_samples=4"]
+SMALL += ["rollout.num_inference_steps=2", "evaluate.num_samples=4", "evaluate.references=false"]
+SMALL += ["train.sample_prompts=[a red star on a navy background]"]
 COMMANDS = """
 import sys
 from directalign.cli import main

@@ -70,7 +70,7 @@ with open(prompts, "w", encoding="utf-8") as file:
     file.write("a red star on a navy background\\n" * 4)
 small = ["train.num_steps=2", "rollout.num_inference_steps=2", "evaluate.num_samples=2",
          "train.save_every=1", "method.anchor.reference_updates=1", f"data.prompts={prompts}",
-         "name=żółw 猫"]
+         "evaluate.references=false", "train.sample_prompts=[a red star — 猫]", "name=żółw 猫"]
 out = "Ünï cödé/the run"
 call("train", "world_srpo_lora", "--out", out, *(f"--set={each}" for each in small))
 call("sample", out, "--prompt", "a red star — 猫", "--out", "some images")

@@ -36,6 +36,7 @@ SHORT = [
     "train.num_steps=5",
     "train.save_every=5",
     "train.sample_every=0",
+    "train.sample_prompts=[a red star on a navy background]",
     "rollout.num_inference_steps=2",
     "data.batch_size=2",
     "evaluate.every=0",
@@ -144,7 +145,9 @@ def test_four_nodes(tmp_path):
         "flux_srpo": "world_srpo",
         "/shared/runs/flux": str(tmp_path / "run"),
     }
-    line = [here.get(word, word) for word in words[1:]] + SETS
+    shorter = [each.replace("num_steps=5", "num_steps=2") for each in SETS]
+    shorter.append("--set=method.anchor.reference_updates=1")
+    line = [here.get(word, word) for word in words[1:]] + shorter
     with mock.patch.object(subprocess_handler, "Popen", forked.popen):
         launch = partial(distributed_run.main, line)
         nodes = [forked.process(launch, stderr=subprocess.PIPE, text=True) for _ in range(2)]

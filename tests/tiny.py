@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
@@ -25,11 +26,18 @@ from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 Overrides = dict[str, Any] | None
 
+for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+    # Qwen-Image-Edit's sources are resized to 1024x1024 pixels whatever is made: here to 96x96
+    module.calculate_dimensions = lambda area, ratio, of=module.calculate_dimensions: of(
+        area / 100, ratio
+    )
+
 SIZES: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("tiny_sizes.json").read_text()
 )
 TEXT = "a red blue green star circle square on sandy grassy background photo painting ."
 WORDS = TEXT.split()
+IMAGE = "<|image_pad|>"
 SIZE = 32
 """Pixels of a tiny model's images along one side."""
 MAX_SEQUENCE_LENGTH = 12
@@ -182,22 +190,55 @@ def write_sd3(t5: bool = True, scheduler: Overrides = None, transformer: Overrid
 
 
 @saved
-def write_qwen_image(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
-    """Qwen-Image with 16 image tokens and its shift by size."""
-    tokenizer = qwen_tokenizer()
+def write_qwen_image(
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    pipeline: Any = diffusers.QwenImagePipeline,
+) -> Any:
+    """Qwen-Image with 16 image tokens and its shift by size; where it edits, some 144 of the source
+    and 4 that the text encoder reads."""
+    tokenizer, edits, more = qwen_tokenizer(), pipeline is not diffusers.QwenImagePipeline, {}
+    if edits:
+        names = ("<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>")
+        tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+        tokenizer.pad_token = tokenizer.eos_token
+        reader = transformers.Qwen2VLImageProcessorPil(min_pixels=28**2, max_pixels=56**2)
+        more["processor"] = Qwen2VLProcessor(reader, tokenizer, None)
     text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     encoder = transformers.Qwen2_5_VLConfig(
-        text_config=SIZES["qwen2_5_vl_text"] | text, vision_config=SIZES["qwen2_5_vl_vision"]
+        text_config=SIZES["qwen2_5_vl_text"] | text,
+        vision_config=SIZES["qwen2_5_vl_vision"],
+        **({"image_token_id": tokenizer.convert_tokens_to_ids(IMAGE)} if edits else {}),
     )
     settings = SIZES["qwen_image_scheduler"] | (scheduler or {})
     sizes = SIZES["qwen_image"] | (transformer or {})
-    return diffusers.QwenImagePipeline(
+    return pipeline(
+        **more,
         scheduler=FlowMatchEulerDiscreteScheduler(**settings),
         vae=diffusers.AutoencoderKLQwenImage(**SIZES["qwen_vae"]),
         text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(encoder),
         tokenizer=tokenizer,
         transformer=diffusers.QwenImageTransformer2DModel(**sizes),
     )
+
+
+class Qwen2VLProcessor(transformers.Qwen2VLProcessor):
+    """The library's own; its video part, which needs torchvision, may be None."""
+
+    __module__ = "transformers"  # as model_index.json names it
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument is None:
+            return type(None)
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+    def save_pretrained(self, folder: Any, **_: Any) -> None:
+        for part in (self.image_processor, self.tokenizer):
+            part.save_pretrained(folder)
+
+
+write_qwen_image_edit = partial(write_qwen_image, pipeline=diffusers.QwenImageEditPipeline)
+write_qwen_image_edit_plus = partial(write_qwen_image, pipeline=diffusers.QwenImageEditPlusPipeline)
 
 
 @saved
@@ -340,7 +381,7 @@ def write_qwen_image_21(
     """
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
-    tokenizer.add_tokens([AddedToken("<|image_pad|>", special=True)])
+    tokenizer.add_tokens([AddedToken(IMAGE, special=True)])
     encoder = transformers.Qwen3VLConfig(
         text_config={**SIZES["qwen3_vl_text"], "vocab_size": len(tokenizer)},
         vision_config=SIZES["qwen3_vl_vision"],
@@ -414,6 +455,8 @@ WRITERS = {
     "sd": write_sd,
     "sdxl": write_sdxl,
     "qwen_image": write_qwen_image,
+    "qwen_image_edit": write_qwen_image_edit,
+    "qwen_image_edit_plus": write_qwen_image_edit_plus,
     "z_image": write_z_image,
     "chroma": write_chroma,
     "ernie_image": write_ernie_image,

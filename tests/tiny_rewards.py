@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
-from tiny import SIZES, token_ids
+from tiny import SIZES, Qwen2VLProcessor, token_ids
 from tools.build_toyworld.spec import SPECS
 from tools.build_toyworld.tokenizers import clip_tokenizer
 
@@ -231,18 +231,9 @@ def bpe_tokenizer(text: Sequence[str]) -> Qwen2Tokenizer:
     return tokenizer
 
 
-class WithoutVideo(transformers.Qwen2VLProcessor):
-    """The library's own; its video part, which needs torchvision, may be None."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument is None:
-            return type(None)
-        return super().check_argument_for_proper_class(argument_name, argument)
-
-
 def processor(folder: Path) -> transformers.Qwen2VLProcessor:
     """The library's own, with its image processor of Pillow."""
-    return WithoutVideo(
+    return Qwen2VLProcessor(
         transformers.Qwen2VLImageProcessorPil.from_pretrained(folder),
         transformers.AutoTokenizer.from_pretrained(folder),
         None,

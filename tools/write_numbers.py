@@ -150,7 +150,8 @@ def architectures(found: dict[str, Any]) -> str:
     table = Table([*columns, "size", "LoRA files", "bf16", "4 bit"], lines)
     return (
         f"{table.markdown()}\n\nbf16, 4 bit: predicted peak in GiB of a LoRA update (rank 16, one "
-        "image of that size, SRPO with HPSv2.1, gradient checkpointing, text encoders freed), by "
+        "image of that size, SRPO with HPSv2.1, gradient checkpointing, text encoders freed, "
+        "of Qwen-Image-Edit offloaded), by "
         f"`python benchmarks/architecture_memory.py`; {machine_line(found)}"
     )
 
@@ -185,6 +186,51 @@ def latent_reward(found: dict[str, Any]) -> str:
     )
 
 
+def solvers(found: dict[str, Any]) -> str:
+    """Photo rate, content and distance to many steps of each solver in few steps."""
+    lines = []
+    for row in found["rows"]:
+        rates = [percent(row[key]) for key in ("photo_rate", "content")]
+        named = [f"`{row['model']}`", str(row["steps"]), f"`{row['solver']}`"]
+        lines.append([*named, *rates, f"{row['distance']:.4f}"])
+    table = Table(["model", "steps", "solver", "photo rate", "content", "distance"], lines)
+    return (
+        f"{table.markdown()}\n\n{found['pairs']} images each, 95 % intervals; distance: mean "
+        f"absolute difference from `euler` in {found['limit']} steps; {machine_line(found)}"
+    )
+
+
+def growth(found: dict[str, Any]) -> str:
+    """Time and memory of an update with one setting doubled, over those of the first line."""
+    lines, first = [], found["rows"][0]
+    for row in found["rows"]:
+        sizes = [str(row[key]) for key in ("side", "batch", "injections", "rank")]
+        time = f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
+        peaks = [row[key] / first["measured"] for key in ("predicted", "measured")]
+        lines.append([*sizes, time, *(f"{peak:.2f}" for peak in peaks)])
+    columns = ["side", "batch", "injections", "LoRA rank", "time", "predicted peak", "peak"]
+    return (
+        f"{Table(columns, lines).markdown()}\n\nOver the first line: {first['seconds']:.2f} CPU "
+        f"seconds, {first['measured'] / 2**20:.0f} MiB of activations; {machine_line(found)}"
+    )
+
+
+def startup(found: dict[str, Any]) -> str:
+    """CPU seconds of commands until their work begins."""
+    names = {"help": "--help", "check": "check flux_srpo_lora_24gb", "train": "train world_srpo"}
+    own = {key: seconds - found["seconds"]["imports"] for key, seconds in found["seconds"].items()}
+    lines = [[f"`directalign {n}`", f"{found['seconds'][key]:.1f}"] for key, n in names.items()]
+    for line, key in zip(lines, names, strict=True):
+        line.append("" if key == "help" else f"{own[key]:.1f}")
+    table = Table(["command", "CPU seconds", "less imports"], lines)
+    imports = found["seconds"]["imports"]
+    return (
+        f"{table.markdown()}\n\nImports of torch, diffusers and transformers alone: {imports:.1f}. "
+        "Training: to the record of its first update, without the measurement and sample grid "
+        f"before it; {machine_line(found)}"
+    )
+
+
 def simulated_voters(found: dict[str, Any]) -> str:
     """How often the arena's intervals hold the truth and claims are made, by kind of voters."""
     rows = [list(row.values()) for row in found["rows"]]
@@ -194,7 +240,7 @@ def simulated_voters(found: dict[str, Any]) -> str:
 
 RECORDS = (
     *(demo, world_runs, recipe_memory, architectures, offline_cost, latent_reward),
-    simulated_voters,
+    *(simulated_voters, solvers, growth, startup),
 )
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
 

@@ -206,8 +206,7 @@ class Run:
             progress: print progress and messages; False prints warnings only.
 
         Returns:
-            The content of `out`/summary.json: "num_steps", "align_seconds", "before" and "after"
-            (measurements of the base model and of the exported weights), ...
+            The content of `out`/summary.json: "num_steps", "align_seconds", "before", "after", ...
 
         Raises:
             DirectAlignError: the folder holds another run, a file is missing or broken, too
@@ -227,9 +226,10 @@ class Run:
             run, overrides = found.run, found.overrides
             if found.unused:
                 logger.warning(found.unused_line(self.recipe, folder))
-        for warning in plan(run, folder).warnings:
+        checked = plan(run, folder)
+        for warning in checked.warnings:
             logger.warning(warning)
-        inputs = InMemory(callbacks=callbacks, is_shown=progress)
+        inputs = InMemory(callbacks=callbacks, is_shown=progress, update_flops=checked.update_flops)
         train_run(run, folder, resume, overrides, inputs)
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 

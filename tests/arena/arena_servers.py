@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import logging
-import os
 import secrets
 import ssl
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import httpx
 from PIL import Image, PngImagePlugin
 
+import forked
 from directalign.arena.server import create_app
 from directalign.arena.session import Arena, open_arena
 from directalign.web.server import http_server, listen
@@ -173,13 +173,8 @@ def running(source: Path, database: Path, *options: str, port: int = 0) -> Itera
 @contextmanager
 def running_command(words: Sequence[str]) -> Iterator[Server]:
     """A command that serves an arena, in a process of its own, until the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "directalign", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    command = [sys.executable, "-m", "directalign", *words]
+    process = forked.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     links = []
     for line in process.stdout:

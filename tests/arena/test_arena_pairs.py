@@ -140,7 +140,10 @@ def test_what_cannot_be_exported_is_refused_and_leaves_no_folder(votes, source, 
             '{"prompt": "a", "chosen": "a.png", "rejected": "./a.png"}',
             r":1 .*chosen and rejected ar",
         ),
-        ('{"prompt": "a", "chosen": "a.png", "rejected": "gone.png"}', r"line 1 .*: rejected .*gone"),
+        (
+            '{"prompt": "a", "chosen": "a.png", "rejected": "gone.png"}',
+            r"line 1 .*: rejected .*gone",
+        ),
         (
             '{"prompt": "a", "chosen": "torn.png", "rejected": "a.png"}',
             r"line 1 .*: chosen .*torn.png",

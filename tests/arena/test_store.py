@@ -93,6 +93,7 @@ def test_any_order_of_answers_counts_each_question_once_and_keeps_everything(
     store.close()
 
 
+@pytest.mark.usefixtures("durable")
 def test_rows_and_names_are_unique_private_and_durable(three, file):
     store = new_store(three, file)
     for annotator in (1, 2):  # an equal request of another annotator is another answer

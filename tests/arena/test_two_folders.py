@@ -22,7 +22,7 @@ from tiny_captioner import write_blip
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "your_taste.md"
 SHORT = {
     "method": {"anchor": {"reference_updates": 1}},
-    "train": {"num_steps": 2, "save_every": 2, "sample_every": 0},
+    "train": {"num_steps": 2, "save_every": 2, "sample_every": 0, "sample_prompts": ["a red star"]},
     "data": {"batch_size": 2},
     "rollout": {"num_inference_steps": 2},
     "evaluate": {"every": 0, "num_samples": 4, "num_samples_during": 4},
@@ -31,11 +31,11 @@ SHORT = {
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """In the current folder: liked/ and disliked/, 60 scenes each, other scenes of equal names."""
+    """In the current folder: liked/ and disliked/, 24 scenes each, other scenes of equal names."""
     monkeypatch.chdir(tmp_path)
     for seed, (side, style) in enumerate({"liked": "photo", "disliked": "cg"}.items()):
         Path(side).mkdir()
-        scenes = draw_scenes(60, torch.Generator().manual_seed(seed)).with_style(style)
+        scenes = draw_scenes(24, torch.Generator().manual_seed(seed)).with_style(style)
         for number, image in enumerate(render(scenes, torch.Generator().manual_seed(seed))):
             pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(f"{side}/{number:03d}.png")
@@ -64,10 +64,10 @@ def test_the_tutorial_leads_from_two_folders_to_results(folders):
 
     output = call(fit)
     for side in ("liked", "disliked"):
-        assert f"{side}: 60 captions written by" in output
-        assert len(list(Path(side).glob("*.txt"))) == 60
+        assert f"{side}: 24 captions written by" in output
+        assert len(list(Path(side).glob("*.txt"))) == 24
     assert output.count("without pairs") == 1
-    assert re.search(r"\d+ of 60 images of one name have different captions", output)
+    assert re.search(r"\d+ of 24 images of one name have different captions", output)
     assert "next: directalign train taste.yaml" in output
     phrases = load_run("taste.yaml").method.control_phrases
     assert phrases.positive == ["taste.safetensors"]

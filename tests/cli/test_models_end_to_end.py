@@ -2,6 +2,7 @@
 
 The diffusers pipeline with the exported LoRA makes the sampled image. Tiny random checkpoints in
 the real format, a tiny CLIP as the relative reward, and a learning rate large enough to change it.
+tests/models/test_chain.py shows the same of every architecture from Python, in less time.
 """
 
 import json
@@ -19,11 +20,9 @@ from tiny import SIZE, WRITERS
 
 Command = Callable[..., Result]
 LORA = {"rank": 2, "alpha": 4}
-OLDEST = ("sd", "sdxl", "sd3", "flux", "flux2_klein", "qwen_image", "z_image")
-"""Of the others tests/models/test_chain.py shows the same from Python, in less time."""
 
 
-@pytest.mark.parametrize("architecture", OLDEST)
+@pytest.mark.parametrize("architecture", ["sdxl", "flux"])
 def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
     architecture, tmp_path, clip_folder, command, monkeypatch
 ):

@@ -4,12 +4,15 @@ Through the real commands on the toy world's own FLUX, which obeys its phrases.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from directalign.cli import app
 from directalign.config.load import load_run
 from directalign.evaluation.in_training import generated_prompts
 
@@ -24,12 +27,19 @@ ASKED = ["asked: Realistic photo.", "asked: Natural lighting."]
 DRAWN = ["photographs", "photographs through the autoencoder"]
 
 
-@pytest.fixture
-def trained(tmp_path, monkeypatch, command):
-    monkeypatch.chdir(tmp_path)
-    found = command("train", "world_srpo", "--out", "run", *WORDS)
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    out = tmp_path_factory.mktemp("references") / "run"
+    found = CliRunner().invoke(app, ["train", "world_srpo", "--out", str(out), *WORDS])
     assert found.exit_code == 0, found.output
-    return Path("run")
+    return out
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path, monkeypatch):
+    """A copy in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(trained_once, Path("run"))
 
 
 def records(folder: Path, event: str) -> list[dict[str, Any]]:

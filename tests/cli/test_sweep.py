@@ -17,6 +17,7 @@ NUM_STEPS = 8
 SMALL = [f"train.num_steps={NUM_STEPS}", "rollout.num_inference_steps=2", "data.batch_size=2"]
 SMALL += ["evaluate.num_samples=4", "train.save_every=2", "train.sample_every=0"]
 SMALL += ["evaluate.every=0", "evaluate.diversity_prompts=0", "evaluate.references=false"]
+SMALL += ["train.sample_prompts=[a red star on a navy background]"]
 FOLDERS = ["learning_rate-0.001_seed-0", "learning_rate-0.003_seed-0"]
 FOLDERS += [name.replace("seed-0", "seed-1") for name in FOLDERS]
 

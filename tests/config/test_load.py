@@ -314,7 +314,7 @@ MEMBERS = [
     {"label": "dark", "form": "absolute", "reward": {"name": "pixels", "statistic": "redness"}},
 ]
 KINDS = "clip, siglip, latent_clip, image_reward, aesthetic, mps, vlm, hpsv3, pixels, "
-KINDS += "preservation, python, remote, vlm_api"
+KINDS += "preservation, ocr, python, remote, vlm_api"
 OBJECT = "and it should be an object; write a section"
 NESTED: list[tuple[str, Any, str]] = [
     ("reward/members/0/reward", {"path": "x"}, f"missing key name; add it, one of {KINDS}"),

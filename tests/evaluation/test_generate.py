@@ -69,7 +69,9 @@ def single_flux(run: RunConfig, tmp_path: Path) -> RunConfig:
     [
         ("flux", {}, "lora"),
         ("flux", {"shift": 2.0}, "lora"),
+        ("flux", {"solver": "unipc", "num_inference_steps": 3}, "lora"),
         ("sd", {"cfg_scale": 2.0}, "lora"),
+        ("sd", {"solver": "dpm_solver", "num_inference_steps": 3}, "lora"),
         ("flux", {}, "full"),
         ("sd", {}, "full"),
         ("flux", {}, "single file"),

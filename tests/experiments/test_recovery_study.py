@@ -7,7 +7,7 @@ import torch
 
 from directalign.diffusion.path import determinant, flow_sigmas, target
 from directalign.diffusion.recovery import gain, inject, recover
-from directalign.diffusion.sampling import sample
+from directalign.diffusion.sampling import sample, sample_scheduled
 from experiments import recovery, stability
 from experiments.ddpm import SCHEDULES, exactness
 from methods.toy import ToyFamily
@@ -66,7 +66,7 @@ def test_samplers_reach_the_image_of_a_perfect_model_and_agree_in_the_limit(name
 
     def scheduled(model: ToyFamily, steps: int) -> torch.Tensor:
         scheduler = stability.scheduler_of(name, steps)
-        return stability.scheduled(model, cond, NOISE, scheduler).double()
+        return sample_scheduled(model, cond, NOISE, scheduler).double()
 
     assert (scheduled(perfect, 8) - perfect.x0).abs().max() < 1e-2
     exact = sample(model, cond, NOISE, flow_sigmas(500))

@@ -273,7 +273,7 @@ def check(members: list[Any], method: dict[str, Any], settings: dict[str, Any]) 
         (
             [CLIP, RED | {"form": "method"}],
             *({}, {}),
-            r"members\.1\.reward\.name: pixels ignores prompts.* set reward\.members\.1\.form: abs",
+            r"members\.1\.reward\.name: pixels ignores .* set reward\.members\.1\.form: abs",
         ),
         ([CLIP, FAR], {}, {}, r"members\.1\.reward\.name remote is a black box"),
         ([ABSENT, RED], {}, {}, r"members\.0\.reward\.path: nowhere: no such folder"),

@@ -30,6 +30,7 @@ from directalign.diffusion.sampling import encode
 from directalign.evaluation.generate import save_png
 from directalign.models import load_model, lora, model_class
 from directalign.types import Sources
+from models.qwen_edit_calls import edit_network, edit_prompts, pictures, source_reader
 from models.srpo_by_hand import PROMPTS
 from tiny import (
     BY_TOKENS,
@@ -49,6 +50,8 @@ from tiny import (
     write_lumina2,
     write_qwen_image,
     write_qwen_image_21,
+    write_qwen_image_edit,
+    write_qwen_image_edit_plus,
     write_sana,
     write_sd,
     write_sd3,
@@ -203,10 +206,12 @@ def write_edits(folder: Path) -> Path:
     return folder / "edits.jsonl"
 
 
-def kontext_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+def kontext_network(
+    pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors, sources: Sources
+) -> Tensor:
     b, _, h, w = x_t.shape
     kind, own = type(pipeline), (b, h // 2, w // 2, "cpu", torch.float32)
-    image = 2 * sources_of(4 * h, 4 * w).images - 1
+    image = 2 * sources.images - 1
     source = pipeline._encode_vae_image(image=image, generator=None)
     ids = [kind._prepare_latent_image_ids(*own) for _ in range(2)]
     ids[1][..., 0] = 1
@@ -461,14 +466,30 @@ class Case:
     packed: Any = None
     """The pipeline's class, where its call takes packed latents."""
     edits: bool = False
-    """Whether it edits images: `sources_of` the size, two."""
+    """Whether it edits images, `sources_of` the size: `network` gets them."""
 
-    def sources(self, height: int, width: int) -> Sources | None:
-        return sources_of(height, width) if self.edits else None
+    def sources(self, height: int, width: int, count: int = 2) -> Sources | None:
+        return sources_of(height, width, count) if self.edits else None
+
+    @property
+    def reads_sources(self) -> bool:
+        """Whether prompts are encoded with the sources: `prompts` gets them."""
+        return model_class(self.architecture).reads_sources
 
     def encode(self, model: Any, prompts: list[str], height: int = SIZE, width: int = SIZE) -> Any:
-        sources = self.sources(height, width)
+        sources = self.sources(height, width, len(prompts))
         return encode(model, prompts, sources and sources.images)
+
+    def library_prompts(
+        self, pipeline: Any, prompts: list[str], width: int
+    ) -> tuple[Tensors, Tensors]:
+        given = (self.sources(SIZE, width, len(prompts)),) if self.reads_sources else ()
+        return self.prompts(pipeline, prompts, *given)
+
+    def library_network(self, pipeline: Any, x_t: Tensor, *given: Any) -> Tensor:
+        height, width = (self.cell * side for side in x_t.shape[2:])
+        sources = (self.sources(height, width),) if self.edits else ()
+        return self.network(pipeline, x_t, *given, *sources)
 
     def folder(self, folder: Path, **more: Any) -> Path:
         return self.write(folder, **{**self.settings, **more})
@@ -484,7 +505,9 @@ class Case:
         absent = {"sd": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3"]}
         names = [n for n in absent.get(self.architecture, []) if not (folder / n).exists()]
         given = dict[str, Any](dict.fromkeys(names))
-        if (folder / "processor").exists():
+        if self.reads_sources:
+            given["processor"] = source_reader(folder)
+        elif (folder / "processor").exists():
             given["processor"] = TextProcessor(folder / "processor")
         pipeline = kind.from_pretrained(folder, **given)
         if hasattr(pipeline, "unet"):  # sampled with DDIM to clean, whatever the folder names
@@ -507,15 +530,14 @@ class Case:
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
         if self.architecture == "z_image":  # early releases repeat the last level
             given["sigmas"] = np.linspace(1, 1 / n, n).tolist()
-        if (
-            self.packed is QwenImage21Pipeline
-        ):  # the places of an image depend on the longest prompt
+        if self.packed is QwenImage21Pipeline or self.reads_sources:
+            # the places of an image depend on the longest prompt; sources are not resized in lists
             return self._call_singly(pipeline, prompts, noise, given | more)
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
         given |= {"prompt": list(prompts), **size, **more}
         if self.edits:
-            given |= {"image": sources_of(*size.values()).images}
+            given["image"] = sources_of(*size.values()).images
             given["max_area"] = size["height"] * size["width"]
         return pipeline(**given).images
 
@@ -523,13 +545,16 @@ class Case:
         self, pipeline: Any, prompts: list[str], noise: Tensor, given: Mapping[str, Any]
     ) -> Tensor:
         size = {"height": self.cell * noise.shape[2], "width": self.cell * noise.shape[3]}
-        found = []
-        for prompt, row in zip(prompts, noise, strict=True):
+        found, sources = [], self.sources(*size.values(), len(prompts))
+        for place, (prompt, row) in enumerate(zip(prompts, noise, strict=True)):
             own = {**given, "prompt": prompt, "latents": row.flatten(1).T[None], **size}
+            if sources is not None:
+                own["latents"] = self.packed._pack_latents(row, 1, *row.shape)
+                own["image"] = pictures(sources)[place]
             negative = {"negative_prompt": " "} if "negative_prompt" in given else {}
             found.append(pipeline(**own | negative).images)
         images = torch.cat(found)
-        return over_white(images) if images.ndim == 4 else images
+        return over_white(images) if images.ndim == images.shape[1] == 4 else images
 
     def latents(self, images: Tensor, pipeline: Any) -> Tensor:
         """The pipeline's output_type="latent" in our layout and scale."""
@@ -599,6 +624,19 @@ CASES = {
         guidance=qwen_guidance,
         packed=QwenImagePipeline,
     ),
+    **{
+        name: Case(
+            *(name, write, edit_prompts, edit_network, QwenCalls()),
+            eight_bits=EIGHT_HEADS,
+            guidance=qwen_guidance,
+            packed=QwenImagePipeline,
+            edits=True,
+        )
+        for name, write in (
+            ("qwen_image_edit", write_qwen_image_edit),
+            ("qwen_image_edit_plus", write_qwen_image_edit_plus),
+        )
+    },
     "chroma": Case(
         *("chroma", write_chroma, chroma_prompts, chroma_network, SHIFTED),
         eight_bits=EIGHT_HEADS,

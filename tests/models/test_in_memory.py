@@ -6,6 +6,7 @@ from cases import CASES, PLAIN, sources_of, write_edits
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 import directalign
+from models.qwen_edit_calls import pictures
 from tiny import SIZE
 
 PROMPT = "a red star"
@@ -56,8 +57,9 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
     if case.edits:
         edits = str(write_edits(tmp_path))
         prompts, more = None, {**SHORT, "data": {"edits": edits, "batch_size": 1}}
-        size = {"max_area": SIZE**2, "_auto_resize": False}
-        call = {"image": sources_of(SIZE, SIZE, 1).images, "max_sequence_length": 12, **size}
+        size = {"max_area": SIZE**2, "_auto_resize": False, "max_sequence_length": 12}
+        call = {"image": pictures(sources_of(SIZE, SIZE, 1))[0]}
+        call |= {} if case.reads_sources else size
     off = 1e-5 if name == "qwen_image_21" else 0.0
     base, before = sampled(pipe, call), state(pipe)
     weights = {name: p.data_ptr() for name, p in part.named_parameters()}

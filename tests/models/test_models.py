@@ -58,7 +58,8 @@ SIZES = {
 
 def test_sizes(name, model):
     assert model.latent_shape(SIZE, 2 * SIZE) == SIZES.get(name, (4, 8, 16))
-    fixed = {"qwen_image": 128 * 4, "krea2": 128 * 4, "qwen_image_21": 64 * 16}
+    fixed = {"krea2": 128 * 4, "qwen_image_21": 64 * 16}
+    fixed |= {n: 128 * 4 for n in PLAIN if n.startswith("qwen_image") and n not in fixed}
     assert model.default_size == (fixed.get(name, SIZE),) * 2
     multiple = {"qwen_image_21": 32, "sana": 4}.get(name, 8)
     refusal = f"32x34: both sides must be multiples of {multiple}"
@@ -183,14 +184,18 @@ def test_a_distilled_klein_takes_no_guidance(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["qwen_image", "z_image", "ernie_image", "krea2", "lumina2", "qwen_image_21"]
+    "name",
+    [
+        *("qwen_image", "z_image", "ernie_image", "krea2", "lumina2", "qwen_image_21"),
+        "qwen_image_edit",
+    ],
 )
 def test_a_prediction_does_not_depend_on_the_other_prompts_of_the_batch(name, folders):
-    model = CASES[name].load(folders(name))
-    x_t, sigma, cond = noisy(model, CASES[name])
-    single = model.predict(x_t[:1], sigma[:1], model.encode_prompt(PROMPTS[:1]))
+    case, model = CASES[name], CASES[name].load(folders(name))
+    x_t, sigma, cond = noisy(model, case)
+    single = model.predict(x_t[:1], sigma[:1], case.encode(model, PROMPTS[:1]))
     for other in (PROMPTS[1], LONG):
-        batched = model.predict(x_t, sigma, model.encode_prompt([PROMPTS[0], other]))
+        batched = model.predict(x_t, sigma, case.encode(model, [PROMPTS[0], other]))
         close(batched[:1], single, atol=1e-6)
     sequence, mask = cond.tensors["sequence"], cond.tensors["mask"]
     hidden = torch.where(mask.view(*mask.shape, *[1] * (sequence.ndim - 2)), sequence, 9.0)
@@ -219,6 +224,17 @@ def test_a_qwen_image_21_with_levels_of_its_own(tmp_path):
     )
     with pytest.raises(DirectAlignError, match="4: this checkpoint is sampled at 3 levels"):
         model.sigmas(4, SIZE, SIZE)
+
+
+def test_a_model_that_reads_sources_with_prompts_refuses_prompts_alone(folders):
+    case, folder = CASES["qwen_image_edit"], folders("qwen_image_edit")
+    with pytest.raises(DirectAlignError, match=r"free is not supported here .*: set offload"):
+        case.load(folder, text_encoders="free")
+    model = case.load(folder)
+    with pytest.raises(DirectAlignError, match="reads each prompt with its source image"):
+        model.encode_prompt(PROMPTS)
+    with pytest.raises(DirectAlignError, match=r"holds <\|image_pad\|>, the placeholder"):
+        case.encode(model, ["a <|image_pad|>"])
 
 
 @torch.no_grad()

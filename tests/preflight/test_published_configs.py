@@ -25,6 +25,7 @@ PUBLISHED = {  # millions of parameters
 }  # fmt: skip
 CLIP_H = {"processor": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 QWEN2_VL = {"processor": "Qwen/Qwen2-VL-7B-Instruct"}
+QWEN3_VL = {"processor": "Qwen/Qwen3-VL-8B-Instruct"}
 SO400M = "google/siglip-so400m-patch14-384"
 PUBLISHED_REWARDS = {
     986.1: ("clip", "xswu/HPSv2/HPS_v2.1_compressed.pt", {}),
@@ -35,6 +36,7 @@ PUBLISHED_REWARDS = {
     1105.0: ("mps", "owner/name/mps.safetensors", CLIP_H),
     3754.6: ("vlm", "Qwen/Qwen2.5-VL-3B-Instruct", {}),
     7750.0: ("hpsv3", "MizzenAI/HPSv3/HPSv3.safetensors", QWEN2_VL),
+    8186.0: ("hpsv3", "Junjun2333/HPSv3-PlusPlus/hpsv3++.pth", QWEN3_VL),
 }
 
 

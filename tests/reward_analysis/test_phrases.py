@@ -126,7 +126,7 @@ def test_few_images_and_rewards_without_a_text_side_are_refused():
         planted([0.8], [0.6, 0.7, 0.5])
     reward = load_reward(config.PixelStatisticsConfig(statistic="redness"))
     table = PhraseTable(reward, load_examples("world", "--images", count=2))
-    with pytest.raises(DirectAlignError, match="ignores prompts"):
+    with pytest.raises(DirectAlignError, match="ignores control phrases"):
         analyze_phrases(table, ["a"], ["b"])
 
 

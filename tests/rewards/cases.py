@@ -81,6 +81,12 @@ def _hpsv3(folder: Path) -> Any:
     return config.Hpsv3Config(path=str(file), processor=str(reader), dtype="float32")
 
 
+def _hpsv3_plus_plus(folder: Path) -> Any:
+    shutil.copytree(FIXTURES / "hpsv3_plus_plus", folder, dirs_exist_ok=True)
+    file, reader = str(folder / "hpsv3++.pth"), str(folder / "processor")
+    return config.Hpsv3Config(path=file, processor=reader, dtype="float32", iteration=0.5)
+
+
 CASES: dict[str, Callable[[Path], Any]] = {
     "clip": _clip,
     "open_clip": _open_clip,
@@ -94,4 +100,5 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "qwen2_5_vl": partial(_vlm, "qwen2_5_vl"),
     "qwen3_vl": partial(_vlm, "qwen3_vl"),
     "hpsv3": _hpsv3,
+    "hpsv3++": _hpsv3_plus_plus,
 }

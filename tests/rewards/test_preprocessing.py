@@ -13,9 +13,9 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from directalign.io.image_settings import VlmPixels
 from directalign.rewards import load_reward
 from directalign.rewards.common import Preprocessing
-from directalign.rewards.qwen_vl import VlmPixels
 from published_layouts import images_drawn
 from rewards.cases import refused
 from tiny_rewards import write_reader

@@ -153,7 +153,9 @@ def test_a_gated_file_requires_a_login(served, monkeypatch):
     assert locate(FILE, KEY).exists()
 
 
-@pytest.mark.parametrize("name", ["open_clip", "siglip", "image_reward", "improved", "hpsv3"])
+@pytest.mark.parametrize(
+    "name", ["open_clip", "siglip", "image_reward", "improved", "hpsv3", "hpsv3++"]
+)
 def test_scores_from_the_hub_are_equal_and_checks_fetch_no_weights(
     name, sections, tmp_path, monkeypatch
 ):

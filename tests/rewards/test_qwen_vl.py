@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +24,7 @@ PROMPTS = [
     "a red star",
     "Realistic photo. a red star on sandy background, and much more of it than in the first",
 ]
-HPSV3 = FIXTURES / "hpsv3"
+HPSV3, PLUS_PLUS = FIXTURES / "hpsv3", FIXTURES / "hpsv3_plus_plus"
 
 
 def levels(height: int = 36, width: int = 60) -> Tensor:
@@ -151,8 +152,8 @@ def recorded() -> tuple[list[Tensor], list[str], Tensor]:
     return [each.permute(2, 0, 1) / 255 for each in pictures], prompts, stored["answers"]
 
 
-def block(levels: Tensor, side: int) -> Tensor:
-    return levels.repeat_interleave(side, 0).repeat_interleave(side, 1)
+def block(levels: Tensor, side: int, first: int = 0) -> Tensor:
+    return levels.repeat_interleave(side, first).repeat_interleave(side, first + 1)
 
 
 def test_hpsv3_scores_are_the_means_of_the_original(hps_reward):
@@ -166,7 +167,9 @@ def test_hpsv3_scores_are_the_means_of_the_original(hps_reward):
 
 def test_hpsv3_in_bfloat16_has_a_float32_head():
     half = hps(dtype="bfloat16")
-    assert half.model.dtype == torch.bfloat16 and half.head[0].weight.dtype == torch.float32
+    assert (
+        half.model.dtype == torch.bfloat16 and half.head["rm_head"][0].weight.dtype == torch.float32
+    )
     assert scores_of(half, torch.rand(1, 3, 50, 90), PROMPTS).dtype == torch.float32
 
 
@@ -178,3 +181,27 @@ def test_hpsv3_in_both_layouts_without_the_language_head(layout, file, hps_rewar
     shutil.copytree(HPSV3 / "processor", file.parent, dirs_exist_ok=True)
     x, other = torch.rand(1, 3, 50, 90), hps(file, processor=None)  # settings beside the file
     assert torch.equal(scores_of(other, x, PROMPTS), scores_of(hps_reward, x, PROMPTS))
+
+
+@pytest.mark.parametrize(("row", "iteration"), [(0, 0.0), (1, 0.7)])
+def test_hpsv3_plus_plus_is_the_original(row, iteration):
+    """A capability for each image, which is the original's for batches of one image."""
+    file, processor = PLUS_PLUS / "hpsv3++.pth", str(PLUS_PLUS / "processor")
+    reward = hps(file, processor=processor, iteration=iteration)
+    (given, prompts, _), original = recorded(), load_file(PLUS_PLUS / "recorded.safetensors")
+    answers = original["answers"][row, :, 0]
+    blocks = torch.stack([each[:, ::28, ::28] for each in given[:2]]).requires_grad_()
+    exact = scores_of(reward, torch.stack([block(each, 28, 1) for each in blocks]), prompts)
+    assert torch.allclose(exact, answers[:2], rtol=1e-6, atol=1e-5)
+    if iteration:
+        exact.sum().backward()
+        torch.testing.assert_close(blocks.grad, original["gradients"], rtol=1e-5, atol=1e-5)
+    for number in (2, 3):  # resized twice, each time rounded to 8 bits by the original
+        found = scores_of(reward, given[number][None], prompts[number:])
+        assert found.item() == pytest.approx(answers[number].item(), abs=0.1)
+
+
+@pytest.mark.parametrize("iteration", [-0.1, 1.5])
+def test_an_iteration_is_between_0_and_1(iteration):
+    with pytest.raises(ValidationError, match="iteration"):
+        hps(iteration=iteration)

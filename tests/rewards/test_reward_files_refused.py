@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from directalign.rewards import check_reward, load_reward
+from recorded_rewards import FIXTURES
 from rewards.cases import refused
 
 Damage = Callable[[Any, Path], Any]
@@ -73,11 +74,14 @@ def configure(name: str, **values: Any) -> Damage:
     return damage
 
 
-def setting(**values: str | None) -> Damage:
+def setting(**values: Any) -> Damage:
     """Change the recipe section; `{folder}` is the folder of files."""
 
     def damage(settings: Any, folder: Path) -> Any:
-        filled = {key: value and value.format(folder=folder) for key, value in values.items()}
+        filled = {
+            key: value.format(folder=folder) if isinstance(value, str) else value
+            for key, value in values.items()
+        }
         return settings.model_copy(update=filled)
 
     return damage
@@ -223,7 +227,7 @@ QWEN_VL += [
     for text in ('{"resample": 2}', '{"patch_size": "large"}', '{"image_mean": 3}')
 ]
 
-HPSV3 = "HPSv3.safetensors"
+HPSV3, PLUS_PLUS = "HPSv3.safetensors", "hpsv3++.pth"
 HPSV3_ROWS: Rows = [
     ("hpsv3", edit(HPSV3, {"rm_head.3.weight": None}), "lacks rm_head.3.weight"),
     ("hpsv3", edit(HPSV3, {"rm_head.5.bias": (1,)}), "shape rm_head.5.bias"),
@@ -236,6 +240,15 @@ HPSV3_ROWS: Rows = [
     ),
     ("hpsv3", setting(path="{folder}/processor"), "name the file of weights"),
     ("hpsv3", setting(path="{folder}/none.safetensors"), "none.safetensors: no such file"),
+    ("hpsv3", setting(iteration=0.5), f"held.iteration: 0.5: {{folder}}/{HPSV3} is an HPSv3"),
+    ("hpsv3++", edit(PLUS_PLUS, {"film_gen.2.bias": None}), "lacks film_gen.2.bias"),
+    ("hpsv3++", edit(PLUS_PLUS, {"cap_encoder.proj.bias": (9,)}), "shape cap_encoder.proj.bias"),
+    ("hpsv3++", setting(processor=None), "or Qwen/Qwen3-VL-8B-Instruct for HPSv3++"),
+    (
+        "hpsv3++",
+        setting(processor=str(FIXTURES / "hpsv3" / "processor")),
+        "/processor: holds a model of type qwen2_vl; give the folder of a transformers Qwen3VL",
+    ),
 ]
 
 CLIP_CROP = "clip/preprocessor_config.json"

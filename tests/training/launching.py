@@ -17,9 +17,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo  # else the first optimizer of each process imports it, in more than a second
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import forked  # noqa: F401  imports what each process would
 import tiny
 from directalign.cli import main as command_line
 from directalign.training import loop

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "awm": {"group_size": 2, "old_decay": 0.5, "old_decay_rise": 0.3},
 }
 TRAIN = {"num_steps": 3, "learning_rate": 1e-2, "max_grad_norm": 1.0, "save_every": 1}
+TRAIN |= {"sample_prompts": ["a red star"]}
 REUSE = "reused "
 """Before the name of a method: two updates per rollout."""
 KL: dict[str, Any] = {"name": "srpo", **SRPO, "kl_beta": 5.0}
@@ -72,7 +73,7 @@ def recipe(folder: Path, method: dict[str, Any], tune: str = "lora", **more: Any
         "rollout": {"num_inference_steps": NUM_INFERENCE_STEPS},
         "data": {**data, "batch_size": BATCH_SIZE},
         "train": TRAIN,
-        "evaluate": {"num_samples": 1, "batch_size": 2},
+        "evaluate": {"num_samples": 1, "batch_size": 2, "references": False},
         **more,
     }
 
@@ -192,6 +193,17 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     own = f"rollout.training_steps: 2, and method {name} trains on the rollouts' own steps"
     with nullcontext() if name == "raft" else pytest.raises(ValueError, match=own):
         config.RunConfig.model_validate(given)
+    given["rollout"] |= {"num_inference_steps": 3, "training_steps": None, "solver": "unipc"}
+    own = f"rollout.solver: unipc, and method {name} trains on the Euler steps of a rollout"
+    finished = name in ("raft", "diffusion_nft", "awm", "dpo")
+    with nullcontext() if finished else pytest.raises(ValueError, match=own):
+        config.RunConfig.model_validate(given)
+    if name == "raft":
+        given["method"]["noise_levels"] = {"kind": "rollout"}
+        with pytest.raises(
+            ValueError, match=r"method\.noise_levels of kind rollout trains on .*euler"
+        ):
+            config.RunConfig.model_validate(given)
     for section, values, message in (
         ("data", {"images": "somewhere"}, images),
         ("method", {"form": "relative"}, two),
@@ -204,5 +216,5 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     given = recipe_of(folder, name)
     phrases = {"positive": ["Photo"], "negative": ["Render"]}
     given["method"] |= {"form": "anchored", "control_phrases": phrases}
-    with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores prompts"):
+    with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores control phrases"):
         plan(config.RunConfig.model_validate(given), tmp_path / "out")

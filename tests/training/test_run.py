@@ -66,6 +66,7 @@ def test_what_a_run_writes(tmp_path):
     assert sum(row["n"] for row in record["levels"]["denoise"]) == 4
     assert set(record["phases"]) == {"forward", "backward", "update"}
     assert min(record["resources"][k] for k in ("images_per_second", "peak_memory_gib")) > 0
+    assert record["resources"]["teraflops"] == pytest.approx(1e-3 / record["seconds"])
     assert sum(record["phases"].values()) <= record["seconds"]
 
     summary = json.loads((out / "summary.json").read_text())

@@ -71,39 +71,35 @@ def alike(ours: Any, theirs: Any) -> bool:
     return ours == (pytest.approx(theirs, 1e-4, 1e-4) if isinstance(theirs, float) else theirs)
 
 
-def test_sharded_processes_match_one_process(whole, tmp_path):
-    """All weights; also the mean of sharded checkpoints."""
-    wanted, out, log = whole("full"), tmp_path / "out", tmp_path / "log"
-    arguments = train(wanted.with_suffix(".yaml"), out, HALF)
-    assert torchrun(arguments, log) == 0, log.read_text()
-    base = load_file(wanted.parent / "model" / WEIGHTS)
-    moved = max(float((weights(wanted)[name] - base[name]).abs().max()) for name in base)
-    assert distance(out, wanted) < 1e-5 < 1e-4 < moved
-    assert alike(records(out), records(wanted))
-    kl = [record["metrics"]["kl"] for record in records(out, "step")]
-    assert kl[0] == 0 < kl[-1]
-    assert json.loads((out / "summary.json").read_text())["ranks"] == 2
-    for ours in (out / "samples").glob("*.png"):
-        theirs = run_log.load_grid(wanted / "samples" / ours.name)
-        assert (run_log.load_grid(ours) - theirs).abs().max() < 1.5 / 255
-    assert list((out / "checkpoints" / "step-000004").glob("shard-00002*"))
-    for name, run in (("ours", out), ("theirs", wanted)):
-        average_run(run, tmp_path / name, last=2, base_share=0.25)
-    assert distance(tmp_path / "ours", tmp_path / "theirs") < 1e-5
-
-
-def test_one_process_continues_two_and_two_continue_one(whole, tmp_path):
-    wanted, log = whole("full"), tmp_path / "log"
+def test_sharded_processes_match_one_process_and_each_continues_the_other(whole, tmp_path):
+    """All weights: the first half of `a` and the second of `b` on two processes; also the mean of
+    sharded checkpoints."""
+    wanted, a, b, log = whole("full"), tmp_path / "a", tmp_path / "b", tmp_path / "log"
     recipe = wanted.with_suffix(".yaml")
-    assert torchrun(train(recipe, tmp_path / "a", HALF), log, launching.kill_once(3, rank=1)) != 0
-    assert [record["step"] for record in records(tmp_path / "a", "step")] == [1, 2, 3]
-    assert one_process(train(recipe, tmp_path / "a", "--resume"), log) == 0, log.read_text()
-    short = train(recipe, tmp_path / "b", "--set=train.num_steps=2")
+    assert torchrun(train(recipe, a, HALF), log, launching.kill_once(3, rank=1)) != 0
+    assert [record["step"] for record in records(a, "step")] == [1, 2, 3]
+    assert one_process(train(recipe, a, "--resume"), log) == 0, log.read_text()
+    short = train(recipe, b, "--set=train.num_steps=2")
     assert one_process(short, log) == 0, log.read_text()
     longer = "--set=train.num_steps=5", HALF, "--resume"  # 2 of the call before, else
-    assert torchrun(train(recipe, tmp_path / "b", *longer), log) == 0, log.read_text()
-    assert distance(tmp_path / "a", wanted) < 1e-5 and distance(tmp_path / "b", wanted) < 1e-5
-    assert alike(records(tmp_path / "a"), records(wanted))
+    assert torchrun(train(recipe, b, *longer), log) == 0, log.read_text()
+    assert alike(records(a), records(wanted))
+    for out in (a, b):
+        assert distance(out, wanted) < 1e-5 and alike(records(out, "step"), records(wanted, "step"))
+        for theirs in (wanted / "samples").glob("*.png"):
+            ours = run_log.load_grid(out / "samples" / theirs.name)
+            assert (ours - run_log.load_grid(theirs)).abs().max() < 1.5 / 255
+    assert alike(records(b, "evaluate")[-1], records(wanted, "evaluate")[-1])
+    base = load_file(wanted.parent / "model" / WEIGHTS)
+    moved = max(float((weights(wanted)[name] - base[name]).abs().max()) for name in base)
+    assert moved > 1e-4
+    kl = [record["metrics"]["kl"] for record in records(a, "step")]
+    assert kl[0] == 0 < kl[-1]
+    assert json.loads((b / "summary.json").read_text())["ranks"] == 2
+    assert list((b / "checkpoints" / "step-000004").glob("shard-00002*"))
+    for name, run in (("ours", b), ("theirs", wanted)):
+        average_run(run, tmp_path / name, last=2, base_share=0.25)
+    assert distance(tmp_path / "ours", tmp_path / "theirs") < 1e-5
 
 
 def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(tmp_path):
@@ -121,17 +117,28 @@ def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(
 
 
 def test_block_swap_changes_no_digit_and_continues_without_it_on_other_processes(tmp_path):
+    """With a ceiling of the best images, which is not measured again."""
     recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
     plain, swapped, two = (tmp_path / name for name in ("plain", "swapped", "two"))
     recompute, swap = "--set=model.gradient_checkpointing=true", "--set=model.block_swap=2"
-    assert one_process(train(recipe, plain, recompute), log) == 0, log.read_text()
-    assert one_process(train(recipe, swapped, recompute, swap), log) == 0, log.read_text()
+    both = recompute, "--set=method.ceiling={images: 5, best: 0.5}"
+    assert one_process(train(recipe, plain, *both), log) == 0, log.read_text()
+    assert one_process(train(recipe, swapped, *both, swap), log) == 0, log.read_text()
     assert distance(swapped, plain) == 0 and losses(swapped) == losses(plain)
-    given = train(recipe, two, recompute, swap, HALF)
+    given = train(recipe, two, *both, swap, HALF)
     assert torchrun(given, log, launching.kill_once(3, rank=1)) != 0
     without = "--set=model.block_swap=null"
     assert one_process(train(recipe, two, without, "--resume"), log) == 0, log.read_text()
     assert alike(records(two, "step"), records(plain, "step")) and distance(two, plain) < 1e-5
+    check_ceiling(plain, log, "unasked, the best 3")
+
+
+def check_ceiling(out: Path, log: Path, how: str) -> None:
+    """Measured on five images, and once."""
+    before, _, after = log.read_text().partition("continuing from")
+    assert f"ceiling of clip: 5 images of the base model, {how}" in before
+    assert after and "ceiling of" not in after
+    assert len({record["metrics"]["ceiling"] for record in records(out, "step")}) == 1
 
 
 def losses(out: Path) -> list[float]:
@@ -172,39 +179,20 @@ def test_two_processes_stop_early_at_the_same_step(tmp_path):
     assert "stopped after step" in log.read_text()
 
 
-def test_two_processes_reuse_a_rollout_as_one_does(tmp_path):
-    """Killed between the two updates of a rollout, and continued from there."""
+def test_two_processes_reuse_a_rollout_and_measure_a_ceiling_as_one_does(tmp_path):
+    """Five images: the last process fills up. Killed between the two updates of a rollout, and
+    continued from there without measuring again."""
     recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
-    one, two, more = tmp_path / "one", tmp_path / "two", ("--set=rollout.reuse=2",)
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = "--set=method.ceiling={images: 5}", "--set=rollout.reuse=2"
     assert one_process(train(recipe, one, *more), log) == 0, log.read_text()
     more = (*more, "--set=train.save_every=1", HALF)
     killed = launching.kill_once(3, rank=1)
     assert torchrun(train(recipe, two, *more), log, killed, 1) == 0, log.read_text()
-    assert distance(two, one) < 1e-5 and alike(records(two, "step"), records(one, "step"))
+    assert alike(records(two, "step"), records(one, "step")) and distance(two, one) < 2e-5
     forward = [record["nfe"]["forward"] for record in records(one, "step")]
     assert forward == [forward[0], forward[0] - 4 * 2] * 2 + [forward[0]]
-
-
-@pytest.mark.parametrize(("best", "how"), [
-    ("", "asked with the positive phrases"), (", best: 0.5", "unasked, the best 3"),
-])  # fmt: skip
-def test_a_measured_ceiling_does_not_depend_on_processes_and_is_resumed(tmp_path, best, how):
-    """Five images: the last process fills up. Killed and continued, it is not measured again."""
-    recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
-    one, two, ceiling = (
-        tmp_path / "one",
-        tmp_path / "two",
-        f"--set=method.ceiling={{images: 5{best}}}",
-    )
-    assert one_process(train(recipe, one, ceiling), log) == 0, log.read_text()
-    text = log.read_text()
-    assert f"ceiling of clip: 5 images of the base model, {how}" in text
-    killed = launching.kill_once(3, rank=1)
-    assert torchrun(train(recipe, two, ceiling, HALF), log, killed) != 0
-    assert one_process(train(recipe, two, "--resume"), log) == 0, log.read_text()
-    assert "ceiling of" not in log.read_text().partition("continuing from")[2]
-    assert alike(records(two, "step"), records(one, "step")) and distance(two, one) < 2e-5
-    assert len({record["metrics"]["ceiling"] for record in records(one, "step")}) == 1
+    check_ceiling(one, log, "asked with the positive phrases")
 
 
 class Rank:

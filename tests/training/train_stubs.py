@@ -23,7 +23,7 @@ from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.live_page import LivePage
-from directalign.training.run import Loaded, train_loaded
+from directalign.training.run import InMemory, Loaded, train_loaded
 from directalign.types import Batch, Conditioning, Images, Latents, LossTerm, PerSample
 
 PROMPTS = [f"a thing of kind {index}" for index in range(11)]
@@ -170,7 +170,8 @@ def start(
     model, group = StubModel(full=run.model.tune == "full"), TorchProcessGroup()
     data = open_data(run, model, group)
     loaded = Loaded(model, StubMethod(model, **method), evaluator(model), data)
-    train_loaded(run, out, resume, group, loaded, page=page)
+    given = InMemory(update_flops=1e9)
+    train_loaded(run, out, resume, group, loaded, given=given, page=page)
     return model
 
 

@@ -41,6 +41,9 @@ def sampling_options(
     num_inference_steps: Annotated[
         int | None, option(f"Sampling steps; {MODEL} 25.", min=1, max=1000)
     ] = None,
+    solver: Annotated[
+        str | None, option(f"euler, dpm_solver or unipc; {MODEL} euler.", "NAME")
+    ] = None,
     cfg_scale: Annotated[
         float | None, option(f"Classifier-free guidance, two passes when not 1; {MODEL} 1.")
     ] = None,

@@ -55,10 +55,11 @@ def train(
     page = _page_last(out) if is_first_rank() else nullcontext()
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"), page:
         with alike_on_all_ranks(), without_garbage_collection():
-            run, overrides, resume = _prepared(recipe, overrides, out, resume)
+            run, overrides, resume, flops = _prepared(recipe, overrides, out, resume)
             from ..training import run as run_training
+            from ..training.run import InMemory
 
-        finished = run_training(run, out, resume, overrides)
+        finished = run_training(run, out, resume, overrides, InMemory(update_flops=flops))
         if is_first_rank():
             typer.echo(finished)
             typer.echo(_next_commands(out, run.model.tune))
@@ -66,9 +67,9 @@ def train(
 
 def _prepared(
     recipe: Path, overrides: list[str], out: Path, resume: bool
-) -> tuple[RunConfig, list[str], bool]:
-    """The run after all checks, its overrides, and whether it continues another: then both are
-    those of the run in `out`."""
+) -> tuple[RunConfig, list[str], bool, float | None]:
+    """The run after all checks, its overrides, whether it continues another (then both are those
+    of the run in `out`), and the FLOPs of an update."""
     from ..config.load import load_run, resumed_run
 
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
@@ -82,16 +83,16 @@ def _prepared(
 
         run_folder.check(out, resume)
     if run is None:
-        found = resumed_run(recipe, out, overrides)
-        run, overrides = found.run, found.overrides
-        if found.unused and is_first_rank():
-            typer.echo(found.unused_line(recipe, out), err=True)
+        resumed = resumed_run(recipe, out, overrides)
+        run, overrides = resumed.run, resumed.overrides
+        if resumed.unused and is_first_rank():
+            typer.echo(resumed.unused_line(recipe, out), err=True)
     from ..preflight import plan  # slow imports: diffusers
 
-    warnings = plan(run, out).warnings
-    for warning in warnings if is_first_rank() else ():
+    found = plan(run, out)
+    for warning in found.warnings if is_first_rank() else ():
         typer.echo(f"warning: {warning}", err=True)
-    return run, overrides, resume
+    return run, overrides, resume, found.update_flops
 
 
 def _next_commands(out: Path, tune: str) -> str:

@@ -45,6 +45,8 @@ class ObjectiveConfig(Strict):
     """Whether the method trains on preference pairs (data.pairs), and on nothing else."""
     REUSES_ROLLOUTS: ClassVar[bool] = False
     """Whether the method can train on x0 that weights of earlier updates made (rollout.reuse)."""
+    ANY_SOLVER: ClassVar[bool] = False
+    """Whether the method trains on finished images, however they are sampled (rollout.solver)."""
     DIFFERENTIATES_REWARD: ClassVar[bool] = True
     """Whether the method needs the reward's gradient with respect to the image."""
 
@@ -198,6 +200,7 @@ class SRPOConfig(DirectGradientConfig):
 
     OFFLINE = True
     REUSES_ROLLOUTS = True
+    ANY_SOLVER = True
 
     name: Literal["srpo"] = "srpo"
     form: Literal["absolute", "relative", "anchored"] = "relative"
@@ -235,6 +238,7 @@ class PromptDistillationConfig(KeepConfig):
 
     OFFLINE = True
     REUSES_ROLLOUTS = True
+    ANY_SOLVER = True
     DIFFERENTIATES_REWARD = False
 
     name: Literal["prompt_distillation"] = "prompt_distillation"
@@ -417,6 +421,7 @@ class RAFTConfig(KLConfig):
     2304.06767)."""
 
     REUSES_ROLLOUTS = True
+    ANY_SOLVER = True
     DIFFERENTIATES_REWARD = False
 
     name: Literal["raft"] = "raft"
@@ -433,6 +438,7 @@ class ForwardProcessConfig(KLConfig):
     """Methods that train on noised samples of an old policy, weighted by the advantages of a
     prompt's group."""
 
+    ANY_SOLVER = True
     DIFFERENTIATES_REWARD = False
 
     group_size: Annotated[int, Field(ge=2)] = 8
@@ -490,6 +496,7 @@ class DPOConfig(ObjectiveConfig):
     2501.13918)."""
 
     PAIRS = True
+    ANY_SOLVER = True
     DIFFERENTIATES_REWARD = False
 
     name: Literal["dpo"] = "dpo"

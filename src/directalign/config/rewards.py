@@ -17,6 +17,7 @@ from pydantic import Discriminator, Field, model_validator
 from .base import (
     BatchSize,
     DtypeName,
+    Fraction,
     Free,
     NonNegative,
     NonNegativeFloat,
@@ -143,11 +144,15 @@ class QwenVLConfig(Frozen):
 
 
 class Hpsv3Config(Frozen):
-    """HPSv3 (arXiv 2508.03789): a score head on a Qwen2-VL."""
+    """HPSv3 (arXiv 2508.03789), a score head on a Qwen2-VL, or HPSv3++ (arXiv 2606.14657), a
+    conditioned one on a Qwen3-VL."""
 
     name: Literal["hpsv3"] = "hpsv3"
     dtype: DtypeName = "bfloat16"
     """Dtype of the weights below the head, which is float32."""
+    iteration: Fraction = 0.0
+    """HPSv3++ only, a condition that it was trained with: steps of reinforcement learning behind
+    the model that made the images, in thousands and at most 1."""
 
 
 class PixelStatisticsConfig(Scaled):
@@ -163,6 +168,13 @@ class PreservationConfig(Scaled):
     data.edits; ignores the prompt."""
 
     name: Literal["preservation"] = "preservation"
+
+
+class OcrConfig(Scaled):
+    """Share of the characters, between double quotes in the prompt, that OCR reads in the image; a
+    black box; needs directalign[ocr]."""
+
+    name: Literal["ocr"] = "ocr"
 
 
 class PythonConfig(Scaled):

@@ -242,7 +242,11 @@ class RolloutConfig(Strict):
     """How clean images are sampled, without gradient."""
 
     num_inference_steps: Steps = 25
-    """Euler or DDIM steps from pure noise."""
+    """Steps from pure noise."""
+    solver: Literal["euler", "dpm_solver", "unipc"] = "euler"
+    """euler: Euler, or DDIM on a DDPM schedule; dpm_solver (DPM-Solver++ 2M) and unipc: diffusers'
+    multistep schedulers, closer to the limit of many steps in few; for methods that train on
+    finished images (srpo, prompt_distillation, raft, diffusion_nft, awm, dpo)."""
     shift: PositiveFloat | None = None
     """Shift of the flow grid linspace(1, 0); none uses the checkpoint's own scheduler."""
     embedded_guidance: NonNegativeFloat | None = None
@@ -541,8 +545,16 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _check_levels(self) -> RunConfig:
-        levels = getattr(self.method, "noise_levels", None)
-        if isinstance(levels, RolloutNoiseLevels):
+        method, solver = self.method, self.rollout.solver
+        drawn = {key: getattr(method, key, None) for key in ("noise_levels", "kl_noise_levels")}
+        own = [key for key, each in drawn.items() if isinstance(each, RolloutNoiseLevels)]
+        if solver != "euler" and (own or not method.ANY_SOLVER):
+            which = f"method.{own[0]} of kind rollout" if own else f"method {method.name}"
+            raise ValueError(
+                f"rollout.solver: {solver}, and {which} trains on the Euler steps of a rollout: "
+                "set rollout.solver: euler"
+            )
+        if "noise_levels" in own:
             for key in ("rollout.sizes", "data.buckets"):
                 part, _, name = key.partition(".")
                 if getattr(getattr(self, part), name) is not None:

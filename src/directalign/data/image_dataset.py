@@ -8,6 +8,7 @@ them in aspect-ratio buckets.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ def _size(found: ImageSource, index: int) -> tuple[int, int]:
     for key, picture in pictures.items():
         name = f"{key} {picture}: " if key else ""
         try:
-            height, width, _ = read_pixels(picture).shape
+            height, width = _decoded_size(picture)
         except Unreadable as error:
             raise Unreadable(f"{name}{error}") from error
         if min(height, width) < MIN_SIDE:
@@ -295,6 +296,23 @@ def _size(found: ImageSource, index: int) -> tuple[int, int]:
     if sizes.get("mask") not in (None, sizes.get("source")):
         raise Unreadable(f"mask {pictures['mask']}: not of the size of its source")
     return sizes[found.key]
+
+
+def _decoded_size(picture: Picture) -> tuple[int, int]:
+    if not isinstance(picture, Path) or not picture.is_file():
+        height, width, _ = read_pixels(picture).shape
+        return height, width
+    state = picture.stat()
+    return _size_of_file(picture, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**17)
+def _size_of_file(file: Path, length: int, changed: int) -> tuple[int, int]:
+    """Decoded once as long as the file stays as it is: checks, training and measurements scan the
+    same data."""
+    del length, changed
+    height, width, _ = read_pixels(file).shape
+    return height, width
 
 
 @dataclass(frozen=True)

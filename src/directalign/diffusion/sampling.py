@@ -1,15 +1,16 @@
 """Sampling: from pure noise to clean latents, Euler on a flow and DDIM (eta 0) on a VP path.
 
 Both are one step, x_to = a·x_t + b·pred (`linear_step`): x_t is split into estimates of signal and
-noise, which are combined at the next level.
+noise, which are combined at the next level. Other solvers are schedulers of diffusers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -37,14 +38,24 @@ from .path import (
 )
 from .rng import NOISE, NoiseScope, batch_noise
 
+SOLVERS: dict[str, Any] = {
+    "dpm_solver": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+"""diffusers' schedulers: DPM-Solver++ 2M (arXiv 2211.01095) and UniPC (arXiv 2302.04867)."""
+FLOW_SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+"""Their settings on a flow."""
+
 
 @dataclass(frozen=True)
 class RolloutStart:
-    """Conditioning under the rollout's guidance, pure noise, and the levels, falling to 0."""
+    """Conditioning under the rollout's guidance, pure noise, the levels, falling to 0, and the
+    solver, which has levels of its own unless it is euler."""
 
     cond: Conditioning
     noise: Latents
     sigmas: Float[Tensor, " levels"]
+    solver: str = "euler"
 
 
 def encode(model: Model, prompts: Sequence[str], sources: Images | None = None) -> Conditioning:
@@ -61,7 +72,7 @@ def encode(model: Model, prompts: Sequence[str], sources: Images | None = None) 
     if sources is not None and not edits:
         raise DirectAlignError(
             f"{model.pipeline} takes no source images: use data.prompts, or a model.architecture "
-            "that edits images (flux_kontext)"
+            "that edits images (flux_kontext, qwen_image_edit)"
         )
     if sources is None:
         return model.encode_prompt(prompts)
@@ -81,7 +92,7 @@ def start_rollout(
     shape = (len(batch.prompts), *model.latent_shape(height, width))
     noise = batch_noise(batch, NOISE, shape, scope)
     device = next(model.denoiser.parameters()).device
-    return RolloutStart(cond, noise.to(device), sigmas)
+    return RolloutStart(cond, noise.to(device), sigmas, settings.solver)
 
 
 def rollout_conditioning(cond: Conditioning, settings: RolloutConfig) -> Conditioning:
@@ -117,6 +128,54 @@ def sample(
         with torch.set_grad_enabled(keeps_graph and index >= first):
             x_t = sampling_step(model, cond, x_t, sigma_from, sigma_to)
     return x_t
+
+
+@torch.no_grad()
+def sample_rollout(model: Model, start: RolloutStart) -> Latents:
+    """Clean latents x0 of a rollout by its solver, without gradient."""
+    if start.solver == "euler":
+        return sample(model, start.cond, start.noise, start.sigmas)
+    steps, kind = len(start.sigmas) - 1, SOLVERS[start.solver]
+    if model.path == "flow":
+        scheduler = kind(**FLOW_SOLVER, flow_shift=flow_shift(start.sigmas))
+    else:
+        scheduler = kind.from_config(cast(Any, model).scheduler.config)
+    scheduler.set_timesteps(steps)
+    return sample_scheduled(model, start.cond, start.noise, scheduler)
+
+
+@torch.no_grad()
+def sample_scheduled(model: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
+    """Clean latents x0 by a diffusers scheduler with its timesteps set, as its pipelines call it;
+    a model on a DDPM table has it as `levels`."""
+    timesteps, x_t = scheduler.timesteps, noise
+    if model.path == "flow":
+        levels = timesteps.double() / scheduler.config.num_train_timesteps
+    else:
+        levels = cast(Any, model).levels.sigma_of(timesteps)
+    scheduler.set_begin_index(0)
+    for level, timestep in zip(to_device(levels, noise.device), timesteps, strict=True):
+        pred = predict(model, cond, x_t, level.expand(len(x_t)))
+        x_t = scheduler.step(pred, timestep, x_t, return_dict=False)[0]
+    return x_t
+
+
+def flow_shift(sigmas: Float[Tensor, " levels"]) -> float:
+    """The shift of which a grid of 3 or more steps is linspace(1, 0). Raises DirectAlignError."""
+    steps = len(sigmas) - 1
+    if steps < 3:
+        raise DirectAlignError(
+            f"rollout.solver extrapolates from earlier steps, and {steps} are too few: set 3 or "
+            "more, or rollout.solver: euler"
+        )
+    second = float(sigmas[1])
+    shift = second / ((steps - 1) * (1 - second))
+    if not torch.allclose(sigmas.double(), flow_sigmas(steps, shift), atol=1e-4):
+        raise DirectAlignError(
+            "rollout.solver: the checkpoint's grid is no shifted linspace(1, 0), which the levels "
+            "of this solver are: set rollout.shift, or rollout.solver: euler"
+        )
+    return shift
 
 
 @torch.no_grad()

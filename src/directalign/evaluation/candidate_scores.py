@@ -268,6 +268,7 @@ def _result(candidate: Candidate, sample: EvalSample, stores: Sequence[JsonlStor
         numbers |= store.rows[key]["numbers"]
     about = {"model": candidate.key, "index": sample.index, "prompt": sample.prompt}
     about |= {"seed": sample.seed, "file": image_file(*key), "group": sample.group}
+    about |= {} if sample.source is None else {"task": sample.task}
     return {**about, "numbers": numbers}
 
 

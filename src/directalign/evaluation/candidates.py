@@ -21,7 +21,7 @@ from PIL import Image
 from .. import config
 from ..config.base import MAX_SEED
 from ..config.load import with_rollout
-from ..data.image_io import FORMATS, Unreadable, read_pixels
+from ..data.image_io import FORMATS, Unreadable, load_sources, read_pixels
 from ..io.text import checked_prompt, json_rows
 from ..report.read import run_folders
 from ..types import DirectAlignError, Images
@@ -31,7 +31,7 @@ from .references import Reference, photographs, through_autoencoder
 from .run_weights import RunWeights, find_weights, split_weights
 
 logger = logging.getLogger(__name__)
-Kind = Literal["base", "run", "model", "images", "asked", "photographs", "autoencoded"]
+Kind = Literal["base", "run", "model", "images", "asked", "photographs", "autoencoded", "sources"]
 BASE, BASE_LABEL = "base", "Base model"
 SOURCE = ("architecture", "path", "components", "revision", "variant")
 BASE_SETTINGS = (*SOURCE, "args", "dtype", "quantization")
@@ -57,6 +57,11 @@ class Candidate:
     def recipe(self) -> config.RunConfig | None:
         """The recipe it was trained with; None if it was not trained."""
         return self.run if self.kind == "run" else None
+
+    @property
+    def edits(self) -> bool:
+        """Whether it edits images; of folders of images this is not known."""
+        return self.run is not None and self.run.data.edits is not None
 
 
 def open_candidates(
@@ -205,6 +210,22 @@ def with_references(
     return found
 
 
+def with_sources(candidates: list[Candidate]) -> list[Candidate]:
+    """Add what is edited, unchanged, if the candidates edit images.
+
+    Raises: DirectAlignError if only some do.
+    """
+    alone = next((each for each in candidates if not each.edits), None)
+    if alone is None:
+        return [*candidates, Candidate("sources", "Unedited", "sources", "")]
+    if other := next((each for each in candidates if each.edits), None):
+        raise DirectAlignError(
+            f"{other.source} edits images, and {alone.source} has none to edit: compare models "
+            "that edit images with each other"
+        )
+    return candidates
+
+
 Pair = tuple[str, int]
 """Prompt and seed."""
 
@@ -324,6 +345,12 @@ def generate_all(
                         f"{source}: {error}; repair it, or compare without {candidate.source}"
                     ) from error
                 save_png(pixels, files[place])
+        elif candidate.kind == "sources":
+            height, width = load_images(out, candidates[0].key, samples[:1]).shape[-2:]
+            for place in missing:
+                edited = samples[place].source
+                assert edited is not None
+                save_png(load_sources([edited], height, width).images[0], files[place])
         else:
             _generate(candidate, samples, files, batch_size)
         _check_size(candidates[0], candidate, samples[0], out)
@@ -364,7 +391,8 @@ def _generate(
         else:
             assert model is not None
             pairs = pairs.asked(candidate.phrase) if candidate.phrase else pairs
-            images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
+            edited = [each.source for each in batch if each.source is not None]
+            images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size, sources=edited)
         for file, image in zip(targets, images, strict=True):
             save_png(image, file)
 

@@ -36,6 +36,7 @@ from .candidates import (
     open_candidates,
     samples_of_images,
     with_references,
+    with_sources,
 )
 from .eval_rewards import EvalReward, eval_rewards, gap_phrases
 from .references import references
@@ -108,6 +109,12 @@ def evaluate_run(request: Request) -> Path:
 
 def _compare(request: Request, candidates: list[Candidate]) -> Path:
     out, recipes = request.out, [each.recipe for each in candidates if each.recipe is not None]
+    candidates = with_sources(candidates)
+    if request.control_prompts is not None and candidates[0].edits:
+        raise DirectAlignError(
+            f"--control-prompts: {candidates[0].source} edits images, and these prompts have none: "
+            "leave it out"
+        )
     samples, source, files = _samples(request, candidates, recipes)
     rewards = eval_rewards(candidates, request.rewards)
     phrases = gap_phrases(candidates, request.positive, request.negative)
@@ -184,10 +191,10 @@ def _samples(
     num_samples = request.num_samples
     rows: Sequence[eval_prompts.PromptRow]
     if request.prompts is not None:
-        rows, source = eval_prompts.read_prompt_set(request.prompts), request.prompts
+        read = eval_prompts.read_edits if candidates[0].edits else eval_prompts.read_prompt_set
+        rows, source = read(request.prompts), request.prompts
     elif recipes:
-        prompts = eval_prompts.measured_prompts(recipes[0])
-        rows = [eval_prompts.PromptRow(prompt) for prompt in prompts]
+        rows = eval_prompts.measured_rows(recipes[0])
         _, source = eval_prompts.measured_source(recipes[0])
         if num_samples is None:
             num_samples = recipes[0].evaluate.num_samples
@@ -276,7 +283,7 @@ def _identity(
     control_prompts: str | None,
 ) -> dict[str, Any]:
     """What must be unchanged to resume: weights and sampling of models, samples, metrics."""
-    keys = [(each.prompt, each.seed, each.group) for each in samples]
+    keys = [(each.prompt, each.seed, each.group, *_edited(each)) for each in samples]
     pairs = json.dumps(keys, ensure_ascii=False)
     identity = {
         "models": {
@@ -292,6 +299,13 @@ def _identity(
         "control_prompts": control_prompts,
     }
     return json.loads(json.dumps(identity))
+
+
+def _edited(sample: eval_prompts.EvalSample) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files that a prompt edits."""
+    source = sample.source
+    files = [] if source is None else [file for file in (source.image, source.mask) if file]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _sections(candidate: Candidate) -> dict[str, Any]:

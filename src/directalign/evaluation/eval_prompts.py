@@ -114,6 +114,24 @@ def measured_edits(run: config.RunConfig) -> list[Source]:
     return [] if edits is None else [edits.source(place) for place in range(len(edits))]
 
 
+def measured_rows(run: config.RunConfig) -> list[PromptRow]:
+    """`measured_prompts`, with what they edit. Raises: as these."""
+    if (edits := _measured_edits(run)) is not None:
+        return _edit_rows(edits)
+    return [PromptRow(prompt) for prompt in measured_prompts(run)]
+
+
+def read_edits(file: str) -> list[PromptRow]:
+    """The rows of a file of edits. Raises: as `scan_edits`."""
+    return _edit_rows(scan_edits(file))
+
+
+def _edit_rows(edits: ImageSet) -> list[PromptRow]:
+    return [
+        PromptRow(prompt, source=edits.source(place)) for place, prompt in enumerate(edits.captions)
+    ]
+
+
 def _measured_edits(run: config.RunConfig) -> ImageSet | None:
     if run.data.edits is None:
         return None
@@ -156,11 +174,13 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt, its group in the set (None in a list), and GenEval's `checked_facts` or {}."""
+    """A prompt, its group in the set (None in a list), GenEval's `checked_facts` or {}, and what it
+    edits."""
 
     prompt: str
     group: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    source: Source | None = None
 
 
 def read_prompt_set(source: str | Path) -> tuple[PromptRow, ...]:
@@ -379,6 +399,11 @@ class EvalSample:
         """Whether training is unrelated to the prompt."""
         return self.group == CONTROL_GROUP
 
+    @property
+    def task(self) -> str:
+        """The prompt and the file that it edits: images of one task differ by their seeds alone."""
+        return self.prompt if self.source is None else f"{self.prompt}\n{self.source.image}"
+
 
 def samples_of(pairs: Pairs, first: int = 0) -> list[EvalSample]:
     """Samples of prompt-seed pairs, with indices from `first`."""
@@ -403,7 +428,7 @@ def samples_of_rows(
     order = permutation(len(rows), seed=0, epoch=0)
     chosen = [rows[order[place // each]] for place in range(count)]
     return [
-        EvalSample(index, row.prompt, FIRST_SEED + index, row.group, row.facts)
+        EvalSample(index, row.prompt, FIRST_SEED + index, row.group, row.facts, row.source)
         for index, row in enumerate(chosen)
     ]
 
@@ -416,12 +441,12 @@ def control_samples(
 
 
 def batches(samples: Sequence[EvalSample], size: int) -> list[list[EvalSample]]:
-    """Batches of about `size` that never split a prompt nor mix control prompts with others."""
-    by_prompt: dict[tuple[bool, str], list[EvalSample]] = {}
+    """Batches of about `size` that never split a task nor mix control prompts with others."""
+    by_task: dict[tuple[bool, str], list[EvalSample]] = {}
     for sample in samples:
-        by_prompt.setdefault((sample.is_control, sample.prompt), []).append(sample)
+        by_task.setdefault((sample.is_control, sample.task), []).append(sample)
     found: list[list[EvalSample]] = []
-    for (control, _), own in by_prompt.items():
+    for (control, _), own in by_task.items():
         if not found or found[-1][0].is_control != control or len(found[-1]) + len(own) > size:
             found.append([])
         found[-1].extend(own)

@@ -15,7 +15,16 @@ from .. import config
 from ..config.load import load_run, with_rollout
 from ..data.image_io import Source, load_sources
 from ..device import default_device
-from ..diffusion.sampling import encode, image_size, rollout_sigmas, sample
+from ..diffusion.sampling import (
+    FLOW_SOLVER,
+    SOLVERS,
+    RolloutStart,
+    encode,
+    flow_shift,
+    image_size,
+    rollout_sigmas,
+    sample_rollout,
+)
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
@@ -66,8 +75,9 @@ def generate(
         )
         cond = encode(model, [prompts[place] for place in rows], edited and edited.images)
         cond = cond.guided(rollout.embedded_guidance, rollout.cfg_scale)
-        x0 = sample(model, cond, noise[first : first + batch_size].to(device), sigmas)
-        image = model.decode(x0).float()
+        own_noise = noise[first : first + batch_size].to(device)
+        start = RolloutStart(cond, own_noise, sigmas, rollout.solver)
+        image = model.decode(sample_rollout(model, start)).float()
         images.append(torch.where(image.isfinite(), image.clamp(0, 1), torch.nan).cpu())
     whole = group.gather(torch.cat(images))[: len(prompts)]
     for image, prompt, seed in zip(whole, prompts, seeds, strict=True):  # as one on all ranks
@@ -93,7 +103,7 @@ def diffusers_call(
         "pipeline": model.pipeline,
         "path": str(assets.resolve(run.model.path)),
         "weights": str(_diffusers_folder(trained)) if trained else None,
-        "scheduler": _scheduler(model, run.rollout.shift),
+        "scheduler": _scheduler(model, run.rollout),
         "arguments": arguments,
         "seed": seed,
         **({} if source is None else {"source": str(source)}),
@@ -112,18 +122,26 @@ def export_folder(trained: RunWeights, form: str) -> Path:
     return trained.folder / "export" / f"{form}{suffix_of(trained.step, trained.strength)}"
 
 
-def _scheduler(model: Model, shift: float | None) -> dict[str, Any]:
+def _scheduler(model: Model, rollout: config.RolloutConfig) -> dict[str, Any]:
     """The pipeline's scheduler class, and the changes to its config."""
+    shift = rollout.shift
     if model.path == "vp":
         if shift is not None:
             raise DirectAlignError(
                 f"rollout.shift {shift} shifts a flow; an SD model has its own timesteps: "
                 "leave it out"
             )
+        if rollout.solver != "euler":
+            return {"class": SOLVERS[rollout.solver].__name__, "changes": {}}
         # a folder saved with another sampler may lack clip_sample, whose default in DDIM is True
         changes = {"set_alpha_to_one": True, "clip_sample": False}
         return {"class": "DDIMScheduler", "changes": changes}
-    changes = {} if shift is None else {"use_dynamic_shifting": False, "shift": shift}
+    fixed = {} if shift is None else {"use_dynamic_shifting": False}
+    if rollout.solver != "euler":
+        sigmas = rollout_sigmas(model, rollout, *image_size(model, rollout))
+        changes = {**FLOW_SOLVER, **fixed, "flow_shift": flow_shift(sigmas)}
+        return {"class": SOLVERS[rollout.solver].__name__, "changes": changes}
+    changes = {} if shift is None else {**fixed, "shift": shift}
     return {"class": "FlowMatchEulerDiscreteScheduler", "changes": changes}
 
 

@@ -63,12 +63,12 @@ def cosine_distance(a: Vectors, b: Vectors) -> PerSample:
 
 
 def to_siblings(
-    items: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
+    items: Vectors, tasks: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
 ) -> PerSample:
-    """Mean distance of each item to the others of its prompt, NaN without another."""
+    """Mean distance of each item to the others of its task, NaN without another."""
     found = torch.full((len(items),), torch.nan, dtype=torch.float64)
-    for prompt in dict.fromkeys(prompts):
-        places = [place for place, each in enumerate(prompts) if each == prompt]
+    for task in dict.fromkeys(tasks):
+        places = [place for place, each in enumerate(tasks) if each == task]
         own = items[places]
         for row, place in enumerate(places if len(places) > 1 else ()):
             others = torch.cat([own[:row], own[row + 1 :]])

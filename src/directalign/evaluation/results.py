@@ -39,7 +39,7 @@ def summarise(
 
     `about`: the metrics in the order of the summary; those that no image has are left out.
     """
-    prompts = {int(row["index"]): str(row["prompt"]) for row in rows}
+    prompts = {int(row["index"]): str(row.get("task", row["prompt"])) for row in rows}
     columns: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for row in rows:
         for name, value in row["numbers"].items():

@@ -55,6 +55,10 @@ class MetricInput:
         return tuple(sample.prompt for sample in self.samples)
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(sample.task for sample in self.samples)
+
+    @property
     def is_control(self) -> bool:
         return self.samples[0].is_control
 
@@ -88,7 +92,7 @@ def compared_pixels(inputs: MetricInput) -> dict[str, PerSample]:
     if not inputs.is_control:
         found |= {"color_cast": cast.norm(dim=1), "red_cast": cast[:, 0]}
         found |= {"green_cast": cast[:, 1], "blue_cast": cast[:, 2]}
-        found[metrics.DIVERSITY] = to_siblings(images, inputs.prompts, rmse)
+        found[metrics.DIVERSITY] = to_siblings(images, inputs.tasks, rmse)
     if inputs.base is not None:
         base = inputs.base.images
         found[metrics.BASE_RMSE] = rmse(images, base)
@@ -151,7 +155,7 @@ class RewardMetrics:
             return found
         own = inputs.features[self.label] = torch.cat(features)
         found[metrics.DIVERSITY_FEATURES + self.label] = to_siblings(
-            own, inputs.prompts, cosine_distance
+            own, inputs.tasks, cosine_distance
         )
         if inputs.base is not None:
             if self.label not in inputs.base.features:

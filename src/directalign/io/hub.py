@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from ..errors import DirectAlignError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.(?:safetensors|pt|pth|bin))")
+HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./+-]+\.(?:safetensors|pt|pth|bin))")
 REFUSED = (401, 403)
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SIGN_IN = "run `hf auth login` or set HF_TOKEN"

@@ -16,7 +16,14 @@ import torch
 
 from ..config import RunConfig
 from ..diffusion.rng import NOISE, draw_noise, generator_for
-from ..diffusion.sampling import encode, image_size, rollout_conditioning, rollout_sigmas, sample
+from ..diffusion.sampling import (
+    RolloutStart,
+    encode,
+    image_size,
+    rollout_conditioning,
+    rollout_sigmas,
+    sample_rollout,
+)
 from ..interfaces import Method, Model, ProcessGroup
 from ..models.lora import ReferenceModel, has_adapters
 from ..rewards.common import reward_input
@@ -97,6 +104,7 @@ def _base_latents(model: Model, run: RunConfig, prompts: Sequence[str], rows: li
     noise = draw_noise(shape, generator_for(run.seed, NOISE, BEFORE_TRAINING))[rows]
     sigmas = rollout_sigmas(model, rollout, height, width)
     cond = rollout_conditioning(encode(model, [prompts[row] for row in rows]), rollout)
+    noise = noise.to(next(model.denoiser.parameters()).device)
     adapted = has_adapters(model.denoiser)  # without adapters the model itself is the base
     with ReferenceModel(model.denoiser).active() if adapted else nullcontext():
-        return sample(model, cond, noise.to(next(model.denoiser.parameters()).device), sigmas)
+        return sample_rollout(model, RolloutStart(cond, noise, sigmas, rollout.solver))

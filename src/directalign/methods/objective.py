@@ -29,7 +29,7 @@ from ..diffusion.sampling import (
     encode,
     image_size,
     predict,
-    sample,
+    sample_rollout,
     start_rollout,
     training_sigmas,
 )
@@ -68,7 +68,7 @@ def build_objective(
     """The objective of a reward; `differentiable`: the method needs the reward's gradient.
 
     Raises DirectAlignError for a reward without a gradient where one is needed, and for one that
-    ignores the prompt where the form compares two phrasings; errors of a mixture name the member.
+    ignores control phrases where the form compares two; errors of a mixture name the member.
     """
     method = str(getattr(settings, "name", ""))
     if not isinstance(reward, MixReward):
@@ -139,7 +139,7 @@ class ObjectiveMethod:
             nonlocal cond
             start = start_rollout(self.model, self.rollout, first, settings.noise.scope)
             cond = start.cond
-            x0 = sample(self.model, cond, start.noise, start.sigmas)
+            x0 = sample_rollout(self.model, start)
             return {"x0": x0, "noise": start.noise if settings.noise.source == "rollout" else None}
 
         made = self.rolled_out(batch, make)
@@ -200,7 +200,7 @@ class ObjectiveMethod:
             own = {"prompts": every.prompts[rows], "sources": every.sources and every.sources[rows]}
             parts.append(replace(every, **own, offset=every.offset + first))
             start = start_rollout(self.model, self.rollout, parts[-1])
-            latents.append(sample(self.model, start.cond, start.noise, start.sigmas))
+            latents.append(sample_rollout(self.model, start))
             seen.append(self.seen(latents[-1]))
         return parts, latents, seen
 
@@ -437,8 +437,8 @@ def require_prompt_reader(reward: Reward, form: str) -> None:
     """Refuse a form that compares two phrasings for a reward that ignores the prompt."""
     if form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
-            f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores "
-            "to compare: set method.form: absolute, or use a reward that reads prompts "
+            f"reward.name {reward.name} ignores control phrases, so method.form {form} has no two "
+            "scores to compare: set method.form: absolute, or use a reward that reads prompts "
             "(reward.name: clip)"
         )
 
@@ -492,7 +492,7 @@ def _member_objective(
     settings = member_settings(index, member, method)
     if settings.form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
-            f"reward.members.{index}.form: {reward.name} ignores prompts, and method.form: "
+            f"reward.members.{index}.form: {reward.name} ignores control phrases, and method.form: "
             f"{settings.form} compares two; set reward.members.{index}.form: absolute"
         )
     return RewardObjective(reward, settings)

@@ -33,6 +33,8 @@ MODELS: dict[str, str] = {
     "sd": "sd:StableDiffusion",
     "sdxl": "sd:StableDiffusionXL",
     "qwen_image": "qwen_image:QwenImage",
+    "qwen_image_edit": "qwen_image:QwenImageEdit",
+    "qwen_image_edit_plus": "qwen_image:QwenImageEditPlus",
     "z_image": "z_image:ZImage",
     "chroma": "chroma:Chroma",
     "ernie_image": "ernie_image:ErnieImage",

@@ -28,7 +28,14 @@ RECOMPILE_LIMIT = 128
 
 
 def check_inputs(model: config.ModelConfig, architecture: Any) -> None:
-    """Raise unless the backend takes the dtype and the masks of this architecture's attention."""
+    """Raise unless the backend takes the dtype and the masks of this architecture's attention, and
+    its text encoders can be freed where they are."""
+    if model.text_encoders == "free" and getattr(architecture, "reads_sources", False):
+        raise DirectAlignError(
+            f"model.text_encoders: free is not supported here ({architecture.title} reads each "
+            "prompt with its source image, which no embedding made in advance has seen): set "
+            "offload"
+        )
     name, masked = model.attention or "", getattr(architecture, "masks_attention", False)
     if WITHOUT_BACKWARD in name:
         return  # refused by `check_attention`

@@ -69,6 +69,8 @@ class DiffusersModel:
     """The `cfg_scale` at which the pipeline's guidance_scale is 0."""
     edits_images: bool = False
     """Whether it edits source images: an `interfaces.EditingModel`."""
+    reads_sources: bool = False
+    """Whether its text encoder reads each prompt with the source image."""
     is_distilled: bool = False
     """Whether the checkpoint is not guided by a second pass: `cfg_scale` must be 1."""
     published: str = ""

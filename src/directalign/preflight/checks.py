@@ -72,6 +72,8 @@ class Plan:
     files: tuple[ModelFiles, ...] = ()
     cost: Cost | None = None
     """None if nothing could be traced."""
+    update_flops: float | None = None
+    """FLOPs of an update on one rank; None if that is unknown, or not alike for all updates."""
 
 
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
@@ -112,7 +114,9 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     with suppress(Exception):  # any error of user code; `estimate` names it
         model = meta_model(run.model, place.is_gpu)
         files = tuple(files_of(run, model.folder, model, memory))
-    return Plan(tuple(findings), warnings, memory, files, cost)
+    varies = run.rollout.sizes or run.data.buckets or run.data.offline_steps
+    flops = None if cost is None or varies else cost.update
+    return Plan(tuple(findings), warnings, memory, files, cost, flops)
 
 
 def check_model_here(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
@@ -187,8 +191,8 @@ def _check_fits_method(
     if not kind.reads_prompt and form != "absolute":
         place = "method" if key == "reward" else key.removesuffix(".reward")
         raise DirectAlignError(
-            f"{key}.name: {reward.name} ignores prompts, and method.form: {form} compares two; "
-            f"set {place}.form: absolute or {key}.name: clip"
+            f"{key}.name: {reward.name} ignores control phrases, and method.form: {form} "
+            f"compares two; set {place}.form: absolute or {key}.name: clip"
         )
     differentiable = getattr(reward, "differentiable", kind.differentiable)
     if not differentiable and method.DIFFERENTIATES_REWARD:
@@ -408,9 +412,9 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
     A missing library is an error if `online`, else a warning.
     """
     attention, denoiser = settings.attention, model.model.denoiser
+    check_inputs(settings, model.model)
     if attention is not None:
         check_attention(denoiser, attention)
-        check_inputs(settings, model.model)
     try:
         if settings.quantization is not None:
             check_quantization(settings.quantization)
@@ -487,7 +491,7 @@ def check_data(
     if getattr(model_class(name), "edits_images", False) != edits:
         raise DirectAlignError(
             f"data.edits: model.architecture: {name} makes images from prompts alone: give "
-            "data.prompts, or a model that edits images (flux_kontext)"
+            "data.prompts, or a model that edits images (flux_kontext, qwen_image_edit)"
             if edits
             else f"model.architecture: {name} edits images, and there are none to edit: give "
             "data.edits in the place of other data"

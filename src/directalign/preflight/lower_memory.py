@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .. import config
+from ..models import model_class
 from ..types import DirectAlignError
 from .memory import Estimate, Place, estimate, image_size
 from .meta_models import meta_model, nearest_size
@@ -57,9 +58,10 @@ def suggestions(run: config.RunConfig, place: Place) -> list[Suggestion]:
 
 def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Changes]]:
     """Every change to try, as typed on the command line, and as keys of the recipe."""
+    reads_sources = getattr(model_class(run.model.architecture), "reads_sources", False)
     every: list[Changes] = [
         {"model.dtype": "bfloat16"},
-        {"model.text_encoders": "free"},
+        {"model.text_encoders": "offload" if reads_sources else "free"},
         {"model.gradient_checkpointing": True},
         {"evaluate.batch_size": 1},
         {"evaluate.rewards": {}},

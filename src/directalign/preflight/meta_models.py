@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
+from ..io.image_settings import IMAGE_SETTINGS
 from ..io.pretrained import contents, from_pretrained
 from ..models import block_swap, model_class, single_file
 from ..models.checkpoint_source import Source
@@ -51,7 +52,6 @@ USUAL = {
 }
 """For each architecture, the published config used for an unknown hub id; `laion`: the CLIP of
 LAION's aesthetic predictors."""
-IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 LONGEST_PROMPT = 512
 LETTERS_PER_TOKEN = 4
 
@@ -172,7 +172,8 @@ def _written(name: str) -> Path:
         library = "diffusers" if hasattr(diffusers, settings["_class_name"]) else "transformers"
         index[part] = [library, settings["_class_name"]]
         (folder / part).mkdir()
-        (folder / part / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        file = "preprocessor_config.json" if part == "processor" else "config.json"
+        (folder / part / file).write_text(json.dumps(settings), encoding="utf-8")
     for part, kind in model.parts.items():
         if "tokenizer" in part or part == "processor":
             index[part] = ["transformers", "PreTrainedTokenizerFast"]
@@ -454,7 +455,11 @@ def encoder_cuts(model: Model, prompts: Sequence[str]) -> list[str]:
         with suppress(Exception), MemoryTracker():
             assert stub.load is not None
             stub.cut, stub.real = 0, stub.load()
-            model.encode_prompt(texts)
+            if getattr(model, "reads_sources", False):
+                for text in texts:  # which the encoder itself would read with an image each
+                    cast(Any, model).prompt_ids(text)
+            else:
+                model.encode_prompt(texts)
         stub.real = None
         if stub.cut:
             name = f"text_encoder{f'_{number + 1}' if number else ''}"

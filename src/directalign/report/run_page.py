@@ -305,7 +305,7 @@ def _training_figures(run: RunFiles, rules: Sequence[Rule]) -> list[Figure]:
         lines = list(map(Series, members, curves, cycle(STYLES)))
         figures.append(_chart(title, lines, caption, rules, Axes("update", "share")))
     figures += [one(f"metrics.reward_{name}", *titled("member", name=name)) for name in members]
-    return figures
+    return [*figures, one("resources.teraflops", *titled("achieved"))]
 
 
 def level_figures(run: RunFiles) -> list[Figure]:

@@ -420,8 +420,8 @@ def analyze_phrases(
     """
     if not table.reward.reads_prompt:
         raise DirectAlignError(
-            f"--reward: {table.reward.name} ignores prompts, so phrases have no effect; take a "
-            "reward with a text side (reward.name: clip)"
+            f"--reward: {table.reward.name} ignores control phrases, so they have no effect; take "
+            "a reward with a text side (reward.name: clip)"
         )
     stats = {each: table.phrase(each) for each in dict.fromkeys((*positive, *negative))}
     sides = [stats[each] for each in positive], [stats[each] for each in negative]

@@ -32,6 +32,7 @@ REWARDS = {
     "hpsv3": "hpsv3:Hpsv3Reward",
     "pixels": "pixel_statistics:PixelReward",
     "preservation": "preservation:PreservationReward",
+    "ocr": "ocr:OcrReward",
     "python": "black_box:PythonReward",
     "remote": "black_box:HttpReward",
     "vlm_api": "vlm_api:VlmApiReward",
@@ -77,11 +78,14 @@ def reward_cuts(
 ) -> list[str]:
     """A sentence if the reward ignores the end of some prompts under `phrases`, else nothing.
 
-    No weights are read, and nothing from the hub unless `online`.
+    No weights are read, and nothing from the hub unless `online`. Raises: DirectAlignError for a
+    prompt that the reward cannot score.
     """
     from .common import cut_warnings  # with transformers, which importing this package needs not
 
-    reader = reward_class(reward.name).read_text(reward, key, online)
+    kind = reward_class(reward.name)
+    kind.check_prompts(prompts)
+    reader = kind.read_text(reward, key, online)
     return cut_warnings(f"{key} ({reward.name})", reader, prompts, phrases)
 
 

@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..errors import named
 from ..interfaces import Model, Reward
 from ..io import text
+from ..io.image_settings import Pixels, normalised, read_settings
 from ..io.tensors import check_weights, opened, resize
 from ..types import DirectAlignError, Images, Latents, Sources
 
@@ -87,7 +88,7 @@ class BaseReward:
     sees: str = "pixels"
     """"latents": `encode` gets the clean latents (b, c, h, w) as the denoiser has them."""
     reads_prompt: bool = True
-    """False: scores depend only on the image, so a relative reward cannot be formed."""
+    """False: control phrases change no score, so a relative reward cannot be formed."""
     reads_sources: bool = False
     """`encode` gets the images that were edited too: `encode(images, sources)`."""
     differentiable: bool = True
@@ -125,6 +126,10 @@ class BaseReward:
 
     def check_model(self, model: Model) -> None:
         """Raise DirectAlignError for a model whose latents a reward of latents was not made for."""
+
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str]) -> None:
+        """Raise DirectAlignError for a prompt that the reward cannot score."""
 
     @classmethod
     def _load(cls, settings: Any, device: Device, key: str) -> Any:
@@ -221,10 +226,6 @@ def read_annotated(
         return tensor, facts
 
 
-IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
-"""Names of the file of image settings; newer transformers write the second."""
-Pixels = Float[Tensor, "b 3 rows columns"]
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
@@ -296,24 +297,6 @@ class Preprocessing:
             return self.size
         longer = int(self.size * max(height, width) / min(height, width))
         return (self.size, longer) if height <= width else (longer, self.size)
-
-
-def normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """(images - mean) / std per channel."""
-    mean_std = torch.tensor([mean, std], dtype=images.dtype, device=images.device)
-    return (images - mean_std[0, :, None, None]) / mean_std[1, :, None, None]
-
-
-def read_settings(folder: Path, key: str = "") -> tuple[Path, dict[str, Any]]:
-    """The file of a folder's image settings, and its content; DirectAlignError if unreadable."""
-    file = next((folder / name for name in IMAGE_SETTINGS if (folder / name).exists()), None)
-    if file is None:
-        place = f"{key}: {folder}" if key else str(folder)
-        raise DirectAlignError(
-            f"{place}: preprocessor_config.json is missing; copy it from the original checkpoint"
-        )
-    settings = read_json(file, key)
-    return file, settings.get("image_processor", settings)
 
 
 CACHE_LIMIT = 65_536

@@ -32,6 +32,7 @@ from transformers.activations import ACT2FN
 
 from .. import config
 from ..io import hub
+from ..io.image_settings import CLIP_MEAN, CLIP_STD
 from ..types import DirectAlignError, Images, PerSample
 from . import common
 from . import weights as files
@@ -60,7 +61,7 @@ class ImageReward(common.BaseReward):
         self.tokenizer, self.scale = tokenizer, scale
         side: Any = model.vision.config.image_size
         self.preprocessing = common.Preprocessing(
-            side, (side, side), common.CLIP_MEAN, common.CLIP_STD, rounded_centre=True
+            side, (side, side), CLIP_MEAN, CLIP_STD, rounded_centre=True
         )
         table = model.text.embeddings.word_embeddings
         self.soft_prompts = SoftPrompts("image_reward", table, TABLE, tokenizer, LENGTH)

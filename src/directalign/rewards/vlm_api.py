@@ -4,7 +4,7 @@
     200         {"choices": [{"message": {"content": "Alignment Score (1-5): 4"}}]}
 
 The text is `template` with the prompt in it, the image a data URL of a PNG of 8 bits. `pattern`
-reads the number from the answer (UnifiedReward 2.0, HPSv3++ and others by their own templates).
+reads the number from the answer (UnifiedReward 2.0 and others by their own templates).
 `answer: expected` takes sum p·n / sum p over the whole numbers n among the 20 most probable tokens
 in the number's place instead, which distinguishes images that get the same number.
 

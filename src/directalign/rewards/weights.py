@@ -26,6 +26,7 @@ from .. import config
 from ..errors import first_line, named
 from ..io import hub
 from ..io.hub import on_the_hub
+from ..io.image_settings import IMAGE_SETTINGS
 from ..io.pretrained import UNREADABLE, contents, from_pretrained, load_network
 from ..io.tensors import (
     Shapes,
@@ -274,7 +275,7 @@ def _read_processor(
     beside = settings.processor is None and common.is_weight_file(settings.path)
     for names, missing in (
         (VOCABULARIES, "tokenizer.json"),
-        (common.IMAGE_SETTINGS, "preprocessor_config.json"),
+        (IMAGE_SETTINGS, "preprocessor_config.json"),
     ):
         if beside and not any((folder / name).exists() for name in names):
             raise DirectAlignError(

@@ -75,6 +75,7 @@ class TrainContext:
     stopping: EarlyStopping | None = None
     callbacks: Sequence[Callback] = ()
     keeps_files: bool = True
+    update_flops: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -134,6 +135,8 @@ def train(context: TrainContext, done: int) -> int:
             record["seconds"] = time.perf_counter() - start
             images = sum(len(batch.prompts) for batch in batches) * context.group.size
             record["resources"] = resources_used(context.group.device, images, record["seconds"])
+            if context.update_flops is not None:
+                record["resources"]["teraflops"] = context.update_flops / record["seconds"] / 1e12
             if context.log is not None:
                 context.log.write(record)
             context.display.step(record)

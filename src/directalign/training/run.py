@@ -67,6 +67,8 @@ class InMemory:
     """False for a run without evaluations."""
     is_shown: bool = True
     """Whether progress and messages are printed."""
+    update_flops: float | None = None
+    """FLOPs of an update on one rank as the checks counted them, for the rate in the log."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,8 @@ def train_loaded(
     with Display(settings.num_steps, done, CONSOLE, not is_shown, every) as display:
         context = TrainContext(
             *(run, out, group, state, step, data, model, prompts),
-            *(loaded.evaluator, log, display, stopping, given.callbacks, given.keeps_files),
+            *(loaded.evaluator, log, display, stopping),
+            *(given.callbacks, given.keeps_files, given.update_flops),
         )
         try:
             done = loop.train(context, done)

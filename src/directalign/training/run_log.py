@@ -241,6 +241,7 @@ class Display:
         used = record.get("resources", {})
         found = {"reward": record["reward"], "grad_norm": record["grad_norm"]}
         found |= {"images/s": used.get("images_per_second"), "GiB": used.get("peak_memory_gib")}
+        found["TFLOP/s"] = used.get("teraflops")
         self._values = {name: value for name, value in found.items() if value is not None}
         self._seconds[0].append(record["seconds"])
         step = record["step"]

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from ... import config
 from ...io import hub
+from ...io.image_settings import read_settings
 from ...rewards import weights
 from ...rewards.clip import ClipReward
-from ...rewards.common import read_json, read_settings
+from ...rewards.common import read_json
 from ...types import DirectAlignError, Images
 from ..eval_prompts import PromptRow
 from .geneval import Box, Found, Judged, Limits, judge
