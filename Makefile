@@ -46,7 +46,7 @@ bench: demo
 	$(BIN)/python tools/write_numbers.py
 
 # Every study in its full size, hours of it; each resumes where it was stopped.
-STUDIES := learning_rates asking unpromptable rivals table1 convergence frontier timesteps control_phrases inversion anchor recovery ddpm stability suggested_phrases soft_prompts reward_finetuning defences early_stopping coverage few_step
+STUDIES := learning_rates asking unpromptable rivals second_world table1 convergence frontier timesteps control_phrases inversion anchor recovery ddpm stability suggested_phrases soft_prompts reward_finetuning defences early_stopping coverage few_step
 studies: setup
 	for name in $(STUDIES); do $(BIN)/python -m experiments $$name && $(BIN)/python tools/write_numbers.py --record $$name runs/study_$$name || exit 1; done
 	$(BIN)/python tools/write_numbers.py

@@ -51,6 +51,7 @@ STUDIES = {
     "asking": "What asking reaches, and training towards it without a reward",
     "unpromptable": "A base model that does not do what words ask: references, methods, rewards",
     "rivals": "Methods on the second world, each at its own best rate and length",
+    "second_world": "Windows, phrases, long runs, forms and Stable Diffusion in the second world",
     "table1": "All methods at equal compute, equal reward and equal photo rate",
     "convergence": "What it costs to reach the same photo rate",
     "frontier": "How little it costs to reach one photo rate, by lever of cost",

@@ -28,6 +28,7 @@ from directalign.evaluation.in_training import photographs
 from directalign.evaluation.run_weights import find_weights
 from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
+from directalign.toyworld.worlds import WORLDS
 from directalign.types import Conditioning, Images
 
 from .plots import Panel, curves, line
@@ -105,7 +106,8 @@ def sampled(run: RunConfig, trained: Path | None, seed: int, size: Size) -> Iter
     every = fixed_pairs(measured_prompts(run), size.count * (seed + 1))
     pairs = Pairs(every.prompts[-size.count :], every.seeds[-size.count :])
     weights = find_weights(run, trained) if trained is not None else None
-    return Sampler(load_run_model(run, weights), load_judge(), run, pairs, seed, size).rows()
+    judge = load_judge(WORLDS[run.evaluate.judge])
+    return Sampler(load_run_model(run, weights), judge, run, pairs, seed, size).rows()
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ class Sampler:
     def judged(self, images: Images, pairs: Pairs) -> Row:
         """Photo rate, content, colour drift from photographs of the captions, statistics."""
         judged = self.judge(images, pairs.prompts)
-        rates = {name: float(judged[name].mean()) for name in ("photo_rate", "content")}
+        names = ("photo_rate", "content", "photo_and_content")
+        rates = {name: float(judged[name].mean()) for name in names}
         numbers = image_metrics.statistics(images)
         means = {name: float(values.double().mean()) for name, values in numbers.items()}
         color_drift = image_metrics.color_drift(images, photographs(pairs))
