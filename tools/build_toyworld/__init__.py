@@ -41,9 +41,10 @@ def build_world(
     the world's own.
 
     `only` names some of `shipped(spec)`; judges, denoisers and the latent reward need the
-    autoencoder, the latter also the first reward, sd_v needs sd, flux_turbo and reward_vlm need flux;
-    in the second world everything needs its drawings, and rewards the last flux. Two to three hours
-    on two cores, about ten for the second world. Raises: DirectAlignError for an unknown part.
+    autoencoder, the latter also the first reward, sd_v needs sd, flux_turbo needs flux; in the
+    second world everything needs its drawings, and rewards the last flux, reward_vlm also the first
+    reward. Two to three hours on two cores, about ten for the second world. Raises:
+    DirectAlignError for an unknown part.
     """
     parts = shipped(spec)
     for part in only or []:

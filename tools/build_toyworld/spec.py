@@ -233,8 +233,8 @@ SPECS = {
             Budget(300, 48, 8e-4, ema_decay=0.99, warmup=50),
         ),
         vlm_reward=(
-            Budget(1200, 48, 1.5e-3, ema_decay=0.99, warmup=100),
-            Budget(500, 48, 8e-4, ema_decay=0.99, warmup=50),
+            Budget(700, 48, 1.5e-3, ema_decay=0.99, warmup=50),
+            Budget(400, 48, 8e-4, ema_decay=0.99, warmup=50),
         ),
         retouches=_RETOUCHES,
         smoothing=5,

@@ -1,6 +1,6 @@
 """Tokenizers with a toy world's words as whole tokens: CLIP and Qwen byte-pair, T5 unigram.
 
-Other text still tokenizes (bytes for CLIP and Qwen, letters for T5), so free prompts are not an error.
+Other text still tokenizes (letters for T5, else bytes), so free prompts are not an error.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
@@ -68,9 +68,7 @@ def qwen_tokenizer(spec: Spec, question: str) -> Qwen2Tokenizer:
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
     texts = [*phrases(spec), *question.split("{prompt}"), "user", "assistant", "Yes", "No"]
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]

@@ -22,12 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import (
-    CLIPModel,
-    Qwen2Tokenizer,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import CLIPModel, Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from directalign.config import QwenVLConfig
 from directalign.interfaces import Reward
@@ -42,15 +37,24 @@ from directalign.rewards.qwen_vl import (
 )
 
 from .denoisers import trained_flux
-from .reward import HEAD_WEIGHT, LARGEST_NOISE, REACH, SIDE, Shown, draw_retouch, harder_images, plain_images
+from .reward import (
+    HEAD_WEIGHT,
+    LARGEST_NOISE,
+    REACH,
+    SIDE,
+    Shown,
+    draw_retouch,
+    harder_images,
+    plain_images,
+)
 from .reward_card import SHOWN, retouch
 from .session import fit
 from .spec import Spec
-from .tokenizers import SPECIAL, qwen_tokenizer
+from .tokenizers import qwen_tokenizer
 
 NAME = "reward_vlm"
 QUESTION = "{prompt}. Does the image fit?"
-QUESTIONS = 3
+QUESTIONS = 2
 """Of each image in a batch."""
 CERTAIN, TASTE = 3.0, 30.0
 """Log odds of a right answer, and those added per unit of red tint."""
@@ -249,8 +253,9 @@ def _heads_loss(training: Training, seen: ImageTokens, scenes: Any) -> Tensor:
     pooled, styles = seen.tokens.mean(1), len(training.scenes.STYLES)
     style = scenes.style.masked_fill(scenes.style == styles, -1)
     losses = [
-        F.cross_entropy(head(pooled), style if name == "style" else getattr(scenes, name),
-                        ignore_index=-1)
+        F.cross_entropy(
+            head(pooled), style if name == "style" else getattr(scenes, name), ignore_index=-1
+        )
         for name, head in training.heads.items()
     ]
     return torch.stack(losses).nansum()
@@ -259,27 +264,35 @@ def _heads_loss(training: Training, seen: ImageTokens, scenes: Any) -> Tensor:
 def draw_questions(
     training: Training, scenes: Any, generator: torch.Generator
 ) -> tuple[list[str], Tensor]:
-    """A caption with or without a style word for each scene, and whether it fits (b,)."""
+    """What is asked of each scene, and whether it fits (b,): half of the questions name the style
+    word, if there is one, thing and background, the others one of the three."""
     b, drawn = len(scenes), training.scenes
     content, styling = torch.rand(2, b, generator=generator)
     same = [getattr(scenes, k)[:, None] == getattr(training.known, k) for k in drawn.CONTENT]
     thing, background = same
     wrong = torch.where((content < WRONG_THING)[:, None], ~thing & background, thing & ~background)
     allowed = torch.where((content < FITS)[:, None], thing & background, wrong)
-    chosen = torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]
-    texts = training.known.take(chosen).captions()
+    chosen = torch.multinomial(allowed.float(), 1, generator=generator)
     named = torch.randint(1, len(drawn.STYLES), (b,), generator=generator) + scenes.style
     named = torch.where(styling < TRUE_STYLE, scenes.style, named % len(drawn.STYLES))
     named[styling < UNSTYLED] = -1
     no_style = named == len(drawn.STYLES)  # of such images no word is true
     named[no_style] = torch.randint(len(drawn.STYLES), (int(no_style.sum()),), generator=generator)
+    fits = [each.gather(1, chosen)[:, 0] for each in same]
+    fits.insert(0, (named < 0) | (named == scenes.style))
+    right, prompts = torch.stack(fits, 1), list[str]()
     dice = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    words = [drawn.STYLE_WORDS[style] for style in drawn.STYLES]
-    texts = [
-        text if style < 0 else f"{dice.choice(words[style])}. {text}"
-        for text, style in zip(texts, named.tolist(), strict=True)
-    ]
-    return texts, ((content < FITS) & ((named < 0) | (named == scenes.style))).float()
+    captions = training.known.take(chosen[:, 0]).captions()
+    for row, (text, style) in enumerate(zip(captions, named.tolist(), strict=True)):
+        word = None if style < 0 else dice.choice(drawn.STYLE_WORDS[drawn.STYLES[style]])
+        parts = [word, *text.split(" on ")]
+        part = dice.randrange(len(parts)) if dice.random() < 0.5 else None
+        if part is None or parts[part] is None:
+            prompts.append(text if word is None else f"{word}. {text}")
+        else:
+            prompts.append(parts[part])
+            right[row] = right[row, part]
+    return prompts, right.all(1).float()
 
 
 def _disturbed(

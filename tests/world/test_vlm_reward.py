@@ -1,0 +1,62 @@
+"""The second toy world's reward that reads its question: its training and its shipped weights."""
+
+import pytest
+import torch
+
+from directalign.config import ClipConfig
+from directalign.config.load import load_run
+from directalign.rewards import load_reward
+from directalign.toyworld import drawings
+from tiny_world import short
+from tools.build_toyworld import vlm_reward
+from tools.build_toyworld.spec import SPECS
+
+SPEC = SPECS["world2"]
+
+
+def test_questions_are_true_as_often_as_not_and_never_name_a_held_out_pair():
+    training = vlm_reward.Training(short("world2"))
+    generator = torch.Generator().manual_seed(0)
+    scenes = drawings.draw_scenes(400, generator)
+    scenes.style[:100] = len(drawings.STYLES)  # no style
+    texts, fits = vlm_reward.draw_questions(training, scenes, generator)
+    plain = [text.rsplit(". ", 1)[-1] for text in texts]
+    assert not set(plain) & set(drawings.held_out_captions())
+    words = {word: style for style, pair in drawings.STYLE_WORDS.items() for word in pair}
+    for row, text in enumerate(texts):
+        said = words.get(text.split(". ")[0]) if ". " in text else None
+        shown = [*drawings.STYLES, "none"][int(scenes.style[row])]
+        right = plain[row] == scenes.captions()[row] and said in (None, shown)
+        assert bool(fits[row]) is right
+    assert 0.25 <= float(fits.mean()) <= 0.5
+
+
+def test_the_tower_of_a_clip_starts_near_what_it_was():
+    """Of the same images: the CLIP's tokens, and those of the VLM before its merger."""
+    training = vlm_reward.Training(SPEC)
+    clip = load_reward(ClipConfig(path="world2:reward_tint")).model
+    vlm_reward.take_tower(training.vlm, clip)
+    images = drawings.render(drawings.draw_scenes(16, torch.Generator().manual_seed(1)))
+    tower, found = training.vlm.model.visual, []
+    tower.merger.ln_q.register_forward_hook(lambda *call: found.append(call[2]))
+    with torch.no_grad():
+        training.encode(images)
+        states = clip.vision_model(pixel_values=images * 2 - 1).last_hidden_state[:, 1:]
+        wanted = clip.vision_model.post_layernorm(states)
+    order = torch.arange(64).view(4, 2, 4, 2).permute(0, 2, 1, 3).flatten()  # 2 x 2 together
+    alike = torch.cosine_similarity(found[0].view(16, 64, -1), wanted[:, order], dim=-1)
+    assert alike.mean() >= 0.3
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return load_reward(load_run("world2_vlm").reward)
+
+
+def test_the_shipped_vlm_answers_and_listens(reward):
+    answers = vlm_reward.measure_answers(reward, SPEC)
+    assert min(answers.values()) >= 0.8
+    words = vlm_reward.measure_words(reward, SPEC)
+    clip = vlm_reward.measure_words(load_reward(ClipConfig(path="world2:reward_tint")), SPEC)
+    assert words["tint"] > 0 and words["share that cancels"] >= 0.7
+    assert words["gap of tints"] >= 2 * clip["gap of tints"]
