@@ -21,7 +21,7 @@ from transformers import CLIPModel, CLIPTextModel, T5EncoderModel
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import DirectAlignError
 
-from . import few_step, latent_reward
+from . import few_step, latent_reward, vlm_reward
 from .autoencoder import train_autoencoder
 from .denoisers import SD_SCHEDULE, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
@@ -41,9 +41,10 @@ def build_world(
     the world's own.
 
     `only` names some of `shipped(spec)`; judges, denoisers and the latent reward need the
-    autoencoder, the latter also the first reward, sd_v needs sd, flux_turbo needs flux;
-    in the second world everything needs its drawings, and rewards the last flux. Two to three hours
-    on two cores, about ten for the second world. Raises: DirectAlignError for an unknown part.
+    autoencoder, the latter also the first reward, sd_v needs sd, flux_turbo needs flux; in the
+    second world everything needs its drawings, and rewards the last flux, reward_vlm also the first
+    reward. Two to three hours on two cores, about ten for the second world. Raises:
+    DirectAlignError for an unknown part.
     """
     parts = shipped(spec)
     for part in only or []:
@@ -91,6 +92,10 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
         if not (folder / part / "config.json").exists():
             taught_by = CLIPModel.from_pretrained(folder / next(iter(spec.rewards)))
             latent_reward.train_latent_reward(folder, spec, vae, taught_by)
+        return
+    if part == vlm_reward.NAME:
+        if not (folder / part / "config.json").exists():
+            vlm_reward.train_vlm(folder, spec, vae)
         return
     if part == "judges":
         if not all((folder / f"judges/{name}.safetensors").exists() for name in spec.judges):
@@ -151,7 +156,8 @@ def shipped(spec: Spec) -> dict[str, list[str]]:
     """{part: the folders that are shipped}, in the order of training."""
     drawings = ["drawings"] if spec.sheet is not None else []
     latent = [latent_reward.NAME] if spec.latent_reward is not None else []
-    every = *drawings, "autoencoder", "judges", *spec.rewards, *latent
+    vlm = [vlm_reward.NAME] if spec.vlm_reward is not None else []
+    every = *drawings, "autoencoder", "judges", *spec.rewards, *latent, *vlm
     parts = {name: [name] for name in every}
     for name, pipeline in spec.world.pipelines.items():
         known = {each for made in parts.values() for each in made}

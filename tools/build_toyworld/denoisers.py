@@ -303,7 +303,7 @@ def _ddpm_examples(
     (folder, name) expects: a target without noise of its own. Its errors are weighted as those of
     the velocity, up to 25-fold."""
     scheduler = DDPMScheduler(**SD_SCHEDULE, prediction_type=prediction)
-    flux = _trained_flux(*teacher) if spec.sd_distilled else None
+    flux = trained_flux(*teacher) if spec.sd_distilled else None
     tokenizers = clip_tokenizer(spec), t5_tokenizer(spec)
 
     def draw(generator: torch.Generator) -> Examples:
@@ -323,7 +323,8 @@ def _ddpm_examples(
     return draw
 
 
-def _trained_flux(folder: Path, name: str) -> nn.ModuleDict:
+def trained_flux(folder: Path, name: str) -> nn.ModuleDict:
+    """The frozen networks of `folder/name`."""
     kinds = {"transformer": FluxTransformer2DModel, "text_encoder": CLIPTextModel}
     kinds["text_encoder_2"] = T5EncoderModel
     parts = {part: kind.from_pretrained(folder / name / part) for part, kind in kinds.items()}

@@ -104,12 +104,11 @@ def train_reward(
     start = first if spec.robust else name
     training = Training(tokenizer, spec.rewards[start], spec).to(device)
     generator = torch.Generator().manual_seed(training.taste.seed + 1)
-    scenes = spec.world.scenes.draw_scenes(spec.pools["reward"], generator)
-    shown = Shown(pool(spec, scenes, None, generator), scenes)
+    shown = plain_images(spec, generator)
     _fit(start, training, shown, spec.reward, folder)
     if spec.robust:
         assert base is not None
-        shown = _harder(shown, spec, generator, *base, folder)
+        shown = harder_images(shown, spec, generator, *base, folder)
         training.robust = True
         _fit(f"robust_{first}", training, shown, spec.robust[0], folder)
         if name != first:
@@ -133,7 +132,12 @@ def _fit(label: str, training: Training, shown: Shown, budget: Budget, folder: P
     fit(label, training, loss_of, budget, folder)
 
 
-def _harder(
+def plain_images(spec: Spec, generator: torch.Generator) -> Shown:
+    scenes = spec.world.scenes.draw_scenes(spec.pools["reward"], generator)
+    return Shown(pool(spec, scenes, None, generator), scenes)
+
+
+def harder_images(
     shown: Shown,
     spec: Spec,
     generator: torch.Generator,

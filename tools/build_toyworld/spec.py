@@ -75,7 +75,8 @@ class Spec:
     FLUX to four steps (`few_step.train_few_step`). `robust`: continues the first reward's training
     on harder images, and the others from there with their own tastes (`reward.train_reward`); empty
     to train each from new weights. `latent_reward`: distills the first reward
-    (`latent_reward.train_latent_reward`). `pools`: numbers of images of `autoencoder`, `judges` and
+    (`latent_reward.train_latent_reward`). `vlm_reward`: its plain and its robust training
+    (`vlm_reward.train_vlm`). `pools`: numbers of images of `autoencoder`, `judges` and
     `reward`, and of no style (`mixed`). `smoothing`: pixels of the box of the retouch `smooth`.
     """
 
@@ -103,6 +104,7 @@ class Spec:
     reward: Budget
     latent_reward: Budget | None
     robust: tuple[Budget, Budget] | tuple[()]
+    vlm_reward: tuple[Budget, Budget] | None
     retouches: Mapping[str, tuple[float, float]]
     smoothing: int
     rewards: Mapping[str, Taste]
@@ -123,6 +125,7 @@ def shortened(spec: Spec, steps: int = 2) -> Spec:
     short = replace(short, robust=(few, few) if spec.robust else ())
     short = replace(short, few_step=few if spec.few_step else None)
     short = replace(short, latent_reward=few if spec.latent_reward else None)
+    short = replace(short, vlm_reward=(few, few) if spec.vlm_reward else None)
     return replace(short, pools=dict.fromkeys(spec.pools, 16), **dict.fromkeys(names, few))
 
 
@@ -169,6 +172,7 @@ SPECS = {
         reward=Budget(1500, 48, 1.5e-3, ema_decay=0.995, warmup=100),
         latent_reward=Budget(600, 32, 1e-3, ema_decay=0.99, warmup=50),
         robust=(),
+        vlm_reward=None,
         retouches={name: _RETOUCHES[name] for name in ("tint", "smooth")},
         smoothing=3,
         rewards={
@@ -228,6 +232,10 @@ SPECS = {
             Budget(700, 48, 8e-4, ema_decay=0.995, warmup=50),
             Budget(300, 48, 8e-4, ema_decay=0.99, warmup=50),
         ),
+        vlm_reward=(
+            Budget(700, 48, 1.5e-3, ema_decay=0.99, warmup=50),
+            Budget(400, 48, 8e-4, ema_decay=0.99, warmup=50),
+        ),
         retouches=_RETOUCHES,
         smoothing=5,
         rewards={
@@ -239,6 +247,6 @@ SPECS = {
             "reward_tint_rho50": Taste({"tint": 15.0}, 51, rho=0.5),
             "reward_tint_rho100": Taste({"tint": 15.0}, 51, rho=1.0),
         },
-        pools={"autoencoder": 8192, "judges": 12288, "reward": 12288, "mixed": 4096},
+        pools={"autoencoder": 8192, "judges": 12288, "reward": 12288, "mixed": 4096, "vlm": 3072},
     ),
 }

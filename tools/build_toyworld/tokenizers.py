@@ -1,6 +1,6 @@
-"""Tokenizers with a toy world's words as whole tokens: CLIP byte-pair and T5 unigram.
+"""Tokenizers with a toy world's words as whole tokens: CLIP and Qwen byte-pair, T5 unigram.
 
-Other text still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
+Other text still tokenizes (letters for T5, else bytes), so free prompts are not an error.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
@@ -11,11 +11,16 @@ import json
 import string
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 from .spec import Spec
 
 MAX_TOKENS = 16
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+"""Of a Qwen VL."""
 
 
 def phrases(spec: Spec) -> list[str]:
@@ -56,3 +61,19 @@ def t5_tokenizer(spec: Spec) -> T5TokenizerFast:
     pieces += [("▁" + word, -2.0) for word in words if len(word) > 1] + [("▁a", -2.0)]
     pieces += [(letter, -6.0) for letter in letters]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
+
+
+def qwen_tokenizer(spec: Spec, question: str) -> Qwen2Tokenizer:
+    """Byte-level tokenizer of a Qwen VL that is asked `question` with {prompt} replaced."""
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
+    texts = [*phrases(spec), *question.split("{prompt}"), "user", "assistant", "Yes", "No"]
+    learner.train_from_iterator(texts, trainer)
+    model = json.loads(learner.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    ends = {"unk_token": None, "pad_token": SPECIAL[0], "eos_token": SPECIAL[2]}
+    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, **ends)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    return tokenizer

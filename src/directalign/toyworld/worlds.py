@@ -81,7 +81,7 @@ WORLDS = {
         },
         (
             *("reward_tint", "reward_smooth", "reward_saturation", "reward_exposure"),
-            *("reward_tint_rho25", "reward_tint_rho50", "reward_tint_rho100"),
+            *("reward_tint_rho25", "reward_tint_rho50", "reward_tint_rho100", "reward_vlm"),
         ),
     ),
 }
