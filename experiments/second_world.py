@@ -20,7 +20,7 @@ listens   A reward of the kind of a vision-language model, world2:reward_vlm, wh
           if photo and content end above SRPO's by the CLIP, and the difference is not needed if the
           absolute form reaches .9 of it with no more colour distance. (It does not answer so well,
           see table `answers`. Scale .006 was computed before; one trial, on seed 100.)
-diffusion Rivals on Stable Diffusion, the rate of each chosen on validation captions. Beforehand:
+diffusion The published forms on Stable Diffusion, the rate of each chosen on validation captions. Beforehand:
           as on FLUX, no published form comes within .10 of SRPO.
 """
 
@@ -145,7 +145,7 @@ LISTENS = [
 EQUAL = Budget(calls=6_000, measurements=1, num_samples=64, diversity_prompts=8)
 SMALL = Budget(calls=32, measurements=1, num_samples=4, diversity_prompts=0, probed=1)
 DIFFERENTIATED = {"refl": "ReFL", "draft_lv": "DRaFT-LV", "leapalign": "LeapAlign"}
-DIFFERENTIATED |= {"alignprop": "AlignProp", "flowbp": "FlowBP"}
+DIFFERENTIATED |= {"alignprop": "AlignProp"}
 OBJECTIVES = {
     "absolute": ("absolute", ()),
     "relative": ("relative", ("method.form=relative",)),
@@ -172,7 +172,6 @@ DIFFUSION = [
     Arm(
         *("sd_direct_align", "Direct-Align", "world2_sd"), (*SD, *PUBLISHED, "method.form=absolute")
     ),
-    Arm("sd_refl", "ReFL", "world_sd_refl", SD),
 ]
 """SRPO has the recipe's rate, found on validation captions too."""
 
