@@ -187,14 +187,11 @@ def measure(out: Path, quick: bool) -> list[Row]:
     rows = piece(out, "references", settings, lambda: _references(settings))
     for group in GROUPS:
         rows += measure_group(group, out, quick)
-    begun = {row["seed"]: row for row in Rows(rows).runs if row["step"] == 0}
-    left = [
-        row | {"sharpness_left": row["sharpness"] / begun[row["seed"]]["sharpness"]}
-        if "kind" not in row and not row["arm"].startswith("sd_")
-        else row
-        for row in rows
-    ]
-    return with_kept(Rows(left))
+    flux = [row for row in Rows(rows).runs if not row["arm"].startswith("sd_")]
+    (begun,) = {row["sharpness"] for row in flux if row["step"] == 0}  # one base, the same pairs
+    for row in flux:
+        row["sharpness_left"] = row["sharpness"] / begun
+    return with_kept(Rows(rows))
 
 
 def measure_group(group: str, out: Path, quick: bool) -> list[Row]:
