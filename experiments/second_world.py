@@ -20,8 +20,8 @@ listens   A reward of the kind of a vision-language model, world2:reward_vlm, wh
           if photo and content end above SRPO's by the CLIP, and the difference is not needed if the
           absolute form reaches .9 of it with no more colour distance. (It does not answer so well,
           see table `answers`. Scale .006 was computed before; one trial, on seed 100.)
-diffusion The published forms on Stable Diffusion, the rate of each chosen on validation captions. Beforehand:
-          as on FLUX, no published form comes within .10 of SRPO.
+diffusion The published forms on Stable Diffusion, the rate of each chosen on validation captions.
+          Beforehand: as on FLUX, no published form comes within .10 of SRPO.
 """
 
 from __future__ import annotations
