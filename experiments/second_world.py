@@ -82,7 +82,7 @@ WINDOWS = {"high": (0.97, 0.9), "middle": (0.75, 0.45), "low": (0.3, 0.02)}
 FORMS = {
     "absolute": ("absolute score", "world2_direct_align", "train.learning_rate=3e-5"),
     "relative": ("relative", "world2_srpo", "method.form=relative", "train.learning_rate=1e-4"),
-    "anchored": ("anchored, with ceiling", "world2_srpo"),
+    "anchored": ("anchored", "world2_srpo"),
 }
 NO_PARTS = ("method.ceiling=null", "method.kl_beta=0", "method.kl_noise_levels=null")
 
@@ -319,7 +319,8 @@ def tables(rows: Rows) -> dict[str, Table]:
     lines = []
     for method in dict.fromkeys(row["method"] for row in tuned):
         own = tuned.where(method=method)
-        at = [max(r["photo_and_content"] for r in own.where(learning_rate=x)) for x in RATES]
+        tried = [Rows(r for r in own.where(learning_rate=x) if r["step"] > 0) for x in RATES]
+        at = [max(row["photo_and_content"] for row in each) for each in tried]
         best = chosen(own)
         rate = f"{best['learning_rate']:.0e}, {best['step']} updates"
         title = next(arm.title for arm in DIFFUSION if arm.name == method)
@@ -352,7 +353,10 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         ]
         file = folder / f"second_world_{group}.png"
         note = "After training, means over seeds with 95 % intervals"
-        figures.append(dots_with_intervals(file, TITLES[group], columns, note, titles=own.arms))
+        names = {
+            arm: title.replace("SRPO's objective", "SRPO's") for arm, title in own.arms.items()
+        }
+        figures.append(dots_with_intervals(file, TITLES[group], columns, note, titles=names))
     own = Rows(row for row in rows.runs if row["group"] in ("policy", "long"))
     panels = [
         Panel(each.title.capitalize(), "updates", "", lines_along(own.where(), "step", each.key))
@@ -361,4 +365,6 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     ]
     title = "Long runs: SRPO and policy gradients"
     file = folder / "second_world_long.png"
-    return [*figures, curves(file, title, panels, "Means over seeds", titles=own.arms)]
+    names = {arm: called.removesuffix(", 135 updates") for arm, called in own.arms.items()}
+    names |= {"long_srpo": "SRPO, long"}
+    return [*figures, curves(file, title, panels, "Means over seeds", titles=names)]
