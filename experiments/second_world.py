@@ -342,6 +342,13 @@ def _sampled(rows: Rows) -> Table:
     return Table(["sampled with", *sides], lines)
 
 
+def _short(title: str) -> str:
+    """For the margin of a figure."""
+    for word in (" objective", " score", ", with ceiling", " noise"):
+        title = title.replace(word, "")
+    return title
+
+
 def draw(rows: Rows, folder: Path) -> list[Path]:
     shown, figures = ("photo_and_content", "content", "color_distance", "sharpness_left"), []
     for group in ("windows", "forms"):
