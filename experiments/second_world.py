@@ -360,9 +360,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         ]
         file = folder / f"second_world_{group}.png"
         note = "After training, means over seeds with 95 % intervals"
-        names = {
-            arm: title.replace("SRPO's objective", "SRPO's") for arm, title in own.arms.items()
-        }
+        names = {arm: _short(title) for arm, title in own.arms.items()}
         figures.append(dots_with_intervals(file, TITLES[group], columns, note, titles=names))
     own = Rows(row for row in rows.runs if row["group"] in ("policy", "long"))
     panels = [
