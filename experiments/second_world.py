@@ -82,7 +82,7 @@ WINDOWS = {"high": (0.97, 0.9), "middle": (0.75, 0.45), "low": (0.3, 0.02)}
 FORMS = {
     "absolute": ("absolute score", "world2_direct_align", "train.learning_rate=3e-5"),
     "relative": ("relative", "world2_srpo", "method.form=relative", "train.learning_rate=1e-4"),
-    "anchored": ("anchored", "world2_srpo"),
+    "anchored": ("anchored, with ceiling", "world2_srpo"),
 }
 NO_PARTS = ("method.ceiling=null", "method.kl_beta=0", "method.kl_noise_levels=null")
 
