@@ -187,10 +187,10 @@ def measure(out: Path, quick: bool) -> list[Row]:
     rows = piece(out, "references", settings, lambda: _references(settings))
     for group in GROUPS:
         rows += measure_group(group, out, quick)
-    flux = [row for row in Rows(rows).runs if not row["arm"].startswith("sd_")]
-    (begun,) = {row["sharpness"] for row in flux if row["step"] == 0}  # one base, the same pairs
+    flux = Rows(row for row in Rows(rows).runs if not row["arm"].startswith("sd_"))
     for row in flux:
-        row["sharpness_left"] = row["sharpness"] / begun
+        begun = flux.run(row["arm"], row["seed"])[0]
+        row["sharpness_left"] = row["sharpness"] / begun["sharpness"]
     return with_kept(Rows(rows))
 
 
