@@ -61,6 +61,8 @@ from .tables import Table, means, with_interval
 from .unpromptable import COLUMNS, WORLD2
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+BELOW, ABOVE = (3e-6, 1e-6), (1e-2, 3e-2)
+"""Further rates, one after the other, while the best is the lowest or highest tried."""
 TUNING_SEEDS, BEST_RATES, SEEDS = (100, 101, 102), 2, tuple(range(8))
 TUNED = "photo_and_content"
 PAIRS, SHOWN = 256, 10
@@ -95,6 +97,20 @@ ARMS = (
     _with_objective("leapalign", "LeapAlign", "world_leapalign"),
     _with_objective("draft_lv", "DRaFT-LV", "world_draft_lv"),
     _published("grpo_relative", "GRPO, relative", "world_grpo_relative"),
+    _with_objective("refl", "ReFL", "world_refl"),
+    _with_objective("flowbp", "FlowBP", "world_flowbp"),
+    _with_objective("alignprop", "AlignProp", "world_alignprop"),
+    _with_objective("drtune", "DRTune", "world_drtune"),
+    _published("diffusion_nft", "DiffusionNFT, relative", "world_diffusion_nft"),
+    _published("awm", "AWM, relative", "world_awm"),
+    _published("raft", "RAFT, relative", "world_raft"),
+    _published("distillation", "prompt distillation", "world_prompt_distillation"),
+    _published("refl", "ReFL", "world_refl"),
+    _published("flowbp", "FlowBP", "world_flowbp"),
+    _published("drtune", "DRTune", "world_drtune"),
+    _published("alignprop", "AlignProp", "world_alignprop"),
+    _published("leapalign", "LeapAlign", "world_leapalign"),
+    _published("draft_lv", "DRaFT-LV", "world_draft_lv"),
 )
 
 
@@ -131,6 +147,9 @@ def measure_arm(arm: Arm, out: Path, quick: bool) -> list[Row]:
     rates = {rate: with_rate(tried, rate) for rate in (RATES[:1] if quick else RATES)}
     first, *others = TUNING_SEEDS[: 1 if quick else None]
     tuning = Rows(run_arms("rivals", list(rates.values()), (first,), out))
+    while (further := None if quick else _further(tuning)) is not None:
+        rates[further] = with_rate(tried, further)
+        tuning += run_arms("rivals", [rates[further]], (first,), out)
     best = sorted(rates, key=lambda rate: -_peak(tuning.where(learning_rate=rate))[TUNED])
     again = [rates[rate] for rate in best[:BEST_RATES]]
     tuning += run_arms("rivals", again, others, out) if others else []
@@ -140,6 +159,14 @@ def measure_arm(arm: Arm, out: Path, quick: bool) -> list[Row]:
     seeds = SEEDS[:1] if quick else SEEDS
     rows = [row for seed in seeds for row in _told(told, seed, 4 if quick else PAIRS, out)]
     return [*({**row, "kind": "tuning", "method": arm.name} for row in tuning), *rows]
+
+
+def _further(tuning: Rows) -> float | None:
+    """The next rate beyond the grid, where the best one is at its edge."""
+    tried = sorted(_rates(tuning))
+    best = max(tried, key=lambda rate: _peak(tuning.where(learning_rate=rate))[TUNED])
+    beyond = {tried[0]: BELOW, tried[-1]: ABOVE}.get(best, ())
+    return next((rate for rate in beyond if rate not in tried), None)
 
 
 def _told(arm: Arm, seed: int, pairs: int, out: Path) -> list[Row]:
