@@ -46,7 +46,7 @@ from .runner import (
 )
 from .tables import Column, Table, means, with_interval
 
-SEEDS = range(5)
+SEEDS = range(8)
 UPDATES = 40
 TRAINED = (f"train.num_steps={UPDATES}", "evaluate.every=0", "evaluate.diversity_prompts=8")
 IN_FOUR = "rollout.num_inference_steps=4"
