@@ -306,7 +306,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
             ways = zip(*(rows.curve(arm, key) for key in keys), strict=True)
             trail = [(photo["value"], drift["value"]) for (_, photo), (_, drift) in ways]
             if x is not None and y is not None:
-                points.append(Point(what, x, y, trail))
+                points.append(Point(what, x, y, [trail]))
         if points:
             note = f"Stable Diffusion, {prediction}: the end of each run and its trajectory."
             file, title = folder / f"ddpm_{prediction}.png", "Photo rate and colour drift"

@@ -143,7 +143,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
 
     def point(name: str, found: Sequence[Row], trail: Sequence[tuple[float, float]] = ()) -> Point:
         x, y = (mean_of(key, [row[key] for row in found]) for key in ("content", "photo_rate"))
-        return Point(name, x, y, trail)
+        return Point(name, x, y, [trail] if trail else [])
 
     for form in dict.fromkeys(row["form"] for row in endings):
         free = f"{form}_{FREE}"

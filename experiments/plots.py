@@ -32,6 +32,7 @@ FONT = 10  # points
 TITLE_LETTERS = 85  # a longer title is set smaller
 NAMES, ROW = 1.5, 3.5  # inches for the names beside a panel, and of a row of panels
 MAX_BANDS = 6  # with more lines only the bold arm has a band, the others an interval at the end
+MAX_LEGEND = 8  # with more arms the legend stands beside a plane
 LINE_HEIGHT = 1.28 * FONT * DPI / 72
 NO_TITLES: Mapping[str, str] = {}
 STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": FONT, "text.color": INK}
@@ -152,12 +153,12 @@ class DotColumn:
 
 @dataclass(frozen=True)
 class Point:
-    """An arm in a plane, with both intervals and its trajectory."""
+    """An arm in a plane, with both intervals and its trajectories."""
 
     name: str
     x: Interval
     y: Interval
-    trail: Sequence[tuple[Number, Number]] = ()
+    trails: Sequence[Sequence[tuple[Number, Number]]] = ()
 
 
 def line(name: str, points: Sequence[tuple[Number, SeedInterval]], banded: bool = True) -> Line:
@@ -334,25 +335,37 @@ def _draw_column(
     _ticks(axes, "x", column.log, column.percent)
 
 
-def plane(file: Path, title: str, x: str, y: str, points: Sequence[Point], note: str = "") -> Path:
-    """Write every arm as a marker with two intervals and its trajectory; rates in per cent."""
+def plane(
+    file: Path,
+    title: str,
+    x: str,
+    y: str,
+    points: Sequence[Point],
+    note: str = "",
+    log_x: bool = False,
+) -> Path:
+    """Write every arm as a marker with two intervals and its trajectories; rates in per cent."""
     styles = styles_of([point.name for point in points], NO_TITLES)
+    beside = len(points) > MAX_LEGEND
     with rc_context(STYLE):
         sheet = Sheet(title, note, 5.7)
-        axes = sheet.box(0.95, 0.65, WIDTH - 1.2, 4.9)
+        axes = sheet.box(0.95, 0.65, WIDTH - (3.9 if beside else 1.2), 4.9)
         axes.set(xlabel=x, ylabel=y)
         for point in points:
             style, x_at, y_at = styles[point.name], point.x["value"], point.y["value"]
-            if point.trail:
-                trail = zip(*point.trail, strict=True)
-                axes.plot(*trail, color=style.color, linewidth=1, alpha=0.45, zorder=2)
+            for trail in point.trails:
+                x_and_y = zip(*trail, strict=True)
+                axes.plot(*x_and_y, color=style.color, linewidth=1, alpha=0.45, zorder=2)
             _whisker(axes, point.x, y_at, style, "x")
             _whisker(axes, point.y, x_at, style, "y")
             _mark(axes, x_at, y_at, style, 9, label=style.title)
         axes.margins(0.07)
-        _ticks(axes, "x", False, "drift" not in x)
+        _ticks(axes, "x", log_x, "drift" not in x)
         _ticks(axes, "y", False, "drift" not in y)
-        axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor=GRID, fontsize=FONT)
+        where: dict[str, Any] = {"loc": "best"}
+        if beside:
+            where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+        axes.legend(frameon=True, framealpha=0.8, edgecolor=GRID, fontsize=FONT, **where)
         return sheet.save(file)
 
 

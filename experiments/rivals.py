@@ -323,17 +323,37 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     ]
     title = "Equal captions and noise, each method at its best setting"
     figures.append(strips(folder / "rivals_images.png", title, shown))
-    (base,) = rows.where(kind="reference", arm="base")
-    value, drift = float(np.mean(base["answers"])), over([base], "color_distance")
-    assert drift is not None
-    points = [Point(REFERENCES["base"], drift, interval(resampled(Rows([base])), value, 1))]
-    for arm, title in told.arms.items():
-        run = told.where(arm=arm)
-        value = float(np.mean([row["answers"] for row in run]))
-        x, y = over(run, "color_distance"), interval(resampled(run), value, len(run))
+    note = "Marks: test captions, 95 % intervals. Lines: every learning rate, validation captions"
+    for name, key, x in (
+        ("frontier", "color_distance", "colour drift per image"),
+        ("detail", "sharpness", "sharpness over that of photographs"),
+    ):
+        title = f"Photo and content against {x}"
+        axes, points = (x, "photo with its content"), _points(rows, key)
+        file = folder / f"rivals_{name}.png"
+        figures.append(plane(file, title, *axes, points, note, log_x=name == "detail"))
+    return figures
+
+
+def _points(rows: Rows, key: str) -> list[Point]:
+    """The references and every method: photo and content over a number of the images, their
+    sharpness relative to that of photographs."""
+    if key == "sharpness":
+        (best,) = rows.where(kind="reference", arm="photographs")
+        rows = Rows(row | {key: row[key] / best[key]} if key in row else row for row in rows)
+    points = []
+    for row in rows.where(kind="reference"):
+        x, value = over([row], key), float(np.mean(row["answers"]))
         assert x is not None
-        points.append(Point(title, x, y))
-    title = "Photo and content against colour, every method at its best setting"
-    note = "95 % intervals over seeds, of photo and content over seeds and captions"
-    axes = ("colour drift per image", "photo with its content")
-    return [*figures, plane(folder / "rivals_frontier.png", title, *axes, points, note)]
+        points.append(Point(row["title"], x, interval(resampled(Rows([row])), value, 1)))
+    for arm, title in rows.runs.arms.items():
+        run, tuning = rows.runs.where(arm=arm), rows.where(kind="tuning", method=arm)
+        value = float(np.mean([row["answers"] for row in run]))
+        x, y = over(run, key), interval(resampled(run), value, len(run))
+        assert x is not None
+        trails = [
+            [(row[key], row[TUNED]) for row in tuning.run(f"{arm}-lr{rate:.0e}", TUNING_SEEDS[0])]
+            for rate in sorted(_rates(tuning))
+        ]
+        points.append(Point(title, x, y, trails))
+    return points

@@ -227,7 +227,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     for arm in runs.arms:
         drift, both = (runs.curve(arm, key) for key in ("color_distance", "photo_and_content"))
         trail = [(x["value"], y["value"]) for (_, x), (_, y) in zip(drift, both, strict=True)]
-        points.append(Point(runs.arms[arm], drift[-1][1], both[-1][1], trail))
+        points.append(Point(runs.arms[arm], drift[-1][1], both[-1][1], [trail]))
     title = "Photo and content against colour: from the base model to 75 updates"
     note = "Means over seeds with 95 % intervals"
     axes = ("colour drift per image", "photo with its content")
