@@ -77,7 +77,11 @@ LEVERS = [
     arm_of("released_fast", "released, 1e-4", "world_official", 4, 12, LONG),
     arm_of("cheapest", "anchored, 2 steps, 3e-4", "world_srpo", 2, 8, SHORT, FAST),
     arm_of("default", "anchored (default)", "world_srpo", 8, 24),
-    arm_of("reuse_4", "anchored, reuse 4", "world_srpo", 8, 24, "rollout.reuse=4"),
+    *(
+        arm_of(f"reuse_{k}", f"anchored, reuse {k}", "world_srpo", 8, 24, f"rollout.reuse={k}")
+        for k in (2, 4, 8, 16)
+    ),
+    arm_of("half_reuse_4", "one branch, reuse 4", "world_half_cost", 4, 12, "rollout.reuse=4"),
     arm_of("steps_2", "anchored, 2 steps", "world_srpo", 8, 24, SHORT),
     arm_of("rate", "anchored, 3e-4", "world_srpo", 4, 12, FAST),
 ]
