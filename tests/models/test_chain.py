@@ -11,7 +11,8 @@ import directalign
 from directalign.config import LoRAConfig
 from directalign.evaluation.generate import sample_images
 from directalign.export import export_run
-from models.cases import CASES, PLAIN, load_trained, write_edits
+from models.cases import CASES, PLAIN, load_trained
+from models.library_calls import write_edits
 from models.qwen_edit_calls import source_reader
 from models.srpo_by_hand import PROMPTS
 from models.test_equality import close, image_of, noise_for, rollout_of

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cases import CASES, PLAIN, sources_of, write_edits
+from cases import CASES, PLAIN
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
+from library_calls import sources_of, write_edits
 
 import directalign
 from models.qwen_edit_calls import pictures
