@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,9 +60,9 @@ from .runner import (
 from .tables import Table, means, with_interval
 from .unpromptable import COLUMNS, WORLD2
 
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-BELOW, ABOVE = (3e-6, 1e-6), (1e-2, 3e-2)
-"""Further rates, one after the other, while the best is the lowest or highest tried."""
+LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = LADDER[2:8]
+"""What is tried; of `LADDER` the next one too, while the best is the lowest or highest tried."""
 TUNING_SEEDS, BEST_RATES, SEEDS = (100, 101, 102), 2, tuple(range(8))
 TUNED = "photo_and_content"
 PAIRS, SHOWN = 256, 10
@@ -90,6 +90,10 @@ def _with_objective(name: str, title: str, recipe: str) -> Arm:
     return Arm(f"{name}_objective", f"{title}, SRPO's objective", recipe, (*WORLD2, *OBJECTIVE))
 
 
+def _part(name: str, title: str, *overrides: str) -> Arm:
+    return Arm(f"part_{name}", title, "world2_srpo", (*WORLD2, *overrides))
+
+
 ARMS = (
     SRPO,
     _published("official", "SRPO, released form", "world2_official"),
@@ -113,6 +117,21 @@ ARMS = (
     _published("draft_lv", "DRaFT-LV", "world_draft_lv"),
 )
 
+KL_LOW = OBJECTIVE[-2:]
+NO_CEILING, NO_KL = "method.ceiling=null", ("method.kl_beta=0", "method.kl_noise_levels=null")
+KL_ALL = "method.kl_noise_levels={kind: uniform, sigma_high: 0.98, sigma_low: 0.02, jump: 0.02}"
+FORM = "method.form={}"
+PARTS = (
+    _part("absolute", "absolute score, KL", FORM.format("absolute"), NO_CEILING),
+    _part("relative", "relative, KL", FORM.format("relative"), NO_CEILING),
+    _part("relative_alone", "relative, no KL", FORM.format("relative"), NO_CEILING, *NO_KL),
+    _part("no_ceiling", "no ceiling", NO_CEILING),
+    _part("kl_all", "KL at all levels", KL_ALL),
+    Arm("part_official_kl", "released form, KL", "world2_official", (*WORLD2, *KL_LOW)),
+)
+"""SRPO with one thing or more taken away or replaced, at its noise levels; the last at its own."""
+PART_RATES, PART_SEEDS = (3e-5, 1e-4, 3e-4), SEEDS[:5]
+
 
 def measure(out: Path, quick: bool) -> list[Row]:
     """Tune and tell the arms one after the other.
@@ -124,6 +143,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
     return [
         *rows,
         *(row for arm in ARMS[: 2 if quick else None] for row in measure_arm(arm, out, quick)),
+        *(row for arm in PARTS[: 0 if quick else None] for row in measure_part(arm, out)),
     ]
 
 
@@ -139,13 +159,31 @@ def _references(settings: RunConfig, count: int) -> Iterator[Row]:
         yield {**named, "kind": "images", "seed": 0, "images": as_text(images[:SHOWN])}
 
 
+def measure_part(arm: Arm, out: Path) -> list[Row]:
+    """All rows of an arm of `PARTS`: three rates by one seed, five told seeds."""
+    return _tuned_and_told(arm, out, PART_RATES, TUNING_SEEDS[:1], PART_SEEDS)
+
+
 def measure_arm(arm: Arm, out: Path, quick: bool) -> list[Row]:
     """All rows of one arm."""
+    if quick:
+        return _tuned_and_told(arm, out, RATES[:1], TUNING_SEEDS[:1], SEEDS[:1], quick)
+    return _tuned_and_told(arm, out, RATES, TUNING_SEEDS, SEEDS)
+
+
+def _tuned_and_told(
+    arm: Arm,
+    out: Path,
+    grid: Sequence[float],
+    tuning_seeds: Sequence[int],
+    seeds: Sequence[int],
+    quick: bool = False,
+) -> list[Row]:
     budget = QUICK if quick else TUNING
     small = ("data.batch_size=2", "rollout.num_inference_steps=2") if quick else ()
     tried = within(budget, arm.plus("evaluate.prompts=world2", *small), out)
-    rates = {rate: with_rate(tried, rate) for rate in (RATES[:1] if quick else RATES)}
-    first, *others = TUNING_SEEDS[: 1 if quick else None]
+    rates = {rate: with_rate(tried, rate) for rate in grid}
+    first, *others = tuning_seeds
     tuning = Rows(run_arms("rivals", list(rates.values()), (first,), out))
     while (further := None if quick else _further(tuning)) is not None:
         rates[further] = with_rate(tried, further)
@@ -156,17 +194,18 @@ def measure_arm(arm: Arm, out: Path, quick: bool) -> list[Row]:
     found = chosen(tuning)
     length = (f"train.num_steps={found['step']}", f"train.learning_rate={found['learning_rate']}")
     told = arm.plus(*small, *ALWAYS, *length, *UNMEASURED)
-    seeds = SEEDS[:1] if quick else SEEDS
     rows = [row for seed in seeds for row in _told(told, seed, 4 if quick else PAIRS, out)]
     return [*({**row, "kind": "tuning", "method": arm.name} for row in tuning), *rows]
 
 
 def _further(tuning: Rows) -> float | None:
-    """The next rate beyond the grid, where the best one is at its edge."""
+    """The next rate beyond those tried, where the best one is at their edge."""
     tried = sorted(_rates(tuning))
     best = max(tried, key=lambda rate: _peak(tuning.where(learning_rate=rate))[TUNED])
-    beyond = {tried[0]: BELOW, tried[-1]: ABOVE}.get(best, ())
-    return next((rate for rate in beyond if rate not in tried), None)
+    ends = {tried[0]: -1, tried[-1]: 1}
+    place = LADDER.index(best) + ends.get(best, 0)
+    beyond = LADDER[place] if 0 <= place < len(LADDER) else best
+    return None if beyond in tried else beyond
 
 
 def _told(arm: Arm, seed: int, pairs: int, out: Path) -> list[Row]:
