@@ -364,7 +364,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     figures.append(strips(folder / "rivals_images.png", title, shown))
     note = "Marks: test captions, 95 % intervals. Lines: every learning rate, validation captions"
     for name, key, x in (
-        ("frontier", "color_distance", "colour drift per image"),
+        ("frontier", "color_distance", "colour distance"),
         ("detail", "sharpness", "sharpness over that of photographs"),
     ):
         title = f"Photo and content against {x}"

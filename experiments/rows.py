@@ -28,7 +28,7 @@ Row = dict[str, Any]
 Number = int | float
 Pick = Callable[[Sequence[Row]], Row | None]
 """From the measurements of one run to the one that is compared; None where it has no such."""
-RATES = ("photo_rate", "content", "share", "lost", "delivered", "style_")
+RATES = ("photo_rate", "photo_a", "content", "share", "lost", "delivered", "style_")
 RATES += ("off_topic_style", "off_topic_content")
 """Shares of images: the ends of their intervals are clipped to [0, 1]."""
 

@@ -68,6 +68,7 @@ COLUMNS = (
     Column("photo_rate", "photo rate"),
     Column("style_reject", "rejected"),
     Column("content", "content"),
+    Column("color_drift", "colour drift"),
     Column("color_distance", "colour distance"),
     Column("sharpness_left", "sharpness of base"),
     *(Column(f"{key}_kept", title) for key, title in KEPT.items()),

@@ -230,7 +230,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         points.append(Point(runs.arms[arm], drift[-1][1], both[-1][1], [trail]))
     title = "Photo and content against colour: from the base model to 75 updates"
     note = "Means over seeds with 95 % intervals"
-    axes = ("colour drift per image", "photo with its content")
+    axes = ("colour distance", "photo with its content")
     return [curve, plane(folder / "unpromptable_frontier.png", title, *axes, points, note)]
 
 
