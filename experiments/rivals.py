@@ -311,31 +311,52 @@ def differences(told: Rows) -> dict[str, tuple[SeedInterval, float]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    tuning, told = rows.where(kind="tuning"), rows.runs
-    compared = differences(told)
-    searched, results = [], []
-    for arm, title in told.arms.items():
-        own, run = tuning.where(method=arm), told.where(arm=arm)
-        rate = chosen(own)["learning_rate"]
-        cells = {each: _peak(own.where(learning_rate=each)) for each in sorted(_rates(own))}
-        texts = [f"{cell[TUNED]:.2f} at {cell['step']} ({cell['n']})" for cell in cells.values()]
-        searched.append([title, *texts, f"{rate:.0e}"])
-        answers = [row["answers"] for row in run]
-        both = interval(resampled(run), float(np.mean(answers)), len(run))
-        versus = with_interval(compared[arm][0], 3) if arm in compared else ""
-        p = f"{compared[arm][1]:.4f}" if arm in compared else ""
-        fixed = [f"{rate:.0e}", str(run[0]["step"]), with_interval(both, 3), versus, p]
-        results.append([title, *fixed, *means(NUMBERS, run)])
+    methods, parts = _split(rows.runs)
+    heads = ("learning rate", "updates", "photo and content", "minus SRPO", "p")
+    columns = ["method", *heads, *(each.title for each in NUMBERS)]
+    references = []
     for row in rows.where(kind="reference"):
         both = interval(resampled(Rows([row])), float(np.mean(row["answers"])), 1)
         fixed = ["", "", with_interval(both, 3), "", ""]
-        results.append([row["title"], *fixed, *means(NUMBERS, [row])])
-    grid = [f"{rate:.0e}" for rate in sorted(_rates(tuning))]
-    heads = ("learning rate", "updates", "photo and content", "minus SRPO", "p")
-    return {
-        "told": Table(["method", *heads, *(each.title for each in NUMBERS)], results),
-        "tuning": Table(["method", *grid, "chosen"], searched),
+        references.append([row["title"], *fixed, *means(NUMBERS, [row])])
+    tuning = rows.where(kind="tuning")
+    grid = sorted(_rates(tuning))
+    searched = [
+        _searched(tuning.where(method=arm), title, grid) for arm, title in methods.arms.items()
+    ]
+    found = {
+        "told": Table(columns, [*_told_lines(methods), *references]),
+        "tuning": Table(["method", *(f"{rate:.0e}" for rate in grid), "chosen"], searched),
     }
+    return found | ({"parts": Table(columns, _told_lines(parts))} if len(parts.arms) > 1 else {})
+
+
+def _split(told: Rows) -> tuple[Rows, Rows]:
+    """Rows of the methods, and of SRPO and its parts."""
+    names = {arm.name for arm in PARTS}
+    methods = Rows(row for row in told if row["arm"] not in names)
+    return methods, Rows(row for row in told if row["arm"] in {*names, SRPO.name})
+
+
+def _told_lines(told: Rows) -> list[list[str]]:
+    compared, lines = differences(told), []
+    for arm, title in told.arms.items():
+        run = told.where(arm=arm)
+        both = interval(resampled(run), float(np.mean([row["answers"] for row in run])), len(run))
+        versus = with_interval(compared[arm][0], 3) if arm in compared else ""
+        p = f"{compared[arm][1]:.4f}" if arm in compared else ""
+        fixed = [f"{run[0]['learning_rate']:.0e}", str(run[0]["step"])]
+        lines.append([title, *fixed, with_interval(both, 3), versus, p, *means(NUMBERS, run)])
+    return lines
+
+
+def _searched(tuning: Rows, title: str, grid: Sequence[float]) -> list[str]:
+    """The best mean of each rate, its update and number of seeds; the rate that was chosen."""
+    best, base = chosen(tuning), _mean(tuning.where(step=0))
+    known = {each: _peak(tuning.where(learning_rate=each)) for each in _rates(tuning)}
+    texts = {each: f"{row[TUNED]:.2f} at {row['step']} ({row['n']})" for each, row in known.items()}
+    note = "" if best[TUNED] > base else ", not above the base"
+    return [title, *(texts.get(rate, "") for rate in grid), f"{best['learning_rate']:.0e}{note}"]
 
 
 def _rates(rows: Rows) -> set[float]:
@@ -343,8 +364,9 @@ def _rates(rows: Rows) -> set[float]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    tuning, told, panels = rows.where(kind="tuning"), rows.runs, []
-    for arm, title in told.arms.items():
+    tuning, panels = rows.where(kind="tuning"), []
+    methods, _ = _split(rows.runs)
+    for arm, title in methods.arms.items():
         lines = []
         for rate in sorted(_rates(own := tuning.where(method=arm))):
             run = own.where(learning_rate=rate)
@@ -359,6 +381,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     shown = [
         (row["title"], Image.open(io.BytesIO(base64.b64decode(row["images"]))))
         for row in rows.where(kind="images")
+        if row["arm"] in (*REFERENCES, *methods.arms)
     ]
     title = "Equal captions and noise, each method at its best setting"
     figures.append(strips(folder / "rivals_images.png", title, shown))
@@ -385,8 +408,9 @@ def _points(rows: Rows, key: str) -> list[Point]:
         x, value = over([row], key), float(np.mean(row["answers"]))
         assert x is not None
         points.append(Point(row["title"], x, interval(resampled(Rows([row])), value, 1)))
-    for arm, title in rows.runs.arms.items():
-        run, tuning = rows.runs.where(arm=arm), rows.where(kind="tuning", method=arm)
+    methods, _ = _split(rows.runs)
+    for arm, title in methods.arms.items():
+        run, tuning = methods.where(arm=arm), rows.where(kind="tuning", method=arm)
         value = float(np.mean([row["answers"] for row in run]))
         x, y = over(run, key), interval(resampled(run), value, len(run))
         assert x is not None
