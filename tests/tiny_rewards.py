@@ -15,6 +15,7 @@ import sentencepiece
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Tokenizer
@@ -57,6 +58,37 @@ def write_clip(folder: Path) -> Path:
     )
     transformers.CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _write_json(folder, "preprocessor_config.json", SIZES["clip_processor"])
+    return folder
+
+
+def write_altclip(folder: Path) -> Path:
+    """An AltCLIP with a 32-pixel vision tower; its weights have the published names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spiece = sentencepiece.SentencePieceProcessor(str(write_vocabulary(folder / "spiece.model")))
+    (folder / "spiece.model").unlink()
+    pieces = [spiece.id_to_piece(n) for n in range(3, len(spiece))]
+    special = [(each, 0.0) for each in ("<s>", "<pad>", "</s>", "<unk>")]
+    words = [(piece, -float(n)) for n, piece in enumerate(pieces)]
+    tokenizer = transformers.XLMRobertaTokenizer(vocab=[*special, *words, ("<mask>", 0.0)])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = SIZES["clip_reward"]
+    text = sizes | {"vocab_size": len(tokenizer), "max_position_embeddings": 90, "project_dim": 12}
+    config = transformers.AltCLIPConfig(
+        text_config=text,
+        vision_config=sizes | {"image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )
+    model = transformers.AltCLIPModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    weights = load_file(file := folder / "model.safetensors")
+    weights["text_model.roberta.embeddings.position_ids"] = torch.arange(90)[None]
+    assert "text_model.roberta.encoder.layer.1.output.dense.weight" in weights
+    save_file(weights, file, {"format": "pt"})
     _write_json(folder, "preprocessor_config.json", SIZES["clip_processor"])
     return folder
 

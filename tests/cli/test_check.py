@@ -1,5 +1,6 @@
 """`check`, and `train` which checks first: tables for a valid recipe, one line for a mistake."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from directalign import preflight
 from directalign.config.load import load_run
 from directalign.models import load_model
 from directalign.preflight import PHASES, Place, checks
+from tiny_rewards import write_altclip
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -29,6 +31,20 @@ def test_a_sound_recipe_gives_findings_and_memory(command, recipe):
         "fits the CPU",
     ):
         assert expected in result.stdout
+
+
+def test_an_altclip_is_estimated_and_trained_on(command, recipe, tmp_path):
+    overrides = (
+        f"reward={{name: altclip, path: {write_altclip(tmp_path / 'altclip')}}}",
+        "method={form: relative, control_phrases: {positive: [Photo], negative: [x]}}",
+        "train.num_steps=1",
+        "evaluate={num_samples: 1, references: false}",
+    )
+    trained = command("train", recipe, "--out", "out", *(f"--set={each}" for each in overrides))
+    assert trained.exit_code == 0, trained.output
+    lines = map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())
+    (step,) = (each for each in lines if each["event"] == "step")
+    assert step["reward"] != 0 and step["grad_norm"] > 0
 
 
 def pictures(folder: Path) -> None:

@@ -313,7 +313,7 @@ MEMBERS = [
     {"label": "taste", "reward": CLIP},
     {"label": "dark", "form": "absolute", "reward": {"name": "pixels", "statistic": "redness"}},
 ]
-KINDS = "clip, siglip, latent_clip, image_reward, aesthetic, mps, vlm, hpsv3, pixels, "
+KINDS = "clip, altclip, siglip, latent_clip, image_reward, aesthetic, mps, vlm, hpsv3, pixels, "
 KINDS += "preservation, ocr, python, remote, vlm_api"
 OBJECT = "and it should be an object; write a section"
 NESTED: list[tuple[str, Any, str]] = [

@@ -28,10 +28,11 @@ from directalign.preflight.memory import (
 )
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import REWARDS, load_reward, reward_class
+from directalign.rewards.common import BaseReward
 from directalign.training.optim import AdamW8bit
 from directalign.types import DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
-from tiny_rewards import VLMS, write_open_clip, write_vlm
+from tiny_rewards import VLMS, write_altclip, write_open_clip, write_vlm
 
 CPU, GPU = preflight.Place("the CPU", 10**12, is_gpu=False), preflight.a_gpu(24, ranks=1)
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -48,6 +49,7 @@ def sections(tmp_path_factory, clip_folder, siglip_folder):
     paths: dict[str, tuple[str, Any, Any]] = {
         "clip": ("clip", clip_folder, None),
         "open_clip": ("clip", write_open_clip(folder, clip_folder), clip_folder),
+        "altclip": ("altclip", write_altclip(folder / "altclip"), None),
         "siglip": ("siglip", siglip_folder, None),
         "latent_clip": ("latent_clip", "world:reward_latent", None),
         "image_reward": ("image_reward", *write_image_reward(folder)),
@@ -96,7 +98,8 @@ def test_prompts_that_an_encoder_cuts_are_counted(models, name):
 
 
 def test_every_reward_is_tested_here(sections):
-    traced = {name for name in REWARDS if "meta" in vars(reward_class(name))}
+    none = vars(BaseReward)["meta"].__func__
+    traced = {name for name in REWARDS if reward_class(name).meta.__func__ is not none}
     assert traced == {each["name"] for each in sections.values()}
     assert set(REWARDS) - traced == {"ocr", "python", "remote", "vlm_api", "mix"}
 
@@ -117,7 +120,10 @@ def networks(reward: Any) -> list[nn.Module]:
 
 @pytest.mark.parametrize(
     "label",
-    ["clip", "open_clip", "siglip", "latent_clip", "image_reward", *HEADS, "mps", *VLMS, *HPS],
+    [
+        *("clip", "open_clip", "altclip", "siglip", "latent_clip", "image_reward"),
+        *(*HEADS, "mps", *VLMS, *HPS),
+    ],
 )
 def test_every_reward_takes_what_the_real_one_does(models, sections, label):
     settings = sections[label]

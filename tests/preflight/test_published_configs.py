@@ -29,6 +29,7 @@ QWEN3_VL = {"processor": "Qwen/Qwen3-VL-8B-Instruct"}
 SO400M = "google/siglip-so400m-patch14-384"
 PUBLISHED_REWARDS = {
     986.1: ("clip", "xswu/HPSv2/HPS_v2.1_compressed.pt", {}),
+    864.9: ("altclip", "BAAI/AltCLIP", {}),
     877.96: ("siglip", SO400M, {}),
     446.2: ("image_reward", "zai-org/ImageReward/ImageReward.pt", {}),
     430.0: ("aesthetic", "owner/name/aesthetic_predictor_v2_5.pth", {"backbone": SO400M}),

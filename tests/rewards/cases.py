@@ -16,7 +16,7 @@ from directalign import config
 from directalign.rewards.mps import CrossModel, MpsModel
 from directalign.types import DirectAlignError
 from recorded_rewards import FIXTURES, write_aesthetic, write_image_reward
-from tiny_rewards import write_clip, write_open_clip, write_siglip, write_vlm
+from tiny_rewards import write_altclip, write_clip, write_open_clip, write_siglip, write_vlm
 
 PROMPTS = ["a red star", "a blue ring on an olive background"]
 
@@ -42,6 +42,10 @@ def _open_clip(folder: Path) -> Any:
     clip = write_clip(folder / "clip")
     file = write_open_clip(folder / "weights", clip)
     return config.ClipConfig(path=str(file), processor=str(clip))
+
+
+def _altclip(folder: Path) -> Any:
+    return config.AltClipConfig(path=str(write_altclip(folder)))
 
 
 def _siglip(folder: Path) -> Any:
@@ -90,6 +94,7 @@ def _hpsv3_plus_plus(folder: Path) -> Any:
 CASES: dict[str, Callable[[Path], Any]] = {
     "clip": _clip,
     "open_clip": _open_clip,
+    "altclip": _altclip,
     "siglip": _siglip,
     "image_reward": _image_reward,
     "linear": partial(_aesthetic, "linear"),

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from directalign import config
+from directalign.methods.objective import build_objective
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
+from directalign.types import Batch
 from published_layouts import images_drawn
 from rewards.cases import scores_of
 from tiny_rewards import write_clip, write_open_clip
@@ -27,7 +29,7 @@ def reward(clip_folder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "length"), [("clip", 16), ("siglip", 12)])
+@pytest.mark.parametrize(("name", "length"), [("clip", 16), ("altclip", 77), ("siglip", 12)])
 def test_the_score_is_the_cosine_that_transformers_gives(name, length, sections):
     settings = sections(name)
     reward, model = load_reward(settings), AutoModel.from_pretrained(settings.path)
@@ -36,11 +38,28 @@ def test_the_score_is_the_cosine_that_transformers_gives(name, length, sections)
     tokens = tokenizer(
         texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
-    out = model(pixel_values=reward.preprocessing(IMAGES), input_ids=tokens["input_ids"])
+    masked = {} if name == "siglip" else {"attention_mask": tokens["attention_mask"]}
+    pixels = reward.preprocessing(IMAGES)
+    out = model(pixel_values=pixels, input_ids=tokens["input_ids"], **masked)
     image, text = (F.normalize(each, dim=-1) for each in (out.image_embeds, out.text_embeds))
     assert (reward.encode(IMAGES) - image).abs().max() < 1e-5
     assert (reward.encode_text(PROMPTS) - text).abs().max() < 1e-5
     assert torch.allclose(scores_of(reward, IMAGES, PROMPTS), (image * text).sum(-1), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["", "a red star"])
+def test_the_relative_reward_of_an_antonym_pair_is_the_logit_of_clip_iqa(clip_folder, prompt):
+    """arXiv 2207.12396, with the prompt, if any, behind both texts."""
+    model, tokenizer = (kind.from_pretrained(clip_folder) for kind in (AutoModel, AutoTokenizer))
+    reward = ClipReward.load(str(clip_folder), scale=float(model.logit_scale.exp()))
+    phrases = config.ControlPhrases(positive=["Good photo"], negative=["Bad photo"])
+    settings = config.ObjectiveConfig(form="relative", control_phrases=phrases)
+    found = build_objective(reward, settings)(IMAGES, Batch(0, (prompt, prompt))).reward
+    texts = [f"{word} photo. {prompt}".strip() for word in ("good", "bad")]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    logits = model(pixel_values=reward.preprocessing(IMAGES), **tokens).logits_per_image
+    torch.testing.assert_close(found.sigmoid(), logits.softmax(-1)[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_siglip_ignores_case_with_any_tokenizer(siglip_folder, tmp_path):

@@ -103,7 +103,7 @@ FOLDERS: Rows = [
     ("clip", cut("model.safetensors", -100), WHOLE),
     ("siglip", remove("spiece.model"), "tokenizer.json"),
     ("siglip", configure("config.json", model_type="siglip2"), "a model of type siglip2"),
-    ("siglip", setting(path="open_clip.safetensors"), "SigLIP needs a transformers folder"),
+    ("siglip", setting(path="open_clip.safetensors"), "SiglipModel needs a transformers folder"),
 ]
 FOLDERS += [
     ("clip", remove(name), name)

@@ -159,6 +159,35 @@ def test_two_processes_train_on_pairs_as_one_does(tmp_path):
     assert records(one, "step")[-1]["metrics"]["margin"] != 0
 
 
+SMALL = "--set=train.num_steps=2", "--set=evaluate={num_samples: 1, references: false}"
+SETTINGS = {
+    "awm": ("method={{name: awm, group_size: 2, old_decay_rise: 0.2, kl_beta: 0.1}}",),
+    "raft": ("method={{name: raft, candidates: 2, kl_beta: 0.1}}",),
+    "rollout_levels": ("method.noise_levels={{kind: rollout}}",),
+    "edits": (
+        "model={{architecture: flux_kontext, path: {0}/kontext, tune: lora}}",
+        "data={{prompts: null, edits: {0}/edits.jsonl}}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_train_as_one_does(tmp_path, name):
+    """Of methods that make groups DiffusionNFT is above, on sharded weights."""
+    recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
+    one, two, rows = tmp_path / "one", tmp_path / "two", []
+    if name == "edits":
+        tiny.write_flux_kontext(tmp_path / "kontext")
+        for n in range(4):
+            Image.new("RGB", (32, 32), (60 * n, 90, 9)).save(tmp_path / f"{n}.png")
+            rows.append({"prompt": f"star {n}", "source": f"{n}.png"})
+        (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = [*SMALL, *(f"--set={each.format(tmp_path)}" for each in SETTINGS[name])]
+    assert one_process(train(recipe, one, *given), log) == 0, log.read_text()
+    assert torchrun(train(recipe, two, *given, HALF), log) == 0, log.read_text()
+    assert alike(records(two, "step"), records(one, "step")) and distance(two, one) < 2e-5
+
+
 def test_two_processes_stop_early_at_the_same_step(tmp_path):
     """Killed once and restarted; finished once more by one process."""
     recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"

@@ -68,6 +68,12 @@ class ClipConfig(Projected):
     letters); none does so unless `path` names PickScore, whose makers do not."""
 
 
+class AltClipConfig(Projected):
+    """Cosine of image and prompt in an AltCLIP, a CLIP that reads many languages."""
+
+    name: Literal["altclip"] = "altclip"
+
+
 class SiglipConfig(Projected):
     """Cosine of image and prompt in a SigLIP or SigLIP 2."""
 

@@ -45,6 +45,7 @@ from .activation_memory import MemoryTracker, make_fake, pass_repeated, trace_on
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 USUAL = {
     "clip": "clip_vit_h",
+    "altclip": "altclip",
     "siglip": "siglip_so400m",
     "image_reward": "image_reward",
     "vlm": "qwen2_5_vl_7b",

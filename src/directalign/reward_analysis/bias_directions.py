@@ -96,10 +96,10 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
     """
     _check(request)
     settings = reward_settings(request.reward)
-    if not isinstance(settings, config.ClipConfig | config.SiglipConfig):
+    if not isinstance(settings, config.ClipConfig | config.AltClipConfig | config.SiglipConfig):
         raise DirectAlignError(
-            f"{OPTION} {request.reward}: {settings.name} takes no project_out: only clip and "
-            "siglip have one feature vector per image"
+            f"{OPTION} {request.reward}: {settings.name} takes no project_out: only clip, "
+            "altclip and siglip have one feature vector per image"
         )
     device = default_device()
     reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)

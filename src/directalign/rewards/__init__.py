@@ -23,6 +23,7 @@ from ..types import DirectAlignError
 
 REWARDS = {
     "clip": "clip:ClipReward",
+    "altclip": "clip:AltClipReward",
     "siglip": "clip:SiglipReward",
     "latent_clip": "latent_clip:LatentClipReward",
     "image_reward": "image_reward:ImageReward",
@@ -40,8 +41,10 @@ REWARDS = {
 }
 """`name` in a recipe to module:class, imported when first needed."""
 OPTION = "--reward"
-MODEL_TYPES: dict[str, type[config.ClipConfig] | type[config.SiglipConfig]] = {
+DualEncoderConfig = type[config.ClipConfig] | type[config.AltClipConfig] | type[config.SiglipConfig]
+MODEL_TYPES: dict[str, DualEncoderConfig] = {
     "clip": config.ClipConfig,
+    "altclip": config.AltClipConfig,
     "siglip": config.SiglipConfig,
     "siglip2": config.SiglipConfig,
 }
@@ -129,7 +132,7 @@ def recipe_words(text: str) -> config.ControlPhrases:
     return load_run(text).method.control_phrases if is_recipe(text) else config.ControlPhrases()
 
 
-def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConfig]:
+def _config_class(path: str) -> DualEncoderConfig:
     from .common import read_json  # with transformers, which importing this package needs not
 
     is_hub = hub.is_hub_id(path)

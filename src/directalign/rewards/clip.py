@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP 2 of fixed resolution as rewards: score = scale · cos(image, prompt).
+"""CLIP, AltCLIP, SigLIP, SigLIP 2 of fixed resolution: score = scale · cos(image, prompt).
 
 `clip` (CLIP, PickScore, HPSv2.1, world:reward; a transformers folder or an open_clip file). Scores
 as published:
@@ -14,6 +14,10 @@ square. This crops the centre, as the official trainers do; square images give e
 mask, as in training; images are resized to a square, not cropped. Not supported: SigLIP 2 NaFlex
 (`Siglip2Model`) and open_clip files of SigLIP.
 
+`altclip` (arXiv 2211.06679; a transformers folder). A CLIP with an XLM-R as its text tower, which
+reads many languages; 77 tokens of a prompt as it is, as in the released code (FlagAI,
+examples/AltCLIP/altclip_inference.py).
+
 Weights are frozen; the gradient reaches the pixels through the preprocessing.
 """
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
+from transformers import AltCLIPModel, CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
 from .. import config
 from ..types import DirectAlignError, Images, Latents, PerSample
@@ -38,7 +43,6 @@ from . import weights as files
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
 
-TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
 
 
@@ -55,8 +59,10 @@ class _DualEncoder(common.BaseReward):
     image_embeddings = True
     supports_soft_prompts = True
     model_class: Any
+    example: str
+    """A transformers folder of its makers."""
+    table = "text_model.embeddings.token_embedding"
     padding: bool | str = "max_length"
-    _check_kind: Callable[[Any, str], None]
     usual_cleaning: Callable[[str], str]
     """What is done to a text before it is tokenised."""
     directions: Tensor | None = None
@@ -72,13 +78,13 @@ class _DualEncoder(common.BaseReward):
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
-        self.length = model.text_model.config.max_position_embeddings
+        self.length = self._length(model.text_model.config.max_position_embeddings)
         self.clean = clean or self.usual_cleaning
         self.text_reader = common.TextReader(tokenizer, self.length, self.clean)
         self._prompts = common.PromptCache(self._encode_for_score, batch_size=common.TEXT_BATCH)
-        table = self.model.text_model.embeddings.token_embedding
+        table, name = self.model.get_submodule(self.table), f"{self.table}.weight"
         self.soft_prompts = SoftPrompts(
-            self.name, table, TABLE, tokenizer, self.length, self.clean, *self._placeholder()
+            self.name, table, name, tokenizer, self.length, self.clean, *self._placeholder()
         )
 
     @classmethod
@@ -108,6 +114,21 @@ class _DualEncoder(common.BaseReward):
             open_clip.describe(weights, key, settings.activation)
 
     @classmethod
+    def _check_kind(cls, settings: Any, key: str) -> None:
+        if common.is_weight_file(settings.path):
+            raise DirectAlignError(
+                f"{key}.path: {settings.path}: {cls.model_class.__name__} needs a transformers "
+                f"folder or hub id, as {cls.example}"
+            )
+
+    @classmethod
+    def meta(cls, settings: Any, key: str, configs: Any) -> Any:
+        kind = cls.model_class.config_class
+        found = kind.from_dict(configs.read(settings.path, f"{key}.path", kind.model_type))
+        beside = configs.folder(settings.path, "preprocessor_config.json")
+        return cls._meta(found, settings, configs, beside)
+
+    @classmethod
     def _meta(cls, found: Any, settings: Any, configs: Any, beside: Path | None) -> Any:
         """Without weights; image settings are from `processor`, else from the folder `beside`."""
         model = cls.model_class(found)
@@ -133,7 +154,13 @@ class _DualEncoder(common.BaseReward):
     @classmethod
     def read_text(cls, settings: Any, key: str, online: bool) -> common.TextReader | None:
         longest = cls.model_class.config_class.sub_configs["text_config"]().max_position_embeddings
-        return files.text_reader(settings, key, online, longest, cls._cleaning(settings))
+        reader = files.text_reader(settings, key, online, longest, cls._cleaning(settings))
+        return reader and replace(reader, length=cls._length(reader.length))
+
+    @classmethod
+    def _length(cls, positions: int) -> int:
+        """Tokens that a text tower with so many positions reads."""
+        return positions
 
     @classmethod
     def _cleaning(cls, settings: Any) -> Callable[[str], str]:
@@ -207,26 +234,30 @@ class ClipReward(_DualEncoder):
             )
 
 
+class AltClipReward(_DualEncoder):
+    """A frozen AltCLIP (`interfaces.Reward`)."""
+
+    name = "altclip"
+    model_class = AltCLIPModel
+    example = "BAAI/AltCLIP saved with safetensors"
+    table = "text_model.roberta.embeddings.word_embeddings"
+    padding = True
+    usual_cleaning = str
+    supports_soft_prompts = False
+    _pooled_text = ClipReward._pooled_text
+
+    @classmethod
+    def _length(cls, positions: int) -> int:
+        return min(77, positions - 2)  # an XLM-R counts from 2
+
+
 class SiglipReward(_DualEncoder):
     """A frozen SigLIP (`interfaces.Reward`)."""
 
     name = "siglip"
     model_class = SiglipModel
+    example = "google/siglip-so400m-patch14-384"
     usual_cleaning = staticmethod(str.lower)
-
-    @classmethod
-    def meta(cls, settings: config.SiglipConfig, key: str, configs: Any) -> SiglipReward:
-        found = SiglipConfig.from_dict(configs.read(settings.path, f"{key}.path", "siglip"))
-        beside = configs.folder(settings.path, "preprocessor_config.json")
-        return cls._meta(found, settings, configs, beside)
-
-    @classmethod
-    def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:
-        if common.is_weight_file(settings.path):
-            raise DirectAlignError(
-                f"{key}.path: {settings.path}: SigLIP needs a transformers folder or hub id, as "
-                "google/siglip-so400m-patch14-384"
-            )
 
     def _placeholder(self) -> tuple[str, str]:
         # A word with its leading space that is one token, in SigLIP's vocabulary or in SigLIP 2's.

@@ -217,7 +217,13 @@ def filled(model: Any, weights: Mapping[str, Tensor], dtype: torch.dtype = torch
     return model
 
 
-FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig | config.LatentClipConfig
+FolderConfig = (
+    config.ClipConfig
+    | config.AltClipConfig
+    | config.SiglipConfig
+    | config.MpsConfig
+    | config.LatentClipConfig
+)
 
 
 def fetch(
