@@ -2,7 +2,7 @@
 
 The base model there does not do what words ask (study `unpromptable`). SRPO as released,
 Direct-Align and GRPO are trained in their published form (GRPO on the relative reward), LeapAlign
-and DRaFT-LV with the objective of the recipe world2_anchored: anchor, ceiling and a KL at low noise.
+and DRaFT-LV with the objective of recipe world2_anchored: anchor, ceiling and a KL at low noise.
 All may spend the same NFE. Six learning rates from one training seed, the best two of them from two
 more; the rate and the length with the best mean of photo and content on validation captions are
 trained again from eight other seeds and told on test captions. Intervals are over seeds and

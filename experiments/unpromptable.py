@@ -58,7 +58,7 @@ ARMS = [
     Arm("relative", "SRPO, relative", "world2_srpo", WORLD2),
 ]
 """`srpo` and `lora` have anchor and ceiling; `relative`, the recipe, was added when study `rivals`
-had found no gain in them. Its rate was then chosen among three, by three validation seeds."""
+had found no gain in them. Its rate is the best of three on one seed, validation captions."""
 DIFFUSION = [
     Arm(
         *(name, title, f"world2_{name}"),
