@@ -172,6 +172,10 @@ class Arm:
         """The arm with more overrides, which overrule its own."""
         return replace(self, overrides=(*self.overrides, *overrides))
 
+    def of(self, name: str, title: str, *overrides: str) -> Arm:
+        """`plus` under another name."""
+        return replace(self.plus(*overrides), name=name, title=title)
+
 
 def settings_of(arm: Arm, seed: int) -> RunConfig:
     """The run of an arm from a seed; it keeps one checkpoint at a time, and measures no references,

@@ -57,12 +57,12 @@ from .runner import (
 )
 from .stability import BASE, KINDS, QUICK, SHOWN_ROUNDS, Size, sampled
 from .tables import Column, Table, means
-from .unpromptable import WORLD2
+from .unpromptable import CEILING, WORLD2
 
 Measure = Callable[[Path, bool], list[Row]]
 SEEDS, TUNING_SEED = (0, 1), 100
 AT_END = "evaluate.every=0"
-SRPO = Arm("srpo", "SRPO", "world2_anchored", (*WORLD2, AT_END))
+SRPO = Arm("srpo", "SRPO", "world2_srpo", (*WORLD2, CEILING, AT_END))
 COLUMNS = (
     Column("photo_and_content", "photo and content"),
     Column("photo_rate", "photo rate"),
@@ -82,8 +82,8 @@ WINDOWS = {"high": (0.97, 0.9), "middle": (0.75, 0.45), "low": (0.3, 0.02)}
 """(highest, lowest) target noise level; the recipe's are .965 and .93."""
 FORMS = {
     "absolute": ("absolute score", "world2_direct_align", "train.learning_rate=3e-5"),
-    "relative": ("relative", "world2_anchored", "method.form=relative", "train.learning_rate=1e-4"),
-    "anchored": ("anchored, with ceiling", "world2_anchored"),
+    "relative": ("relative", "world2_srpo", "method.form=relative", "train.learning_rate=1e-4"),
+    "anchored": ("anchored, with ceiling", "world2_srpo", CEILING),
 }
 NO_PARTS = ("method.ceiling=null", "method.kl_beta=0", "method.kl_noise_levels=null")
 
@@ -105,9 +105,9 @@ POSITIVE, NEGATIVE = ("Realistic photo", "Natural lighting"), ("CG render", "Glo
 
 
 def _phrases(name: str, title: str, positive: tuple[str, ...], negative: tuple[str, ...]) -> Arm:
-    sides = f"positive: [{', '.join(positive)}], negative: [{', '.join(negative)}], order: average"
-    own = (*WORLD2, f"method.control_phrases={{{sides}}}", AT_END)
-    return Arm(name, title, "world2_anchored", own)
+    words = f"positive: [{', '.join(positive)}], negative: [{', '.join(negative)}], order: average"
+    sides = f"method.control_phrases={{{words}}}"
+    return SRPO.of(name, title, sides)
 
 
 OVERLAP = [
@@ -123,8 +123,8 @@ PHRASES = [
     _phrases("unknown", "words without a meaning", ("Flarn", "Wib"), NEGATIVE),
 ]
 LONG = Arm(
-    *("long_srpo", "SRPO, 750 updates", "world2_anchored"),
-    (*WORLD2, "train.num_steps=750", "evaluate.every=150"),
+    *("long_srpo", "SRPO, 750 updates", "world2_srpo"),
+    (*WORLD2, CEILING, "train.num_steps=750", "evaluate.every=150"),
 )
 POLICY = [
     Arm(f"{name}_long", f"{title}, 135 updates", f"world_{name}", (*WORLD2, *length))
@@ -139,7 +139,7 @@ VLM = (
 LISTENS = [
     Arm("vlm", "SRPO, VLM", "world2_vlm", (*WORLD2, *VLM)),
     Arm("vlm_absolute", "Direct-Align, VLM", "world2_direct_align", (*WORLD2, *VLM)),
-    Arm("clip", "SRPO, CLIP", "world2_anchored", (*WORLD2, AT_END)),
+    SRPO.of("clip", "SRPO, CLIP"),
     Arm("clip_absolute", "Direct-Align, CLIP", "world2_direct_align", (*WORLD2, AT_END)),
 ]
 """The absolute forms have their recipe's rate, 3e-5, and no KL."""
