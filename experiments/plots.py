@@ -360,8 +360,8 @@ def plane(
             _whisker(axes, point.y, x_at, style, "y")
             _mark(axes, x_at, y_at, style, 9, label=style.title)
         axes.margins(0.07)
-        _ticks(axes, "x", log_x, "drift" not in x)
-        _ticks(axes, "y", False, "drift" not in y)
+        _ticks(axes, "x", log_x, "colour" not in x)
+        _ticks(axes, "y", False, "colour" not in y)
         where: dict[str, Any] = {"loc": "best"}
         if beside:
             where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
