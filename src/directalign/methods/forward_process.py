@@ -86,7 +86,7 @@ class ForwardProcessMethod(ObjectiveMethod):
             parts, places, latents, images = self.sampled(batch, settings.group_size, cond)
             old = [
                 [
-                    predict(self.model, *self._call(part, cond.rows(at), x0, index)[1:])
+                    predict(self.model, *self._call(part, cond.rows(at), x0, index)[1])
                     for index in range(settings.injections if self.old is not None else 0)
                 ]
                 for part, at, x0 in zip(parts, places, latents, strict=True)
@@ -104,7 +104,7 @@ class ForwardProcessMethod(ObjectiveMethod):
 
     def _call(
         self, batch: Batch, cond: Conditioning, x0: Latents, index: int
-    ) -> tuple[Noised, Conditioning, Latents, PerSample]:
+    ) -> tuple[Noised, tuple[Conditioning, Latents, PerSample]]:
         """The noised samples of one injection, and the inputs of a prediction at them."""
         noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
@@ -113,7 +113,7 @@ class ForwardProcessMethod(ObjectiveMethod):
         noised = recovery.inject(self.model.path, x0, noise, sigma_from)
         guidance = self.rollout.embedded_guidance, 1.0, self.rollout.truncate_timestep
         sigma = to_device(noised.sigma, x0.device)
-        return noised, cond.guided(*guidance), noised.x_t, sigma
+        return noised, (cond.guided(*guidance), noised.x_t, sigma)
 
     def _term(
         self,
@@ -125,7 +125,7 @@ class ForwardProcessMethod(ObjectiveMethod):
     ) -> LossTerm:
         """One of the `count` losses of an update."""
         batch = samples.batch
-        noised, *inputs = self._call(batch, cond, samples.x0, index)
+        noised, inputs = self._call(batch, cond, samples.x0, index)
         centre = self.centre and self.centre(batch.step, *inputs, batch.own_kept)
         pred = predict(self.model, *inputs)
         old = samples.old[index] if samples.old else pred.detach()
