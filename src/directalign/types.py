@@ -6,7 +6,7 @@ that of the signal; latents are unpacked (b, c, h, w); images are float32 (b, 3,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -73,6 +73,18 @@ class Conditioning:
         """The same prompts, called with other settings."""
         settings = {"cfg_scale": cfg_scale, "truncate_timestep": truncate}
         return replace(self, embedded_guidance=embedded, **settings)
+
+    def rows(self, rows: Sequence[int]) -> Conditioning:
+        """That of the prompts at `rows`, each as often as it is named."""
+        at = list(rows)
+        tensors, unconditional = (
+            each and {name: tensor[at] for name, tensor in each.items()}
+            for each in (self.tensors, self.unconditional)
+        )
+        sources = None if self.sources is None else self.sources[at]
+        prompts = tuple(self.prompts[row] for row in at)
+        own = {"tensors": tensors, "unconditional": unconditional, "sources": sources}
+        return replace(self, prompts=prompts, **own)
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,17 @@ def encode(model: Model, prompts: Sequence[str], sources: Images | None = None) 
 
 @torch.no_grad()
 def start_rollout(
-    model: Model, settings: RolloutConfig, batch: Batch, scope: NoiseScope = "per_rank"
+    model: Model,
+    settings: RolloutConfig,
+    batch: Batch,
+    scope: NoiseScope = "per_rank",
+    cond: Conditioning | None = None,
 ) -> RolloutStart:
-    """Encode the prompts and draw the noise of a batch's rollout of `training_steps`."""
+    """Encode the prompts, unless given as `cond`, and draw the noise of a batch's rollout of
+    `training_steps`."""
     height, width = batch.image_size or image_size(model, settings)
     sigmas = training_sigmas(model, settings, height, width)
-    cond = encode(model, batch.prompts, batch.source_images)
+    cond = cond or encode(model, batch.prompts, batch.source_images)
     cond = rollout_conditioning(cond, settings)
     shape = (len(batch.prompts), *model.latent_shape(height, width))
     noise = batch_noise(batch, NOISE, shape, scope)

@@ -17,7 +17,7 @@ from ..diffusion import path, recovery, rng, sde
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..models.lora import ReferenceModel
-from ..types import Batch, Latents, LossTerm, Noised, PerSample
+from ..types import Batch, Conditioning, Latents, LossTerm, Noised, PerSample
 from . import objective_math
 from .objective import ObjectiveMethod, build_sigma_sampler
 
@@ -27,7 +27,10 @@ class Samples:
     """b samples of the old policy; `advantage` is within ± `advantage_clip`, 0 for kept prompts."""
 
     batch: Batch
+    cond_rows: list[int]
     x0: Latents
+    old: list[Latents]
+    """The old policy's prediction at each injection; empty if it is the model itself."""
     reward: PerSample
     advantage: PerSample
 
@@ -56,10 +59,12 @@ class ForwardProcessMethod(ObjectiveMethod):
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make samples; for each injection: noise them; predict; weigh by advantage; yield."""
         self._follow(batch.step)
-        samples, metrics = self._samples(batch)
+        cond = encode(self.model, batch.prompts, batch.source_images)
+        samples, metrics = self._samples(batch, cond)
+        count = self.settings.injections * len(samples)
         for index in range(self.settings.injections):
             for each in samples:
-                yield self._term(each, index, metrics, self.settings.injections * len(samples))
+                yield self._term(each, cond.rows(each.cond_rows), index, metrics, count)
 
     def policy_loss(
         self, noised: Noised, pred: Latents, old: Latents, advantage: PerSample
@@ -73,42 +78,57 @@ class ForwardProcessMethod(ObjectiveMethod):
             self.old.follow(min(self.settings.old_decay_rise * step, self.settings.old_decay))
             self.followed["step"] = step
 
-    def _samples(self, batch: Batch) -> tuple[list[Samples], dict[str, float]]:
+    @torch.no_grad()
+    def _samples(self, batch: Batch, cond: Conditioning) -> tuple[list[Samples], dict[str, float]]:
+        """All that is asked of the old policy, under one exchange of weights, and its rewards."""
         settings, b = self.settings, len(batch.prompts)
         with self.old.active() if self.old is not None else nullcontext():
-            parts, latents, images = self.sampled(batch, settings.group_size)
-        with torch.no_grad():
-            output = self.objective(torch.cat(images), batch)
-            reward = output.reward.to(latents[0].device)
-            advantage = sde.group_advantage(reward, settings.group_size, settings.normalise)
-            advantage = advantage.clamp(-settings.advantage_clip, settings.advantage_clip)
-            spread = sde.center_groups(reward, settings.group_size).square().mean(1).sqrt()
-            kept = torch.tensor(batch.own_kept or [False] * b, device=reward.device)
-            share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
-            spread = float(torch.where(kept, 0.0, spread).mean()) / share
-        rows = zip(parts, latents, reward.split(b), advantage.split(b), strict=True)
+            parts, places, latents, images = self.sampled(batch, settings.group_size, cond)
+            old = [
+                [
+                    predict(self.model, *self._call(part, cond.rows(at), x0, index)[1])
+                    for index in range(settings.injections if self.old is not None else 0)
+                ]
+                for part, at, x0 in zip(parts, places, latents, strict=True)
+            ]
+        output = self.objective(torch.cat(images), batch)
+        reward = output.reward.to(latents[0].device)
+        advantage = sde.group_advantage(reward, settings.group_size, settings.normalise)
+        advantage = advantage.clamp(-settings.advantage_clip, settings.advantage_clip)
+        spread = sde.center_groups(reward, settings.group_size).square().mean(1).sqrt()
+        kept = torch.tensor(batch.own_kept or [False] * b, device=reward.device)
+        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
+        spread = float(torch.where(kept, 0.0, spread).mean()) / share
+        rows = zip(parts, places, latents, old, reward.split(b), advantage.split(b), strict=True)
         return [Samples(*each) for each in rows], {**output.metrics, "group_spread": spread}
 
-    def _term(
-        self, samples: Samples, index: int, metrics: Mapping[str, float], count: int
-    ) -> LossTerm:
-        """One of the `count` losses of an update."""
-        model, rollout, batch, x0 = self.model, self.rollout, samples.batch, samples.x0
+    def _call(
+        self, batch: Batch, cond: Conditioning, x0: Latents, index: int
+    ) -> tuple[Noised, tuple[Conditioning, Latents, PerSample]]:
+        """The noised samples of one injection, and the inputs of a prediction at them."""
         noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
-        noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
-        cond = encode(model, batch.prompts, batch.source_images)
-        cond = cond.guided(rollout.embedded_guidance, 1.0, rollout.truncate_timestep)
+        sigma_from = self.sampler.denoise(drawn).sigma_from
+        noised = recovery.inject(self.model.path, x0, noise, sigma_from)
+        guidance = self.rollout.embedded_guidance, 1.0, self.rollout.truncate_timestep
         sigma = to_device(noised.sigma, x0.device)
+        return noised, (cond.guided(*guidance), noised.x_t, sigma)
 
-        centre = self.centre and self.centre(batch.step, cond, noised.x_t, sigma, batch.own_kept)
-        old = None
-        if self.old is not None:
-            with torch.no_grad(), self.old.active():
-                old = predict(model, cond, noised.x_t, sigma)
-        pred = predict(model, cond, noised.x_t, sigma)
-        old = pred.detach() if old is None else old
+    def _term(
+        self,
+        samples: Samples,
+        cond: Conditioning,
+        index: int,
+        metrics: Mapping[str, float],
+        count: int,
+    ) -> LossTerm:
+        """One of the `count` losses of an update."""
+        batch = samples.batch
+        noised, inputs = self._call(batch, cond, samples.x0, index)
+        centre = self.centre and self.centre(batch.step, *inputs, batch.own_kept)
+        pred = predict(self.model, *inputs)
+        old = samples.old[index] if samples.old else pred.detach()
         loss, found = self.policy_loss(noised, pred, old, samples.advantage)
         if batch.kept:
             loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)

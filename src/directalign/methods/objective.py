@@ -189,20 +189,22 @@ class ObjectiveMethod:
 
     @torch.no_grad()
     def sampled(
-        self, batch: Batch, count: int
-    ) -> tuple[list[Batch], list[Latents], list[Images | Latents]]:
-        """`count` samples of each prompt, neighbours in slices of b: batches, latents and what the
-        reward sees of each slice."""
+        self, batch: Batch, count: int, cond: Conditioning
+    ) -> tuple[list[Batch], list[list[int]], list[Latents], list[Images | Latents]]:
+        """`count` samples of each prompt, neighbours in slices of b: batches, their rows in `cond`,
+        which is of the b prompts, latents and what the reward sees of each slice."""
         b, every = len(batch.prompts), batch.repeated(count)
-        parts, latents, seen = [], [], []
+        parts, places, latents, seen = [], [], [], []
         for first in range(0, count * b, b):
             rows = slice(first, first + b)
             own = {"prompts": every.prompts[rows], "sources": every.sources and every.sources[rows]}
             parts.append(replace(every, **own, offset=every.offset + first))
-            start = start_rollout(self.model, self.rollout, parts[-1])
+            places.append([row // count for row in range(first, first + b)])
+            own_cond = cond.rows(places[-1])
+            start = start_rollout(self.model, self.rollout, parts[-1], cond=own_cond)
             latents.append(sample_rollout(self.model, start))
             seen.append(self.seen(latents[-1]))
-        return parts, latents, seen
+        return parts, places, latents, seen
 
     def own_weights(self) -> Mapping[str, Tensor]:
         """The method's own copy of the trained weights by name, by reference, which a checkpoint

@@ -72,7 +72,8 @@ class RAFT(ObjectiveMethod):
         Candidates are sampled, decoded and scored in slices of b images.
         """
         count, b = self.settings.candidates, len(batch.prompts)
-        _, latents, images = self.sampled(batch, count)
+        cond = encode(self.model, batch.prompts, batch.source_images)
+        *_, latents, images = self.sampled(batch, count, cond)
         counted = replace(batch, step=batch.step // self.rollout.reuse)
         output, x0 = self.objective(torch.cat(images), counted), torch.cat(latents)
         groups = output.reward.to(x0.device).view(b, count)
