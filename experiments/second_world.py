@@ -57,12 +57,12 @@ from .runner import (
 )
 from .stability import BASE, KINDS, QUICK, SHOWN_ROUNDS, Size, sampled
 from .tables import Column, Table, means
-from .unpromptable import CEILING, WORLD2
+from .unpromptable import WORLD2
 
 Measure = Callable[[Path, bool], list[Row]]
 SEEDS, TUNING_SEED = (0, 1), 100
 AT_END = "evaluate.every=0"
-SRPO = Arm("srpo", "SRPO", "world2_srpo", (*WORLD2, CEILING, AT_END))
+SRPO = Arm("srpo", "SRPO", "world2_srpo", (*WORLD2, AT_END))
 COLUMNS = (
     Column("photo_and_content", "photo and content"),
     Column("photo_rate", "photo rate"),
@@ -83,7 +83,7 @@ WINDOWS = {"high": (0.97, 0.9), "middle": (0.75, 0.45), "low": (0.3, 0.02)}
 FORMS = {
     "absolute": ("absolute score", "world2_direct_align", "train.learning_rate=3e-5"),
     "relative": ("relative", "world2_srpo", "method.form=relative", "train.learning_rate=1e-4"),
-    "anchored": ("anchored, with ceiling", "world2_srpo", CEILING),
+    "anchored": ("anchored, with ceiling", "world2_srpo"),
 }
 NO_PARTS = ("method.ceiling=null", "method.kl_beta=0", "method.kl_noise_levels=null")
 
@@ -124,7 +124,7 @@ PHRASES = [
 ]
 LONG = Arm(
     *("long_srpo", "SRPO, 750 updates", "world2_srpo"),
-    (*WORLD2, CEILING, "train.num_steps=750", "evaluate.every=150"),
+    (*WORLD2, "train.num_steps=750", "evaluate.every=150"),
 )
 POLICY = [
     Arm(f"{name}_long", f"{title}, 135 updates", f"world_{name}", (*WORLD2, *length))
