@@ -2,15 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
-import forked
 from directalign.config.load import load_run
 from directalign.demo import QUICK, demo
-from directalign.io.atomic import is_locked
 from directalign.types import DirectAlignError
 
 FORMS = {"srpo": "anchored", "direct_align": "absolute", "official": "relative"}
@@ -62,15 +58,3 @@ def test_finished_runs_are_kept_and_other_settings_refused(folder):
         demo(folder, [*QUICK, "seed=5"])
     assert demo(folder, QUICK) == folder / "report.html"
     assert {file: file.read_bytes() for file in files} == before
-
-
-def test_a_run_that_fails_ends_the_demo_with_its_error_and_the_other_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("directalign.cli.workers.subprocess", forked.MODULE)
-    (tmp_path / "official").write_text("")
-    words = [sys.executable, "-m", "directalign", "demo", "--out", str(tmp_path)]
-    process = forked.popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said, error = process.communicate(timeout=120)
-    (line,) = re.findall(r"^\[official\] directalign: (.*)$", said, re.M)
-    assert process.returncode == 1 and error == f"directalign: {tmp_path / 'official'}: {line}\n"
-    assert not list(tmp_path.glob("*/summary.json"))
-    assert not any(is_locked(tmp_path / name, unknown=False) for name in FORMS)

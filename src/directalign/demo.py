@@ -40,11 +40,6 @@ def demo(out: Path, overrides: Sequence[str] = (), world: str = "world2") -> Pat
     return write_page(out)
 
 
-def demo_run(out: Path, name: str, overrides: Sequence[str] = (), world: str = "world2") -> None:
-    """Train one of the three runs, as `demo` does, which then keeps it."""
-    train_once(_runs(overrides, world)[name], out / name)
-
-
 def _runs(overrides: Sequence[str], world: str) -> dict[str, RunConfig]:
     srpo = load_run(f"{world}_srpo", overrides)
     length = f"train.num_steps={srpo.train.num_steps}", f"evaluate.every={srpo.evaluate.every}"

@@ -113,7 +113,7 @@ def test_a_comparison_by_seed_is_written_as_csv_and_latex(swept, command, tmp_pa
 
 
 def test_workers_stop_with_their_sweep_and_share_its_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("directalign.cli.workers.subprocess", forked.MODULE)
+    monkeypatch.setattr("directalign.cli.sweep.subprocess", forked.MODULE)
     words = *SMALL, "--seeds", "0,1", "--gpus", "0,1", "--out", "sw"
     first = start(tmp_path, *words)
     wait_for(first, f"step 2/{NUM_STEPS}")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -20,7 +24,6 @@ from .common import (
     option,
     without_garbage_collection,
 )
-from .workers import follow, start_worker, stop_with_parent
 
 if TYPE_CHECKING:
     from ..sweep import SweepRun
@@ -77,12 +80,7 @@ def sweep(
         numbers = _numbers("--seeds", seeds)
         runs = runs_of(recipe, [*overrides, *settings], numbers, grid, out)
         if gpus and worker is None:
-            follow(
-                {
-                    f"GPU {gpu}": start_worker(place, CUDA_VISIBLE_DEVICES=str(gpu))
-                    for place, gpu in enumerate(_numbers("--gpus", gpus))
-                }
-            )
+            _on_gpus(_numbers("--gpus", gpus))
         else:
             _train(runs, worker or 0, is_worker=worker is not None)
         if worker is None:
@@ -105,7 +103,7 @@ def _train(runs: Sequence[SweepRun], first: int, is_worker: bool) -> None:
     from ..sweep import sweep as train_all
 
     if is_worker:
-        stop_with_parent()
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
 
     def prepare(run: SweepRun) -> None:
         typer.echo(f"{run.folder}:")
@@ -114,6 +112,52 @@ def _train(runs: Sequence[SweepRun], first: int, is_worker: bool) -> None:
 
     for run, state in train_all(runs, first % len(runs), prepare):
         typer.echo(f"{run.folder}: {state}")
+
+
+def _stop_with_parent() -> None:
+    """The parent holds the other end of stdin; at its end the run stops with a checkpoint."""
+    sys.stdin.read()
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _on_gpus(gpus: Sequence[int]) -> None:
+    """The same command on each GPU, in a process of its own; its lines come with the GPU before.
+
+    Ctrl-C reaches this process only, which closes the stdin of the others: see `_stop_with_parent`.
+    """
+    workers = [_worker(place, gpu) for place, gpu in enumerate(gpus)]
+    readers = [
+        threading.Thread(target=_relay, args=(f"[GPU {gpu}] ", worker.stdout))
+        for gpu, worker in zip(gpus, workers, strict=True)
+    ]
+    for each in readers:
+        each.start()
+    try:
+        for each in readers:
+            each.join()
+    finally:
+        for worker in workers:
+            cast(IO[str], worker.stdin).close()  # stops what is still running
+            worker.wait()
+
+
+def _worker(place: int, gpu: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "directalign", *sys.argv[1:], "--worker", str(place)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+
+
+def _relay(prefix: str, lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(prefix + line.rstrip("\n"))
 
 
 def _finish(runs: Sequence[SweepRun], out: Path) -> None:

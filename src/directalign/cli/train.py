@@ -29,7 +29,6 @@ from .common import (
     seed_option,
     without_garbage_collection,
 )
-from .workers import follow, start_worker, stop_with_parent
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -122,7 +121,6 @@ def _page_last(out: Path) -> Iterator[None]:
             typer.echo(f"page: {page.as_uri()}")
 
 
-DEMO_RUNS = ("srpo", "direct_align", "official")
 World = Annotated[Literal["world", "world2"], option("world: drawn shapes; world2: drawn things.")]
 
 
@@ -141,39 +139,17 @@ def demo(
         bool, flag("--quick", "Two updates a run, to test the installation: half a minute.")
     ] = False,
     world: World = "world2",
-    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
     debug: Debug = False,
 ) -> None:
     """SRPO, the released form and Direct-Align on a toy FLUX: about four minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
         out = out or Path("runs/demo_quick" if quick else "runs/demo")
-        if worker is not None:
-            stop_with_parent()
-            from ..demo import demo_run
-
-            demo_run(out, worker, (), world)
-            return
         typer.echo(f"three runs of the toy FLUX in {out}")
-        if not quick:
-            train_demo_runs(out)
         with without_garbage_collection():
             from ..demo import QUICK  # slow imports: diffusers
             from ..demo import demo as run_demo
 
         typer.echo(run_demo(out, QUICK if quick else (), world))
-
-
-def train_demo_runs(out: Path) -> None:
-    """The unfinished runs of the demo, each in a process with one thread: small networks gain
-    little from a second, and numbers are then the same on any number of cores.
-
-    Raises: DirectAlignError with the error of the first run that fails; the others are stopped.
-    """
-    left = [name for name in DEMO_RUNS if not (out / name / "summary.json").exists()]
-    workers = {name: start_worker(name, OMP_NUM_THREADS="1") for name in left}
-    if (failed := follow(workers, until_failure=True)) is not None:
-        name, line = failed
-        raise DirectAlignError(f"{out / name}: {line.removeprefix('directalign: ')}")
 
 
 def schema(
