@@ -58,3 +58,20 @@ def test_only_a_rate_of_all_tuning_seeds_is_chosen() -> None:
     )
     found = rivals.chosen(rows)
     assert (found["learning_rate"], found["step"], found[rivals.TUNED]) == (1e-5, 10, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("values", "further"),
+    [
+        ({3e-5: 0.1, 1e-4: 0.5, 3e-4: 0.3}, None),
+        ({3e-5: 0.4, 1e-4: 0.2, 3e-4: 0.3}, 1e-5),
+        ({3e-5: 0.1, 1e-4: 0.2, 3e-4: 0.3}, 1e-3),
+        ({1e-6: 0.5, 3e-6: 0.2}, None),
+    ],
+)
+def test_a_grid_goes_on_where_its_best_rate_is_at_its_edge(values, further):
+    rows = [
+        {"learning_rate": rate, "seed": 0, "step": 10, rivals.TUNED: value}
+        for rate, value in values.items()
+    ]
+    assert rivals._further(rivals.Rows(rows)) == further
