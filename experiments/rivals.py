@@ -33,13 +33,14 @@ from directalign.config import RunConfig
 from directalign.evaluation.eval_prompts import fixed_pairs, prompts_to_measure
 from directalign.evaluation.generate import generate
 from directalign.evaluation.in_training import photographs
+from directalign.evaluation.references import through_autoencoder
 from directalign.models import load_model
 from directalign.stats import Z_95, holm, t_quantile
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.worlds import WORLDS
 from directalign.types import Images
 
-from .asking import REFERENCES, judged
+from .asking import PHRASES, REFERENCES, judged
 from .learning_rates import with_rate
 from .plots import Line, Panel, Point, curves, plane, strips
 from .rows import Row, Rows, SeedInterval, over
@@ -148,15 +149,22 @@ def measure(out: Path, quick: bool) -> list[Row]:
 
 
 def _references(settings: RunConfig, count: int) -> Iterator[Row]:
-    """The base model and photographs."""
+    """The base model, plain and asked, and photographs; images of the plain one and of these."""
     model, judge = load_model(settings.model, torch.device("cpu")), load_judge(WORLDS["world2"])
     pairs = fixed_pairs(prompts_to_measure("world2:test"), count)
-    base = generate(model, pairs.prompts, pairs.seeds, settings.rollout, 64)
-    for arm, images in (("base", base), ("photographs", photographs(pairs))):
+    found = {"base": pairs} | {arm: pairs.asked(phrase) for arm, phrase in PHRASES.items()}
+    made = {
+        arm: generate(model, each.prompts, each.seeds, settings.rollout, 64)
+        for arm, each in found.items()
+    }
+    made["photographs"] = photographs(pairs)
+    made["autoencoded"] = through_autoencoder(model, made["photographs"], 64)
+    for arm, images in made.items():
         named = {"study": "rivals", "kind": "reference", "arm": arm, "title": REFERENCES[arm]}
         answers = judge(images, pairs.prompts)[TUNED].int().tolist()
         yield {**named, "seed": 0, **judged(judge, images, pairs), "answers": answers}
-        yield {**named, "kind": "images", "seed": 0, "images": as_text(images[:SHOWN])}
+        if arm in ("base", "photographs"):
+            yield {**named, "kind": "images", "seed": 0, "images": as_text(images[:SHOWN])}
 
 
 def measure_part(arm: Arm, out: Path) -> list[Row]:
