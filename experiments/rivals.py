@@ -415,7 +415,8 @@ def _points(rows: Rows, key: str) -> list[Point]:
     for row in rows.where(kind="reference"):
         x, value = over([row], key), float(np.mean(row["answers"]))
         assert x is not None
-        points.append(Point(row["title"], x, interval(resampled(Rows([row])), value, 1)))
+        short = row["title"].removeprefix("base model, ").removeprefix("photographs ")
+        points.append(Point(short, x, interval(resampled(Rows([row])), value, 1)))
     methods, _ = _split(rows.runs)
     for arm, title in methods.arms.items():
         run, tuning = methods.where(arm=arm), rows.where(kind="tuning", method=arm)
