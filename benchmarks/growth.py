@@ -5,6 +5,8 @@
 Updates of all variants alternate, on one thread; seconds are of the process's CPU, and each is
 given over that of the first variant in the same round. Peaks are of the activations of a training
 call and its backward pass, as `directalign check` predicts them and as counted in a real update.
+Then all weights are trained on one rank and on two, one prompt each for an update: seconds of the
+clock by the log of `directalign train`, and the bytes that a rank gets from the other, predicted.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,7 @@ from directalign.diffusion.sampling import encode
 from directalign.methods import load_method
 from directalign.models import load_model, trainable
 from directalign.preflight.activation_memory import MemoryTracker
+from directalign.preflight.cost import cost_of
 from directalign.preflight.memory import PROMPT, MetaRewards, trace
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import load_reward
@@ -36,6 +42,7 @@ KEYS = {
     "injections": ("method.injections",),
     "rank": ("model.lora.rank",),
 }
+RANKS = ((1, "data"), (2, "data"), (2, "sharded"))
 VARIANTS = [BASE, *({**BASE, key: 2 * value} for key, value in BASE.items())]
 
 
@@ -89,6 +96,27 @@ def measure(count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def on_ranks(ranks: int, parallel: str, count: int) -> dict[str, Any]:
+    """A run of the command on several processes; its first update warms up."""
+    words = [f"train.parallel={parallel}", f"train.num_steps={count + 1}", "data.batch_size=1"]
+    words += ["train.sample_every=0", "evaluate.every=0", "evaluate.num_samples=2"]
+    words += ["method.anchor.reference_updates=1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["-m", "directalign", "train", "world_srpo", *words, "--out", f"{folder}/run"]
+        subprocess.run([*launch, f"--nproc-per-node={ranks}", *command], check=True)
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    seconds = [each["seconds"] for each in records if each["event"] == "step"][1:]
+    run = load_run("world_srpo", words)
+    work = trace(run, meta_model(run.model), MetaRewards(run)).work
+    received = cost_of(run, work, ranks).received if work else None
+    middle = statistics.median(seconds)
+    found = {"ranks": ranks, "parallel": parallel, "received": received, "seconds": middle}
+    print(found, flush=True)
+    return {**found, "low": min(seconds), "high": max(seconds)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=3)
@@ -96,7 +124,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
-    text = json.dumps({"rows": measure(given.updates), **facts}, indent=2)
+    ranks = [on_ranks(*each, given.updates) for each in RANKS]
+    text = json.dumps({"rows": measure(given.updates), "ranks": ranks, **facts}, indent=2)
     given.out.write_text(text + "\n", encoding="utf-8")
 
 

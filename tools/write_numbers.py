@@ -33,6 +33,7 @@ from experiments.runner import MARK, load_study
 from experiments.tables import Table
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/img/studies")
+PLACES = {"within_node": "within a node", "between_nodes": "between nodes"}
 BLOCK = re.compile(r"(<!-- numbers: (\w+)(?:\.(\w+))? -->\n).*?(<!-- /numbers -->)", re.DOTALL)
 DEMO = {
     "base": "base model",
@@ -209,9 +210,40 @@ def growth(found: dict[str, Any]) -> str:
         peaks = [row[key] / first["measured"] for key in ("predicted", "measured")]
         lines.append([*sizes, time, *(f"{peak:.2f}" for peak in peaks)])
     columns = ["side", "batch", "injections", "LoRA rank", "time", "predicted peak", "peak"]
+    ranks = []
+    for row in found["ranks"]:
+        seconds = f"{row['seconds']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
+        ranks.append(
+            [str(row["ranks"]), row["parallel"], seconds, f"{row['received'] / 2**20:.0f}"]
+        )
+    several = Table(["ranks", "parallel", "seconds of an update", "received, MiB"], ranks)
     return (
         f"{Table(columns, lines).markdown()}\n\nOver the first line: {first['seconds']:.2f} CPU "
-        f"seconds, {first['measured'] / 2**20:.0f} MiB of activations; {machine_line(found)}"
+        f"seconds, {first['measured'] / 2**20:.0f} MiB of activations.\n\n{several.markdown()}\n\n"
+        f"All weights, one prompt on each rank, one thread each; {machine_line(found)}"
+    )
+
+
+def communication(found: dict[str, Any]) -> str:
+    """Seconds of an update of FLUX.1-dev by the number of ranks."""
+    names = {"sharded": "all weights, sharded", "data": "LoRA, averaged"}
+    lines = []
+    for row in (row for row in found["rows"] if row["ranks"] > 1):
+        counts = [names[row["parallel"]], str(row["ranks"]), str(found["prompts"] // row["ranks"])]
+        counts += [f"{row['received'] / 2**30:,.1f}", f"{row['computing']:.1f}"]
+        seconds = [row[f"{place}_{key}"] for key in ("receiving", "update") for place in PLACES]
+        lines.append([*counts, *(f"{each:.1f}" for each in seconds)])
+    rates = found["rates"]
+    columns = ["trained", "ranks", "batch", "received, GiB", "computing, s"]
+    columns += [f"receiving {place}, s" for place in PLACES.values()]
+    columns += [f"update {place}, s" for place in PLACES.values()]
+    network = (
+        f"{rates['within_node']:g} GB/s within a node, {rates['between_nodes']:g} between nodes"
+    )
+    return (
+        f"{Table(columns, lines).markdown()}\n\n{found['prompts']} prompts for an update at "
+        f"720x720; assumed: {rates['teraflops']:g} TFLOPS, {network}; counted, not run; "
+        f"{machine_line(found)}"
     )
 
 
@@ -240,7 +272,7 @@ def simulated_voters(found: dict[str, Any]) -> str:
 
 RECORDS = (
     *(demo, world_runs, recipe_memory, architectures, offline_cost, latent_reward),
-    *(simulated_voters, solvers, growth, startup),
+    *(simulated_voters, solvers, growth, communication, startup),
 )
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
 

@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 import torch
 from preflight_runs import a_run, changed
+from torch import distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
@@ -15,10 +19,11 @@ from directalign.diffusion.sampling import encode
 from directalign.methods import load_method
 from directalign.models import MODELS, load_model, trainable
 from directalign.preflight.activation_memory import FORMULAS, MemoryTracker, fake
-from directalign.preflight.cost import PARTS, Cost, Work
+from directalign.preflight.cost import PARTS, Cost, Work, cost_of
 from directalign.preflight.memory import PROMPT, MetaRewards, trace
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import load_reward
+from directalign.training.distributed import TorchProcessGroup, shard
 from directalign.types import Batch, Sources
 
 LONG = "a red star over a sandy shore " * 200
@@ -131,6 +136,64 @@ def test_swapped_blocks_are_copied_for_every_pass_and_again_for_its_backward_pas
     assert cost.hours(1.0, pcie=1.0) == Cost(cost.parts, 7e12, 3e12).hours(1.0)  # 6 s hide 1 s
     assert cost.hours(1.0, pcie=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
     assert cost.hours(1.0, pcie=1 / 12)[1] == pytest.approx((12 + 1 + 2 * 3) / 3600)
+
+
+class Received(TorchDispatchMode):
+    """Bytes of whole weights gathered and of whole gradients summed by FSDP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = {"gathered": 0, "summed": 0}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names = {"_allgather_base_": "gathered", "_reduce_scatter_base_": "summed"}
+        for name in (name for op, name in names.items() if op in str(func)):
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.bytes[name] += max(each.nbytes for each in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def four_ranks():
+    """A group of four of which only this process runs; its collectives do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield TorchProcessGroup(size=4)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("model", [LORA, FULL], ids=["lora", "full"])
+def test_a_sharded_update_receives_what_is_predicted(models, four_ranks, model):
+    """Weights for each pass, gradients once."""
+    run = changed(a_run("flux", models["flux"], **model), train={"parallel": "sharded"})
+    work = traced(run)[1]
+    network = load_model(run.model, "cpu")
+    shard(network.denoiser, run.model, four_ranks)
+    method = load_method(run, network, load_reward(run.reward))
+    with Received() as real:
+        for loss in method.losses(Batch(0, (PROMPT,))):
+            loss.value.backward()
+    gathered, summed = (work.forward + work.backward) * work.weights, 4 * work.trained
+    assert real.bytes["gathered"] == pytest.approx(gathered, rel=0.02)
+    assert real.bytes["summed"] == pytest.approx(work.backward * summed, rel=0.02)
+    assert cost_of(run, work, 4).received == pytest.approx(
+        0.75 * sum(real.bytes.values()), rel=0.02
+    )
+
+
+def test_ranks_that_average_gradients_get_them_twice(models):
+    run = a_run("flux", models["flux"])
+    work = traced(run)[1]
+    assert cost_of(run, work, 1).received == 0
+    assert cost_of(run, work, 4).received == 2 * 0.75 * 4 * work.trained > 0
+
+
+def test_gathering_hides_behind_the_denoiser_and_averaging_does_not():
+    parts = {"rollout": 2e12, "train": 4e12, "decode": 1e12}
+    hidden = Cost(parts, 7e12, 3e12, received=1e9, sharded=True)
+    assert hidden.hours(1.0, network=1.0) == Cost(parts, 7e12, 3e12).hours(1.0)
+    assert hidden.hours(1.0, network=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
+    averaged = Cost(parts, 7e12, 3e12, received=1e9)
+    assert averaged.hours(1.0, network=1.0)[0] == pytest.approx(100 * (7 + 1) / 3600)
 
 
 @pytest.mark.parametrize(("size", "teraflops"), [(720, 37), (1024, 74)])

@@ -60,6 +60,15 @@ def check(
             min=0.001,
         ),
     ] = None,
+    network: Annotated[
+        float | None,
+        option(
+            "On several ranks: 10^9 bytes a second into each GPU from the others; 40 if not given, "
+            "which 400 Gbit/s between nodes reaches.",
+            "N",
+            min=0.001,
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every part of the memory too.")
     ] = False,
@@ -78,7 +87,7 @@ def check(
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
         found = survey(run, out or default_out(recipe), place)
         console = Console()
-        for part in report(recipe, run, found, tflops, verbose, pcie):
+        for part in report(recipe, run, found, tflops, verbose, pcie, network):
             console.print(part, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
@@ -91,6 +100,7 @@ def report(
     teraflops: float | None,
     verbose: bool,
     pcie: float | None = None,
+    network: float | None = None,
 ) -> Iterator[Table | str]:
     """The peak and that of each phase, what lowers it if it does not fit, then the run."""
     from ..preflight import binary, suggestions
@@ -105,7 +115,7 @@ def report(
         announce("looking for changes that lower the peak")
         yield suggestion_table(suggestions(run, memory.place))
     rows = _table("", "", title="The run", show_header=False)
-    time = _time(found.cost, teraflops, pcie)
+    time = _time(found.cost, teraflops, pcie, network)
     for name, finding in (*found.findings, *_files(found.files), *time):
         rows.add_row(name, finding)
     yield rows
@@ -173,13 +183,13 @@ def _flop(count: float) -> str:
 
 
 def _time(
-    cost: Cost | None, teraflops: float | None, pcie: float | None
+    cost: Cost | None, teraflops: float | None, pcie: float | None, network: float | None
 ) -> Iterator[tuple[str, str]]:
-    from ..preflight import PCIE, binary
+    from ..preflight import NETWORK, PCIE, binary
 
     if cost is None:
         return
-    rate = pcie or PCIE
+    rate, network = pcie or PCIE, network or NETWORK
     parts = ", ".join(f"{part} {_flop(n)}" for part, n in cost.parts.items() if n)
     yield "an update", f"{_flop(cost.update)}: {parts}"
     yield "100 updates", _flop(100 * cost.update)
@@ -190,11 +200,19 @@ def _time(
             f"{binary(cost.copied)} copied to the device for an update, {copying} at {rate:g} "
             "GB/s, while the denoiser computes",
         )
+    if cost.received:
+        way = "while the denoiser computes" if cost.sharded else "after the backward pass"
+        receiving = _duration(cost.received / network / 3.6e12)
+        yield (
+            "other ranks",
+            f"{binary(cost.received)} from them for an update, {receiving} at {network:g} GB/s, "
+            f"{way}",
+        )
     work = f"{_flop(cost.training)} to train, {_flop(cost.measuring)} to measure"
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"
     else:
-        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops, rate))
+        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops, rate, network))
         yield (
             "time",
             f"about {hundred} for 100 updates, {whole} in all at {teraflops:g} TFLOPS (estimate): "

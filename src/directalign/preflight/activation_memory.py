@@ -45,7 +45,7 @@ FORMULAS = {
 class MemoryTracker(TorchDispatchMode):
     """Counts storages created inside: `now` live bytes, `peaks` their maximum by `phase`; and
     `flops`, floating-point operations by `part` (two for each multiplication and addition).
-    `passes` is for its user: passes of the denoiser, repeated ones included.
+    `forward` and `backward` are for its user: passes of the denoiser.
 
     Tensors created before do not count. Reading a number from a fake tensor gives 1.
     """
@@ -56,7 +56,8 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()
         self.now, self.phase = 0, ""
         self.peaks: dict[str, int] = defaultdict(int)
-        self.flops, self.part, self.passes = Counter[str](), "", 0
+        self.flops, self.part = Counter[str](), ""
+        self.forward = self.backward = 0
         self.backward_part = "train"
         self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 

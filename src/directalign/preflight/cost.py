@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .. import config
 from ..evaluation.in_training import OBEYED_SAMPLES, obeyed_phrases, references_of
 from ..training.data import accumulation
+from ..training.distributed import TorchProcessGroup, is_sharded_run
 
 PARTS = ("encode", "rollout", "train", "decode", "reward")
 """Of an update: prompts through the text encoders; network calls without gradient, and real images
@@ -18,46 +19,64 @@ through the VAE; network calls with gradient, forward and backward; the VAE deco
 forward and backward."""
 PCIE = 20.0
 """10^9 bytes a second from pinned main memory over PCIe 4.0 x16, of 32 nominal."""
+NETWORK = 40.0
+"""10^9 bytes a second into a GPU over 400 Gbit/s between nodes, of 50 nominal."""
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Work:
     """FLOPs of one batch of an update by part, the mean over the updates of a rollout, and of one
-    image that is sampled and measured. `copied`: bytes of swapped blocks that the batch copies."""
+    image that is sampled and measured.
+
+    `copied`: bytes of swapped blocks that the batch copies. `forward`, `backward`: passes of the
+    denoiser for the batch; `weights`: bytes that a pass reads of it; `trained`: numbers trained.
+    """
 
     batch: Mapping[str, float]
     image: float
     copied: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    weights: int = 0
+    trained: int = 0
 
 
 @dataclass(frozen=True)
 class Cost:
     """FLOPs on one rank: of one update by part, of all updates, and of all measurements.
 
-    `copied`: bytes of swapped blocks that an update copies to the device.
+    `copied`: bytes of swapped blocks that an update copies to the device. `received`: bytes that
+    the rank gets from the others for an update, while it computes if `sharded`.
     """
 
     parts: Mapping[str, float]
     training: float
     measuring: float
     copied: float = 0.0
+    received: float = 0.0
+    sharded: bool = False
 
     @property
     def update(self) -> float:
         return sum(self.parts.values())
 
-    def hours(self, teraflops: float, pcie: float = PCIE) -> tuple[float, float]:
+    def hours(
+        self, teraflops: float, pcie: float = PCIE, network: float = NETWORK
+    ) -> tuple[float, float]:
         """Hours of 100 updates, and of the whole run, at this rate of each GPU.
 
-        Blocks are copied at `pcie` 10^9 bytes a second while the denoiser computes: what takes
-        longer counts.
+        Blocks are copied at `pcie` 10^9 bytes a second, and gathered from other ranks at `network`,
+        while the denoiser computes: what takes longest counts. Averages of gradients come after it.
         """
-        rate, denoiser = teraflops * 1e12 * 3600, self.parts["rollout"] + self.parts["train"]
-        copying = self.copied / (pcie * 1e9) * teraflops * 1e12
-        slower = max(1.0, copying / denoiser) if self.copied else 1.0
-        update = self.update + (slower - 1) * denoiser
+        rate, denoiser = teraflops * 1e12, self.parts["rollout"] + self.parts["train"]
+        copying, receiving = self.copied / (pcie * 1e9), self.received / (network * 1e9)
+        beside = max(copying, receiving if self.sharded else 0.0) * rate
+        slower = max(1.0, beside / denoiser) if beside else 1.0
+        after = 0.0 if self.sharded else receiving * rate
+        update = self.update + (slower - 1) * denoiser + after
         whole = self.training * update / self.update + slower * self.measuring
-        return 100 * update / rate, whole / rate
+        return 100 * update / (3600 * rate), whole / (3600 * rate)
 
 
 def cost_of(run: config.RunConfig, work: Work, ranks: int) -> Cost:
@@ -70,4 +89,20 @@ def cost_of(run: config.RunConfig, work: Work, ranks: int) -> Cost:
     if obeyed_phrases(run):
         images += 2 * min(OBEYED_SAMPLES, settings.num_samples)
     training, copied = steps * sum(parts.values()), accumulation(run, ranks) * work.copied
-    return Cost(parts, training, work.image * images / ranks, copied)
+    sharded = is_sharded_run(run, TorchProcessGroup(size=ranks))
+    received = (ranks - 1) / ranks * exchanged(run, work, ranks, sharded)
+    return Cost(parts, training, work.image * images / ranks, copied, received, sharded)
+
+
+def exchanged(run: config.RunConfig, work: Work, ranks: int, sharded: bool) -> float:
+    """Bytes of an update that all ranks need of each other; one of N gets (N - 1) / N of them.
+
+    Sharded: the weights for each pass, forward and backward, and the sum of the gradients of each
+    backward pass. Otherwise the mean of the gradients, summed and then spread (ring all-reduce).
+    """
+    if not sharded:
+        dtype = run.model.trained_dtype if run.model.tune == "full" else "float32"
+        return 2.0 * BYTES[dtype] * work.trained
+    gradients = BYTES["float32"] * work.trained
+    gathered = (work.forward + work.backward) * work.weights
+    return accumulation(run, ranks) * (gathered + work.backward * gradients)

@@ -38,7 +38,7 @@ from ..training.data import accumulation, updates_per_rollout
 from ..training.distributed import TorchProcessGroup, is_sharded_run
 from ..types import Batch, DirectAlignError, Images, Latents, PerSample, Sources
 from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
-from .cost import PARTS, Work
+from .cost import BYTES, PARTS, Work
 from .meta_models import MetaModel, RewardConfigs, meta_model, on_meta
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
@@ -49,7 +49,6 @@ CUDA_CONTEXT = GIB
 """CUDA's context, kernels, and workspaces of cuBLAS and cuDNN: .5 to 1.2 GiB by GPU and driver."""
 FRAGMENTATION = 0.08
 """Share of the activations that the allocator holds in pieces too small to use."""
-BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_STATE = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
 """Bytes of the moments per trained number; in 8 bits with a float32 scale for every 256."""
 UPDATE_8BIT = 45
@@ -299,7 +298,7 @@ def _traced(
     run: config.RunConfig, model: MetaModel, reward: Reward, held_out: Sequence[Reward]
 ) -> Traced:
     tracker, kept, updates = MemoryTracker(), 0, list[dict[str, float]]()
-    passes, swapped = list[float](), sum(model.swapped(run.model.block_swap))
+    passes = list[tuple[float, float]]()
     with tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about types that only this trace has
         tracker.phase = "method"
@@ -310,21 +309,34 @@ def _traced(
         for batch in _batches(run, model):
             every = updates_per_rollout(run) if batch.images is None else 1
             mean: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-            passes.append(0.0)
+            forward = backward = 0.0
             for step, times in ((0, 1), (1, every - 1))[: 1 + (every > 1)]:
-                tracker.flops, tracker.passes = Counter(), 0
+                tracker.flops, tracker.forward, tracker.backward = Counter(), 0, 0
                 with _phases(run, model, tracker):
                     later = replace(batch, step=step)
                     kept = max(kept, _update(method, later, model, tracker) - held)
                 for part in PARTS:
                     mean[part] += times * tracker.flops[part] / every
-                passes[-1] += times * tracker.passes / every
+                forward += times * tracker.forward / every
+                backward += times * tracker.backward / every
+            passes.append((forward, backward))
             updates.append(mean)
         tracker.phase, tracker.flops = "measure", Counter()
         with torch.no_grad(), _phases(run, model, tracker):
             count = _evaluation(run, model, [reward, *held_out])
     largest = max(updates, key=lambda each: sum(each.values()))
-    work = Work(largest, tracker.flops.total() / count, max(passes) * swapped)
+    forward, backward = max(passes, key=sum)
+    full, trained = run.model.tune == "full", sum(each.numel() for each in model.trained.values())
+    numbers = model.count(model.model.part) + (0 if full else trained)
+    work = Work(
+        largest,
+        tracker.flops.total() / count,
+        copied=(forward + backward) * sum(model.swapped(run.model.block_swap)),
+        forward=forward,
+        backward=backward,
+        weights=numbers * BYTES[run.model.dtype],
+        trained=trained,
+    )
     peaks = {phase: max(0, tracker.peaks[phase] - held) for phase in PHASES if phase != "update"}
     note = f"train: {binary(kept)} kept for the backward pass"
     return Traced({**peaks, "update": 0}, held, note, work=work)
@@ -406,7 +418,8 @@ def _update(method: Any, batch: Batch, model: MetaModel, tracker: MemoryTracker)
 
     def set_phase(*_: Any) -> None:
         tracker.part = "rollout"
-        tracker.passes += 1 + torch.is_grad_enabled()
+        tracker.forward += 1
+        tracker.backward += torch.is_grad_enabled()
         if torch.is_grad_enabled():
             tracker.phase = tracker.part = tracker.backward_part = "train"
 
