@@ -32,6 +32,7 @@ from directalign.preflight.cost import cost_of
 from directalign.preflight.memory import PROMPT, MetaRewards, trace
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import load_reward
+from directalign.training.distributed import TorchProcessGroup
 from directalign.training.run_folder import commit, machine, versions
 from directalign.types import Batch
 
@@ -110,7 +111,7 @@ def on_ranks(ranks: int, parallel: str, count: int) -> dict[str, Any]:
     seconds = [each["seconds"] for each in records if each["event"] == "step"][1:]
     run = load_run("world_srpo", words)
     work = trace(run, meta_model(run.model), MetaRewards(run)).work
-    received = cost_of(run, work, ranks).received if work else None
+    received = cost_of(run, work, TorchProcessGroup(size=ranks)).within if work else None
     middle = statistics.median(seconds)
     found = {"ranks": ranks, "parallel": parallel, "received": received, "seconds": middle}
     print(found, flush=True)

@@ -33,7 +33,6 @@ from experiments.runner import MARK, load_study
 from experiments.tables import Table
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/img/studies")
-PLACES = {"within_node": "within a node", "between_nodes": "between nodes"}
 BLOCK = re.compile(r"(<!-- numbers: (\w+)(?:\.(\w+))? -->\n).*?(<!-- /numbers -->)", re.DOTALL)
 DEMO = {
     "base": "base model",
@@ -226,24 +225,21 @@ def growth(found: dict[str, Any]) -> str:
 
 def communication(found: dict[str, Any]) -> str:
     """Seconds of an update of FLUX.1-dev by the number of ranks."""
-    names = {"sharded": "all weights, sharded", "data": "LoRA, averaged"}
+    names = {"sharded": "all weights, sharded", "hybrid": "all weights, hybrid", "data": "LoRA"}
     lines = []
-    for row in (row for row in found["rows"] if row["ranks"] > 1):
+    for row in found["rows"]:
         counts = [names[row["parallel"]], str(row["ranks"]), str(found["prompts"] // row["ranks"])]
-        counts += [f"{row['received'] / 2**30:,.1f}", f"{row['computing']:.1f}"]
-        seconds = [row[f"{place}_{key}"] for key in ("receiving", "update") for place in PLACES]
-        lines.append([*counts, *(f"{each:.1f}" for each in seconds)])
-    rates = found["rates"]
-    columns = ["trained", "ranks", "batch", "received, GiB", "computing, s"]
-    columns += [f"receiving {place}, s" for place in PLACES.values()]
-    columns += [f"update {place}, s" for place in PLACES.values()]
-    network = (
-        f"{rates['within_node']:g} GB/s within a node, {rates['between_nodes']:g} between nodes"
-    )
+        sizes = [f"{row[key] / 2**30:,.1f}" for key in ("peak", "within", "between")]
+        seconds = [f"{row[key]:.1f}" for key in ("computing", "receiving", "update")]
+        lines.append([*counts, *sizes, *seconds])
+    rates, sizes = found["rates"], ("peak", "from the node", "from others")
+    columns = ["trained", "ranks", "batch", *(f"{each}, GiB" for each in sizes)]
+    columns += ["computing, s", "receiving, s", "update, s"]
+    network = f"{rates['within']:g} GB/s within a node, {rates['between']:g} between nodes"
     return (
         f"{Table(columns, lines).markdown()}\n\n{found['prompts']} prompts for an update at "
-        f"720x720; assumed: {rates['teraflops']:g} TFLOPS, {network}; counted, not run; "
-        f"{machine_line(found)}"
+        f"720x720, nodes of {found['per_node']}; assumed: {rates['teraflops']:g} TFLOPS, "
+        f"{network}; counted, not run; {machine_line(found)}"
     )
 
 

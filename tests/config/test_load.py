@@ -231,6 +231,7 @@ OVERRIDES = {
     FULL: "loses updates smaller than its last digit: set train.optimizer: adamw8bit",
     f"{FULL}train.optimizer=adamw8bit train.ema_decay=0.9": "train.ema_decay: a moving average in",
     "model.quantization=8bit train.parallel=sharded": "cannot split the weights of model.quantiz",
+    "model.quantization=8bit train.parallel=hybrid": "train.parallel: hybrid cannot split",
     f"{SWAP}train.parallel=sharded": "cannot split the weights of model.block_swap: remove model.",
     f"{SWAP}model.tune=full": "block_swap 2 is for frozen blocks that are recomputed",
     f"{SWAP}model.compile=true": "block_swap 2 is for frozen blocks that are recomputed, and not",

@@ -139,14 +139,14 @@ def test_swapped_blocks_are_copied_for_every_pass_and_again_for_its_backward_pas
 
 
 class Received(TorchDispatchMode):
-    """Bytes of whole weights gathered and of whole gradients summed by FSDP."""
+    """Bytes of whole weights gathered, whole gradients summed and their shards averaged by FSDP."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = {"gathered": 0, "summed": 0}
+        self.bytes = {"gathered": 0, "summed": 0, "averaged": 0}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        names = {"_allgather_base_": "gathered", "_reduce_scatter_base_": "summed"}
+        names = {"_allgather": "gathered", "_reduce_scatter": "summed", "allreduce": "averaged"}
         for name in (name for op, name in names.items() if op in str(func)):
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
             self.bytes[name] += max(each.nbytes for each in tensors)
@@ -157,17 +157,20 @@ class Received(TorchDispatchMode):
 def four_ranks():
     """A group of four of which only this process runs; its collectives do nothing."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
-    yield TorchProcessGroup(size=4)
+    yield TorchProcessGroup(size=4, per_node=2)
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("model", [LORA, FULL], ids=["lora", "full"])
-def test_a_sharded_update_receives_what_is_predicted(models, four_ranks, model):
-    """Weights for each pass, gradients once."""
-    run = changed(a_run("flux", models["flux"], **model), train={"parallel": "sharded"})
+@pytest.mark.parametrize(
+    ("parallel", "model", "shards"),
+    [("sharded", LORA, 4), ("sharded", FULL, 4), ("hybrid", FULL, 2)],
+)
+def test_a_sharded_update_receives_what_is_predicted(models, four_ranks, parallel, model, shards):
+    """Weights for each pass, gradients once; a mean over two nodes is a sum and its spreading."""
+    run = changed(a_run("flux", models["flux"], **model), train={"parallel": parallel})
     work = traced(run)[1]
     network = load_model(run.model, "cpu")
-    shard(network.denoiser, run.model, four_ranks)
+    shard(network.denoiser, run, four_ranks)
     method = load_method(run, network, load_reward(run.reward))
     with Received() as real:
         for loss in method.losses(Batch(0, (PROMPT,))):
@@ -175,25 +178,30 @@ def test_a_sharded_update_receives_what_is_predicted(models, four_ranks, model):
     gathered, summed = (work.forward + work.backward) * work.weights, 4 * work.trained
     assert real.bytes["gathered"] == pytest.approx(gathered, rel=0.02)
     assert real.bytes["summed"] == pytest.approx(work.backward * summed, rel=0.02)
-    assert cost_of(run, work, 4).received == pytest.approx(
-        0.75 * sum(real.bytes.values()), rel=0.02
-    )
+    averaged, cost = real.bytes["averaged"], cost_of(run, work, four_ranks)
+    split = (shards - 1) / shards * (gathered + work.backward * summed)
+    assert cost.within + cost.between == pytest.approx(split + averaged, rel=0.02)
+    assert cost.between == pytest.approx(averaged if parallel == "hybrid" else split, rel=0.02)
 
 
 def test_ranks_that_average_gradients_get_them_twice(models):
     run = a_run("flux", models["flux"])
     work = traced(run)[1]
-    assert cost_of(run, work, 1).received == 0
-    assert cost_of(run, work, 4).received == 2 * 0.75 * 4 * work.trained > 0
+    one, node, nodes = (
+        cost_of(run, work, TorchProcessGroup(size=size, per_node=per_node))
+        for size, per_node in ((1, 1), (4, 4), (4, 2))
+    )
+    assert one.within == one.between == node.between == nodes.within == 0
+    assert node.within == nodes.between == 2 * 0.75 * 4 * work.trained > 0
 
 
 def test_gathering_hides_behind_the_denoiser_and_averaging_does_not():
     parts = {"rollout": 2e12, "train": 4e12, "decode": 1e12}
-    hidden = Cost(parts, 7e12, 3e12, received=1e9, sharded=True)
-    assert hidden.hours(1.0, network=1.0) == Cost(parts, 7e12, 3e12).hours(1.0)
-    assert hidden.hours(1.0, network=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
-    averaged = Cost(parts, 7e12, 3e12, received=1e9)
-    assert averaged.hours(1.0, network=1.0)[0] == pytest.approx(100 * (7 + 1) / 3600)
+    hidden = Cost(parts, 7e12, 3e12, within=4e9, between=1e9, sharded=True)
+    assert hidden.hours(1.0, within=1.0, between=1.0) == Cost(parts, 7e12, 3e12).hours(1.0)
+    assert hidden.hours(1.0, within=1.0, between=1 / 8)[0] == pytest.approx(100 * (12 + 1) / 3600)
+    averaged = Cost(parts, 7e12, 3e12, between=1e9)
+    assert averaged.hours(1.0, between=1.0)[0] == pytest.approx(100 * (7 + 1) / 3600)
 
 
 @pytest.mark.parametrize(("size", "teraflops"), [(720, 37), (1024, 74)])

@@ -1,5 +1,6 @@
 """What the estimate counts, and in which phases; test_cost.py has it against real updates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,8 @@ def test_ranks_split_what_is_trained_and_gather_two_blocks(models):
     assert "gathered blocks" not in one
     assert four["gathered blocks, training"] > four["gathered blocks"]
     assert sizes(changed(run, train={"parallel": "data"}), four_ranks) == one
+    nodes, hybrid = replace(four_ranks, per_node=2), changed(run, train={"parallel": "hybrid"})
+    assert sizes(hybrid, nodes)["moments"] == one["moments"] // 2
     network = {"in.weight": (10, 2), "blocks.0.a": (30,), "blocks.0.b": (5,), "blocks.1.a": (30,)}
     assert gathered_bytes(network, 2, False) == 2 * (20 + 2 * 35)
     assert gathered_bytes(network, 2, True) == 2 * (20 + 2 * 35) + 35 * (2 + 4)

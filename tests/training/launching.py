@@ -122,23 +122,24 @@ def kill_once(step: int, rank: int) -> BeforeStep:
     return before_step
 
 
-def variables(rank: int, port: int) -> Mapping[str, str]:
-    """What every launcher sets."""
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+def variables(rank: int, port: int, nodes: int = 1) -> Mapping[str, str]:
+    """What every launcher sets, for two processes on each node."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank % 2), "WORLD_SIZE": str(2 * nodes)}
+    own["LOCAL_WORLD_SIZE"] = "2"
     return {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def two_processes(work: Callable[[], object], log: Path) -> list[int]:
-    """Exit codes of two processes that find each other by environment variables, as with srun."""
+def processes(work: Callable[[], object], log: Path, nodes: int = 1) -> list[int]:
+    """Exit codes of two processes on each node that find each other by environment variables."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
     def with_variables(rank: int) -> None:
-        os.environ.update(variables(rank, port))
+        os.environ.update(variables(rank, port, nodes))
         work()
 
-    children = [fork(lambda rank=rank: with_variables(rank), log) for rank in range(2)]
+    children = [fork(lambda rank=rank: with_variables(rank), log) for rank in range(2 * nodes)]
     return [exit_code(child) for child in children]
 
 

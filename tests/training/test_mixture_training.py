@@ -12,7 +12,7 @@ from typing import Any
 import launching
 import pytest
 import yaml
-from launching import records, train, two_processes
+from launching import processes, records, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner, Result
 
@@ -83,7 +83,7 @@ def command(*arguments: str) -> Result:
 
 
 def two(arguments: list[str], log: Path) -> list[int]:
-    return two_processes(lambda: launching.run(arguments), log)
+    return processes(lambda: launching.run(arguments), log)
 
 
 def weights(out: Path) -> bytes:
@@ -155,7 +155,7 @@ def test_a_resumed_mixture_ends_with_the_same_bits(mixed, tmp_path):
     assert records(tmp_path / "out", "step") == records(whole, "step")
 
 
-def test_two_processes_mix_as_one_does(folder, tmp_path):
+def test_processes_mix_as_one_does(folder, tmp_path):
     """Normalization and penalty use values of all ranks, so the batch layout is only rounding."""
     method, log = {"form": "anchored", "branches": "denoise", **SRPO}, tmp_path / "log"
     file = recipe(folder, tmp_path / "mix.yaml", MIX, method, max_grad_norm=100.0)

@@ -1,6 +1,5 @@
 """A network sharded over two processes: predictions, swapped weights, checkpoints and exports."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from directalign.training import checkpoint, distributed
 from directalign.training.checkpoint import TrainState
 from directalign.training.distributed import TorchProcessGroup, process_group
 from directalign.training.optim import EMA, adamw, trained_parameters
-from directalign.types import Batch
+from directalign.types import Batch, DirectAlignError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def model(tmp_path_factory):
 def shared(model, tmp_path_factory):
     """The folder with the results of two processes."""
     folder = tmp_path_factory.mktemp("shared")
-    codes = launching.two_processes(lambda: on_each_rank(model, folder), folder / "log")
+    codes = launching.processes(lambda: on_each_rank(model, folder), folder / "log")
     assert codes == [0, 0], (folder / "log").read_text()
     return folder
 
@@ -90,7 +89,7 @@ def on_each_rank(path: Path, folder: Path) -> None:
 
         def sharded(run: config.RunConfig) -> Model:
             model = load_model(run.model, "cpu")
-            distributed.shard(model.denoiser, run.model, group)
+            distributed.shard(model.denoiser, run, group)
             return model
 
         run = recipe(path, "adamw8bit")
@@ -241,10 +240,26 @@ def test_collectives(results):
     ("size", "tune", "parallel", "sharded"),
     [
         *((2, "full", "auto", True), (2, "lora", "sharded", True), (2, "lora", "auto", False)),
-        *((2, "full", "data", False), (1, "full", "sharded", False)),
+        *((2, "full", "data", False), (1, "full", "sharded", False), (2, "lora", "hybrid", True)),
     ],
 )
 def test_when_the_network_is_sharded(model, size, tune, parallel, sharded):
-    run = recipe(model, tune=tune)
-    run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
-    assert distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=size)) == sharded
+    run = on_several_ranks(recipe(model, tune=tune), parallel)
+    assert distributed.is_sharded_run(run, TorchProcessGroup(size=size)) == sharded
+
+
+def on_several_ranks(run: config.RunConfig, parallel: str) -> config.RunConfig:
+    return run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
+
+
+@pytest.mark.parametrize(("size", "per_node", "shards"), [(8, 4, 4), (4, 4, 4), (1, 1, 1)])
+def test_a_hybrid_run_is_split_within_a_node(model, size, per_node, shards):
+    run = on_several_ranks(recipe(model), "hybrid")
+    assert distributed.shards_of(run, TorchProcessGroup(size=size, per_node=per_node)) == shards
+
+
+@pytest.mark.parametrize("per_node", [0, 3])
+def test_a_hybrid_run_on_unequal_nodes_is_refused(model, per_node):
+    group = TorchProcessGroup(size=8, per_node=per_node)
+    with pytest.raises(DirectAlignError, match=r"train\.parallel: hybrid"):
+        distributed.shards_of(on_several_ranks(recipe(model), "hybrid"), group)

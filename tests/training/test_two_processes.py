@@ -102,6 +102,19 @@ def test_sharded_processes_match_one_process_and_each_continues_the_other(whole,
     assert distance(tmp_path / "ours", tmp_path / "theirs") < 1e-5
 
 
+def test_two_nodes_that_shard_alone_match_one_process_which_continues_them(whole, tmp_path):
+    """Four processes of one prompt each: two nodes with a copy of the weights, split in two."""
+    wanted, out, log = whole("full"), tmp_path / "out", tmp_path / "log"
+    recipe = wanted.with_suffix(".yaml")
+    given = train(recipe, out, "--set=data.batch_size=1", "--set=train.parallel=hybrid")
+    short = (*given, "--set=train.num_steps=3", "--set=train.save_every=3")
+    assert launching.processes(lambda: launching.run(short), log, nodes=2) == [0] * 4
+    assert json.loads((out / "summary.json").read_text())["ranks"] == 4
+    longer = train(recipe, out, "--resume", "--set=train.num_steps=5")
+    assert one_process(longer, log) == 0, log.read_text()
+    assert distance(out, wanted) < 1e-5 and alike(records(out, "step"), records(wanted, "step"))
+
+
 def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(tmp_path):
     """DiffusionNFT's old policy, sharded as the weights are, in a checkpoint of two processes."""
     recipe, log = launching.write_recipe(tmp_path, "full"), tmp_path / "log"

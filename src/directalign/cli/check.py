@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,14 +61,21 @@ def check(
             min=0.001,
         ),
     ] = None,
-    network: Annotated[
+    per_node: Annotated[
+        int | None, option("Processes on each node; torchrun's own number, else 8.", "N", min=1)
+    ] = None,
+    within_node: Annotated[
         float | None,
         option(
-            "On several ranks: 10^9 bytes a second into each GPU from the others; 40 if not given, "
-            "which 400 Gbit/s between nodes reaches.",
+            "On several ranks: 10^9 bytes a second into a GPU from those of its node; 350 if not "
+            "given, which NVLink 4 reaches.",
             "N",
             min=0.001,
         ),
+    ] = None,
+    between_nodes: Annotated[
+        float | None,
+        option("The same from other nodes; 40 if not given: 400 Gbit/s.", "N", min=0.001),
     ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every part of the memory too.")
@@ -85,9 +93,11 @@ def check(
         from ..preflight import a_gpu, survey, this_machine  # slow imports: diffusers
 
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
+        place = replace(place, per_node=per_node or 0)
         found = survey(run, out or default_out(recipe), place)
         console = Console()
-        for part in report(recipe, run, found, tflops, verbose, pcie, network):
+        rates = pcie, within_node, between_nodes
+        for part in report(recipe, run, found, tflops, verbose, *rates):
             console.print(part, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
@@ -100,7 +110,8 @@ def report(
     teraflops: float | None,
     verbose: bool,
     pcie: float | None = None,
-    network: float | None = None,
+    within: float | None = None,
+    between: float | None = None,
 ) -> Iterator[Table | str]:
     """The peak and that of each phase, what lowers it if it does not fit, then the run."""
     from ..preflight import binary, suggestions
@@ -115,7 +126,7 @@ def report(
         announce("looking for changes that lower the peak")
         yield suggestion_table(suggestions(run, memory.place))
     rows = _table("", "", title="The run", show_header=False)
-    time = _time(found.cost, teraflops, pcie, network)
+    time = _time(found.cost, teraflops, pcie, within, between)
     for name, finding in (*found.findings, *_files(found.files), *time):
         rows.add_row(name, finding)
     yield rows
@@ -183,13 +194,17 @@ def _flop(count: float) -> str:
 
 
 def _time(
-    cost: Cost | None, teraflops: float | None, pcie: float | None, network: float | None
+    cost: Cost | None,
+    teraflops: float | None,
+    pcie: float | None,
+    within: float | None,
+    between: float | None,
 ) -> Iterator[tuple[str, str]]:
-    from ..preflight import NETWORK, PCIE, binary
+    from ..preflight import BETWEEN, PCIE, WITHIN, binary
 
     if cost is None:
         return
-    rate, network = pcie or PCIE, network or NETWORK
+    rate, within, between = pcie or PCIE, within or WITHIN, between or BETWEEN
     parts = ", ".join(f"{part} {_flop(n)}" for part, n in cost.parts.items() if n)
     yield "an update", f"{_flop(cost.update)}: {parts}"
     yield "100 updates", _flop(100 * cost.update)
@@ -200,19 +215,23 @@ def _time(
             f"{binary(cost.copied)} copied to the device for an update, {copying} at {rate:g} "
             "GB/s, while the denoiser computes",
         )
-    if cost.received:
+    if cost.within or cost.between:
         way = "while the denoiser computes" if cost.sharded else "after the backward pass"
-        receiving = _duration(cost.received / network / 3.6e12)
-        yield (
-            "other ranks",
-            f"{binary(cost.received)} from them for an update, {receiving} at {network:g} GB/s, "
-            f"{way}",
+        receiving = f"{cost.receiving(within, between):.1f} s"
+        places = (cost.within, within, "its node"), (cost.between, between, "other nodes")
+        sizes = " and ".join(
+            f"{binary(size)} from {place} at {network:g} GB/s"
+            for size, network, place in places
+            if size
         )
+        yield "other ranks", f"{sizes} for an update, {receiving}, {way}"
     work = f"{_flop(cost.training)} to train, {_flop(cost.measuring)} to measure"
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"
     else:
-        hundred, whole = (_duration(hours) for hours in cost.hours(teraflops, rate, network))
+        hundred, whole = (
+            _duration(hours) for hours in cost.hours(teraflops, rate, within, between)
+        )
         yield (
             "time",
             f"about {hundred} for 100 updates, {whole} in all at {teraflops:g} TFLOPS (estimate): "

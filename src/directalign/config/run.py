@@ -345,9 +345,9 @@ class TrainConfig(Strict):
     batches per update."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or AdamW with 8-bit moments."""
-    parallel: Annotated[Literal["auto", "data", "sharded"], Layout] = "auto"
-    """On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards
-    when tune is full."""
+    parallel: Annotated[Literal["auto", "data", "sharded", "hybrid"], Layout] = "auto"
+    """On several ranks: data copies the network to each, sharded splits it over all (FSDP2), hybrid
+    over those of a node, with a copy on each node (HSDP); auto shards when tune is full."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average (EMA) of the trained weights; when set, samples, measurements and
     exports use the average."""
@@ -488,15 +488,17 @@ class RunConfig(Strict):
         plain = self.model.tune == "full" or (
             self.model.lora.type == "lora" and not self.model.lora.use_dora
         )
-        if self.train.parallel == "sharded" and not plain:
+        parallel = self.train.parallel
+        splits = parallel in ("sharded", "hybrid")
+        if splits and not plain:
             raise ValueError(
-                "train.parallel: sharded is for plain LoRA and tune: full: set parallel: data, or "
-                "remove model.lora.use_dora and model.lora.type"
+                f"train.parallel: {parallel} is for plain LoRA and tune: full: set "
+                "parallel: data, or remove model.lora.use_dora and model.lora.type"
             )
         for key in ("quantization", "block_swap"):
-            if self.train.parallel == "sharded" and getattr(self.model, key) is not None:
+            if splits and getattr(self.model, key) is not None:
                 raise ValueError(
-                    f"train.parallel: sharded cannot split the weights of model.{key}: remove "
+                    f"train.parallel: {parallel} cannot split the weights of model.{key}: remove "
                     f"model.{key}, or set parallel: data"
                 )
         return self

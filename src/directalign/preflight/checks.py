@@ -110,7 +110,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     )
     findings = [("model", about), *data, *rules, *used, ("output", f"{out}, {disk}")]
     files = tuple[ModelFiles, ...]()
-    cost = None if memory.work is None else cost_of(run, memory.work, place.ranks)
+    cost = None if memory.work is None else cost_of(run, memory.work, place.group)
     with suppress(Exception):  # any error of user code; `estimate` names it
         model = meta_model(run.model, place.is_gpu)
         files = tuple(files_of(run, model.folder, model, memory))

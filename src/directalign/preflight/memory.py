@@ -35,7 +35,7 @@ from ..rewards import reward_class
 from ..rewards.common import image_features
 from ..rewards.mixture import Member, MixReward, key_of
 from ..training.data import accumulation, updates_per_rollout
-from ..training.distributed import TorchProcessGroup, is_sharded_run
+from ..training.distributed import TorchProcessGroup, is_sharded_run, shards_of
 from ..types import Batch, DirectAlignError, Images, Latents, PerSample, Sources
 from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
 from .cost import BYTES, PARTS, Work
@@ -44,7 +44,7 @@ from .meta_models import MetaModel, RewardConfigs, meta_model, on_meta
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 Kind = Literal["counted", "traced", "allowance"]
-GIB = 2**30
+GIB, NODE = 2**30, 8
 CUDA_CONTEXT = GIB
 """CUDA's context, kernels, and workspaces of cuBLAS and cuDNN: .5 to 1.2 GiB by GPU and driver."""
 FRAGMENTATION = 0.08
@@ -67,6 +67,13 @@ class Place:
     is_gpu: bool
     ranks: int = 1
     is_here: bool = True
+    per_node: int = 0
+
+    @property
+    def group(self) -> TorchProcessGroup:
+        """The processes, of which each node has `per_node`: by default torchrun's, else 8."""
+        per_node = self.per_node or int(os.environ.get("LOCAL_WORLD_SIZE", min(self.ranks, NODE)))
+        return TorchProcessGroup(size=self.ranks, per_node=per_node)
 
 
 def this_machine(ranks: int | None = None) -> Place:
@@ -153,7 +160,7 @@ def estimate(run: config.RunConfig, place: Place) -> Estimate:
     Raises DirectAlignError for a model or reward with missing files or of another architecture.
     """
     model = run.model
-    if is_sharded_run(run, TorchProcessGroup(size=place.ranks)) and model.tune == "full":
+    if is_sharded_run(run, place.group) and model.tune == "full":
         # gathered weights have the dtype of the forward pass
         model = model.model_copy(update={"trained_dtype": model.dtype})
     try:
@@ -463,8 +470,7 @@ def _static(
     settings = run.model
     # a GPU holds text encoders that are freed before the other networks
     late = PHASES[1:] if settings.text_encoders == "free" and place.is_gpu else PHASES
-    sharded = is_sharded_run(run, TorchProcessGroup(size=place.ranks))
-    split = place.ranks if sharded else 1
+    split = shards_of(run, place.group)
     share = f", 1/{split} on this rank" if split > 1 else ""
     if settings.tune == "lora":
         bits = f" in {settings.quantization[0]} bits" if settings.quantization else ""

@@ -2,6 +2,7 @@
 
 `data` parallelism averages gradients over the ranks. `sharded` splits every weight, gradient and
 moment; the denoiser's repeated blocks are gathered one at a time for a forward or backward pass.
+`hybrid` splits them within each node alone and averages gradients between nodes (HSDP).
 Shards are float32; a bfloat16 network gathers blocks in bfloat16 and reduces gradients in float32.
 Every rank takes part in every call of the network, in the same order. With a single process all
 collectives are the identity.
@@ -31,19 +32,23 @@ from ..types import DirectAlignError
 
 TIMEOUT = timedelta(minutes=30)
 """Of a collective, for slow ranks. A dead rank closes its connections and fails it at once."""
+MESH = "copies", "shards"
+"""Names of the dimensions of the mesh of ranks; the last one splits the network."""
 
 
 @dataclass(frozen=True)
 class TorchProcessGroup:
     """This process and its group: `rank` counts from 0, rank 0 writes the files.
 
-    `restarts`: how often torchrun has restarted all processes after a failure.
+    `restarts`: how often torchrun has restarted all processes after a failure. `per_node`: the
+    processes of this machine; 0 if the launcher did not say.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     restarts: int = 0
+    per_node: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -161,7 +166,7 @@ def process_group(device: torch.device | None = None) -> Iterator[TorchProcessGr
             f"cannot connect to the other processes at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]})"
         ) from error
-    group = TorchProcessGroup(rank, size, device, restarts)
+    group = TorchProcessGroup(rank, size, device, restarts, _number("LOCAL_WORLD_SIZE", 0))
     yield group  # no clean-up after an error: a barrier would wait for ranks that may have ended
     group.barrier()
     dist.destroy_process_group()
@@ -194,15 +199,38 @@ def _device(local_rank: int) -> torch.device:
 def is_sharded_run(run: config.RunConfig, group: TorchProcessGroup) -> bool:
     """Whether the network is sharded: by `train.parallel`, with several ranks."""
     automatic = run.train.parallel == "auto" and run.model.tune == "full"
-    return group.size > 1 and (run.train.parallel == "sharded" or automatic)
+    return group.size > 1 and (run.train.parallel in ("sharded", "hybrid") or automatic)
 
 
-def shard(denoiser: nn.Module, model: config.ModelConfig, group: TorchProcessGroup) -> None:
-    """Shard the denoiser in place, block by block, each moved to this rank's device."""
+def shards_of(run: config.RunConfig, group: TorchProcessGroup) -> int:
+    """The number of ranks that hold the network between them: 1 if it is not sharded.
+
+    Raises: DirectAlignError for `hybrid` where the nodes have not the same number of ranks.
+    """
+    if not is_sharded_run(run, group):
+        return 1
+    if run.train.parallel != "hybrid":
+        return group.size
+    if group.per_node < 1 or group.size % group.per_node:
+        given = f"{group.size} processes, {group.per_node or 'an unknown number'} on this node"
+        raise DirectAlignError(
+            f"train.parallel: hybrid needs the same number of processes on every node, and there "
+            f"are {given}: launch with torchrun (docs/scaling.md), or set parallel: sharded"
+        )
+    return group.per_node
+
+
+def shard(denoiser: nn.Module, run: config.RunConfig, group: TorchProcessGroup) -> None:
+    """Shard the denoiser in place, block by block, each moved to this rank's device.
+
+    Raises: DirectAlignError as `shards_of`.
+    """
+    model, shards = run.model, shards_of(run, group)
+    sizes = (group.size,) if shards == group.size else (group.size // shards, shards)
     # no block's output is changed in place
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     settings: dict[str, Any] = {
-        "mesh": init_device_mesh(group.device.type, (group.size,)),
+        "mesh": init_device_mesh(group.device.type, sizes, mesh_dim_names=MESH[-len(sizes) :]),
         "mp_policy": MixedPrecisionPolicy(),
         "reshard_after_forward": True,  # the root too: weights may be swapped between two calls
     }

@@ -160,7 +160,8 @@ class AdamW8bit(torch.optim.Optimizer):
         return self.state[p]
 
     def _generator(self, p: nn.Parameter, step: int) -> torch.Generator:
-        shard = p.device_mesh.get_rank() if isinstance(p, DTensor) else 0
+        place = p.device_mesh.get_coordinate() if isinstance(p, DTensor) else None
+        shard = place[-1] if place else 0  # copies of a shard round alike
         seed = generator_for(self.seed, ROUNDING_STREAM, step, shard).initial_seed()
         return torch.Generator(p.device).manual_seed(seed)
 

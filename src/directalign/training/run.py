@@ -184,7 +184,7 @@ def _load(
     if frees:
         precompute_embeddings(run, model, data, group)
     if sharded:
-        distributed.shard(model.denoiser, run.model, group)
+        distributed.shard(model.denoiser, run, group)
     elif frees:
         place_denoiser(model.denoiser, run.model, group.device)
     reward = given.reward or load_reward(run.reward, group.device)
