@@ -9,6 +9,11 @@ Expected beforehand: at equal photo rate, with content at or above .95 and colou
 least 12 times fewer NFE equivalents and 8 times less time than the released setting. Settings were
 chosen with seed 100; the seeds here are others.
 
+At 1e-4 one branch with 2 steps arrived with more colour drift than the released setting on the
+first five seeds. So a lower rate was chosen, on seeds 100 to 102: of 5e-5, 6e-5, 7e-5 and 1e-4 the
+one with the fewest NFE whose mean drift at the level is at most .002 (a tenth of the base model's)
+above that of the released setting. "No worse" is, on eight seeds, a whole interval below that .002.
+
 Rival methods were added after these settings, each at its best learning rate of seed 100: the one
 that reaches the level with content at or above .95 for the fewest NFE (rows of kind `search`; more
 rates of DRaFT-LV and the policy gradients are in study `learning_rates`; no rate of DRaFT-LV keeps
@@ -45,8 +50,8 @@ from .runner import FULL_SIZE, Arm, piece, run_arms, settings_of, sized
 from .tables import Column, Table, means, signed, with_interval
 
 AT_LEVEL = at_photo_rate(0.75)
-SEEDS, PAIRS, ROUNDS = (0, 1, 2, 3, 4), 128, 4
-"""Training seeds; pairs of a measurement; rounds of updates after one for warm-up."""
+SEEDS, RIVAL_SEEDS, PAIRS, ROUNDS = range(8), range(5), 128, 4
+"""Training seeds, and those of rivals; pairs of a measurement; rounds of updates after one for warm-up."""
 COSTS = {"call_equivalents": "NFE equivalents", "cpu_seconds": "seconds"}
 COLUMNS = (
     Column("step", "updates", 1),
@@ -67,11 +72,15 @@ def arm_of(name: str, title: str, recipe: str, every: int, steps: int, *override
     return Arm(name, title, recipe, (*overrides, *size))
 
 
-FAST, SHORT = "train.learning_rate=3e-4", "rollout.training_steps=2"
+FAST, SLOWER = "train.learning_rate=3e-4", "train.learning_rate=7e-5"
+SHORT = "rollout.training_steps=2"
 LONG = "rollout.training_steps=25"
 ARMS = [
     arm_of(RELEASED, "as released", "world_official", 16, 32, LONG, "train.learning_rate=3e-5"),
     arm_of(HALF_COST, "one branch, 2 steps", "world_half_cost", 4, 12, SHORT),
+    arm_of(
+        "half_cost_slower", "one branch, 2 steps, 7e-5", "world_half_cost", 4, 16, SHORT, SLOWER
+    ),
 ]
 LEVERS = [
     arm_of("released_fast", "released, 1e-4", "world_official", 4, 12, LONG),
@@ -115,7 +124,10 @@ def searched() -> list[Arm]:
 def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `price` and `search`, and of the runs, which have `cpu_seconds`; quick: two arms
     and one rate, one seed."""
-    arms, tried = sized(ARMS, quick), sized(searched()[-1 if quick else 0 :], quick)
+    arms, tried = (
+        sized(ARMS[: 2 if quick else None], quick),
+        sized(searched()[-1 if quick else 0 :], quick),
+    )
     levers, rivals = ([], []) if quick else (sized(LEVERS, quick), sized(RIVALS, quick))
     every = [*arms, *levers, *rivals]
     make = partial(prices, every, 1 if quick else ROUNDS)
@@ -126,7 +138,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
     search = run_arms("frontier", tried, (SEARCH_SEED,), out)
     rows = run_arms("frontier", arms, SEEDS[:1] if quick else SEEDS, out)
     rows += run_arms("frontier", levers, SEEDS[:FEW_SEEDS], out)
-    rows += run_arms("frontier", rivals, SEEDS, out)
+    rows += run_arms("frontier", rivals, RIVAL_SEEDS, out)
     rows = [row | {"cpu_seconds": row["step"] * of_one[row["arm"]]} for row in rows]
     return [*rows, *({**row, "kind": "search"} for row in search), *paid]
 
