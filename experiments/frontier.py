@@ -51,7 +51,7 @@ from .tables import Column, Table, means, signed, with_interval
 
 AT_LEVEL = at_photo_rate(0.75)
 SEEDS, RIVAL_SEEDS, PAIRS, ROUNDS = range(8), range(5), 128, 4
-"""Training seeds, and those of rivals; pairs of a measurement; rounds of updates after one for warm-up."""
+"""Training seeds, and those of rivals; pairs of a measurement; rounds of updates after a first."""
 COSTS = {"call_equivalents": "NFE equivalents", "cpu_seconds": "seconds"}
 COLUMNS = (
     Column("step", "updates", 1),
