@@ -6,10 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import Guidance, NonNegativeFloat, Pixels, Positive, PositiveFloat, Size, Steps, Strict
+from .base import (
+    Guidance,
+    Moved,
+    NonNegativeFloat,
+    PathText,
+    Pixels,
+    Positive,
+    PositiveFloat,
+    Size,
+    Steps,
+    Strict,
+)
 
 Sizes = Annotated[list[Size], Field(min_length=1)]
-TRAINING_ONLY = ("reuse", "training_steps", "sizes")
+TRAINING_ONLY = ("reuse", "training_steps", "lora", "sizes")
 """Keys of `rollout` that do not change how a trained model is sampled."""
 
 
@@ -40,6 +51,10 @@ class RolloutConfig(Strict):
     training_steps: Steps | None = None
     """Steps of the rollouts that srpo, prompt_distillation and raft train on; none:
     num_inference_steps, which then applies only to samples and measurements."""
+    lora: Annotated[PathText | None, Moved] = None
+    """A LoRA that is active while images to train on are sampled, and nowhere else, such as a
+    few-step adapter (Lightning, Hyper, Turbo) with a small training_steps; a file or folder as in
+    model.lora.init. For srpo, prompt_distillation, raft, diffusion_nft and awm."""
     sizes: Sizes | None = None
     """Several [height, width] for training, one drawn per update; height and width then apply to
     samples and measurements only."""

@@ -494,6 +494,19 @@ class RunConfig(Strict):
                 f"rollout.training_steps: {self.rollout.training_steps}, and method {method.name} "
                 "trains on the rollouts' own steps: set rollout.num_inference_steps instead"
             )
+        for key in ("lora",):
+            value = getattr(self.rollout, key)
+            if value is not None and (method.PAIRS or not method.ANY_SOLVER):
+                of = "pairs" if method.PAIRS else "the steps of a rollout of its own weights"
+                raise ValueError(
+                    f"rollout.{key}: {value}, and method {method.name} trains on {of}: remove "
+                    f"rollout.{key}, or set method.name: srpo"
+                )
+            if value is not None and self.model.compile:
+                raise ValueError(
+                    f"rollout.{key}: {value} changes blocks between calls, which model.compile "
+                    "does not notice: remove one of the two"
+                )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:
                 raise ValueError(

@@ -32,8 +32,9 @@ from ..models import model_class
 from ..models.attention import check_attention, check_inputs, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
-from ..models.lora import init_file
+from ..models.lora import lora_file
 from ..models.quantization import check_quantization
+from ..models.rollout_lora import RolloutLoRA
 from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
@@ -250,7 +251,8 @@ def unused_settings(run: config.RunConfig) -> list[str]:
         unused.append("model.lora: tune is full")
     if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
         unused.append("method.kl_to: kl_beta is 0")
-    cheaper = {"reuse": run.rollout.reuse > 1, "training_steps": run.rollout.training_steps}
+    cheaper = {name: getattr(run.rollout, name) for name in ("training_steps", "lora")}
+    cheaper["reuse"] = run.rollout.reuse > 1
     data = run.data
     samples = not data.edit_targets or data.offline_steps is not None
     if data.prompts is None and not (data.edits is not None and samples):
@@ -270,10 +272,12 @@ def unused_settings(run: config.RunConfig) -> list[str]:
 
 
 def check_adapters(run: config.RunConfig, out: Path) -> None:
-    """The LoRA that a new run starts from must be there."""
+    """The LoRA that a new run starts from must be there, and that of the rollouts."""
     begun = (out / "run.yaml").is_file()
     if run.model.tune == "lora" and run.model.lora.init is not None and not begun:
-        init_file(run.model.lora.init)
+        lora_file(run.model.lora.init, "model.lora.init")
+    if run.rollout.lora is not None:
+        lora_file(run.rollout.lora, "rollout.lora")
 
 
 def check_steps(run: config.RunConfig) -> None:
@@ -428,7 +432,7 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
 
 
 def check_model(run: config.RunConfig, meta: MetaModel) -> None:
-    """Every image size in the recipe fits the model, and so does the guidance."""
+    """Every image size in the recipe fits the model, and so do guidance and `rollout.lora`."""
     model: Any = meta.model
     sizes = {
         "rollout.height, rollout.width": [image_size(run, meta)],
@@ -445,6 +449,8 @@ def check_model(run: config.RunConfig, meta: MetaModel) -> None:
             message = f"{key}: {height}x{width} does not fit: {error}{remedy}"
             raise DirectAlignError(message) from error
     check_guidance(run, model)
+    if run.rollout.lora is not None:
+        RolloutLoRA(run.rollout.lora, model)
     meta.swapped(run.model.block_swap)
 
 
