@@ -213,7 +213,7 @@ def test_methods_that_train_on_their_own_rollouts_refuse_it(name, tmp_path):
     if name == "dpo":
         given["data"] = {"pairs": "pairs"}
     config.RunConfig.model_validate(given)
-    for key, value in (("lora", "few.safetensors"),):
+    for key, value in (("lora", "few.safetensors"), ("cache", 0.1)):
         changed = {**given, "rollout": {**given["rollout"], key: value}}
         if name in [each["name"] for each in METHODS]:
             config.RunConfig.model_validate(changed)

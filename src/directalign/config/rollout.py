@@ -20,7 +20,7 @@ from .base import (
 )
 
 Sizes = Annotated[list[Size], Field(min_length=1)]
-TRAINING_ONLY = ("reuse", "training_steps", "lora", "sizes")
+TRAINING_ONLY = ("reuse", "training_steps", "lora", "cache", "sizes")
 """Keys of `rollout` that do not change how a trained model is sampled."""
 
 
@@ -55,6 +55,11 @@ class RolloutConfig(Strict):
     """A LoRA that is active while images to train on are sampled, and nowhere else, such as a
     few-step adapter (Lightning, Hyper, Turbo) with a small training_steps; a file or folder as in
     model.lora.init. For srpo, prompt_distillation, raft, diffusion_nft and awm."""
+    cache: PositiveFloat | None = None
+    """Threshold of diffusers' First Block Cache while images to train on are sampled: a call skips
+    the other blocks if the first one changes its input as in the last whole call, up to this
+    relative difference (0.05 to 0.2 is usual); none computes all. For the methods of lora, with
+    FLUX.1 and Qwen-Image."""
     sizes: Sizes | None = None
     """Several [height, width] for training, one drawn per update; height and width then apply to
     samples and measurements only."""

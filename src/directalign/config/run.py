@@ -494,7 +494,7 @@ class RunConfig(Strict):
                 f"rollout.training_steps: {self.rollout.training_steps}, and method {method.name} "
                 "trains on the rollouts' own steps: set rollout.num_inference_steps instead"
             )
-        for key in ("lora",):
+        for key in ("lora", "cache"):
             value = getattr(self.rollout, key)
             if value is not None and (method.PAIRS or not method.ANY_SOLVER):
                 of = "pairs" if method.PAIRS else "the steps of a rollout of its own weights"

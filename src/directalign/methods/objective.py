@@ -35,6 +35,7 @@ from ..diffusion.sampling import (
     training_sigmas,
 )
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
+from ..models.block_cache import block_cache
 from ..models.rollout_lora import RolloutLoRA
 from ..rewards.common import image_features, reward_input, score_all
 from ..rewards.mixture import MixReward
@@ -151,8 +152,12 @@ class ObjectiveMethod:
         return made["x0"], made["noise"], cond.guided(*call)
 
     def sample(self, start: RolloutStart) -> Latents:
-        """x0 to train on, without gradient, under `rollout.lora`."""
-        with self.rollout_lora.active() if self.rollout_lora is not None else nullcontext():
+        """x0 to train on, without gradient, under `rollout.lora` and `rollout.cache`."""
+        lora, threshold = self.rollout_lora, self.rollout.cache
+        with (
+            lora.active() if lora is not None else nullcontext(),
+            block_cache(self.model.denoiser, threshold) if threshold else nullcontext(),
+        ):
             return sample_rollout(self.model, start)
 
     def start(self, batch: Batch) -> RolloutStart:

@@ -30,6 +30,7 @@ from ..io import hub
 from ..methods import method_class, objective
 from ..models import model_class
 from ..models.attention import check_attention, check_inputs, set_attention
+from ..models.block_cache import check_block_cache
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.lora import lora_file
@@ -43,6 +44,7 @@ from ..toyworld.judges import foreign_prompt
 from ..toyworld.worlds import WORLDS
 from ..training import trackers
 from ..training.data import accumulation, scanned
+from ..training.distributed import TorchProcessGroup, check_cached_ranks
 from ..types import DirectAlignError
 from .cost import Cost, cost_of
 from .early_stopping import check_early_stopping, early_stopping_warnings
@@ -135,6 +137,7 @@ def check_model_here(run: config.RunConfig, place: Place, online: bool) -> tuple
     except Exception:  # any error of user code; `estimate` names it
         return about, warnings
     check_model(run, model)
+    check_cached_ranks(run, TorchProcessGroup(size=place.ranks))
     warnings = guidance_warnings(run, model.model)
     if place.is_here:
         warnings += check_machine(run.model, model, online)
@@ -210,13 +213,16 @@ def _check_sources(key: str, reward: config.SingleRewardConfig, data: config.Dat
 
 
 def check_method(run: config.RunConfig) -> None:
-    """Control phrases and noise levels of the method."""
+    """Control phrases and noise levels of the method, and the cache of its rollouts."""
     mixed = isinstance(run.reward, config.MixtureConfig)
     words, key = run.method.control_phrases, "control_phrases"
     _check_phrases(f"method.{key}", words, None if mixed else run.reward)
     for index, member in enumerate(run.reward.members if mixed else ()):
         own = member.control_phrases or config.ControlPhrases()
         _check_phrases(f"reward.members.{index}.{key}", own, member.reward)
+    if run.rollout.cache is not None:
+        name = run.model.architecture
+        check_block_cache(model_class(name), name, run.rollout.cache)
     check = getattr(method_class(run.method.name), "check", None)
     if check is not None:
         check(run.method, run.rollout, model_class(run.model.architecture).path)
@@ -251,7 +257,7 @@ def unused_settings(run: config.RunConfig) -> list[str]:
         unused.append("model.lora: tune is full")
     if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
         unused.append("method.kl_to: kl_beta is 0")
-    cheaper = {name: getattr(run.rollout, name) for name in ("training_steps", "lora")}
+    cheaper = {name: getattr(run.rollout, name) for name in ("training_steps", "lora", "cache")}
     cheaper["reuse"] = run.rollout.reuse > 1
     data = run.data
     samples = not data.edit_targets or data.offline_steps is not None

@@ -276,9 +276,9 @@ def trace(run: config.RunConfig, model: MetaModel, rewards: MetaRewards) -> Trac
     """Run one update of each kind and one evaluation on fake tensors.
 
     If that fails, run them without the rewards, then give up; `warnings` name what is missing.
-    Rollouts are those without `rollout.lora`, whose numbers are needed.
+    Rollouts are those without `rollout.lora` and `rollout.cache`, whose numbers are needed.
     """
-    plain = run.rollout.model_copy(update={"lora": None})
+    plain = run.rollout.model_copy(update={"lora": None, "cache": None})
     run = run.model_copy(update={"rollout": plain})
     try:
         return _traced(run, model, rewards.trained_on, list(rewards.held_out.values()))

@@ -197,6 +197,16 @@ def is_sharded_run(run: config.RunConfig, group: TorchProcessGroup) -> bool:
     return group.size > 1 and (run.train.parallel == "sharded" or automatic)
 
 
+def check_cached_ranks(run: config.RunConfig, group: TorchProcessGroup) -> None:
+    """Raise DirectAlignError if ranks would skip blocks (`rollout.cache`) of shared weights."""
+    if run.rollout.cache is not None and is_sharded_run(run, group):
+        raise DirectAlignError(
+            f"rollout.cache: {run.rollout.cache}: each process skips blocks by its own images, and "
+            "sharded weights are gathered by all at once: set train.parallel: data, or remove "
+            "rollout.cache"
+        )
+
+
 def shard(denoiser: nn.Module, model: config.ModelConfig, group: TorchProcessGroup) -> None:
     """Shard the denoiser in place, block by block, each moved to this rank's device."""
     # no block's output is changed in place
