@@ -502,11 +502,6 @@ class RunConfig(Strict):
                     f"rollout.{key}: {value}, and method {method.name} trains on {of}: remove "
                     f"rollout.{key}, or set method.name: srpo"
                 )
-            if value is not None and self.model.compile:
-                raise ValueError(
-                    f"rollout.{key}: {value} changes blocks between calls, which model.compile "
-                    "does not notice: remove one of the two"
-                )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:
                 raise ValueError(

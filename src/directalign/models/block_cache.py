@@ -2,8 +2,8 @@
 
 A call whose first block changes its input nearly as in the last whole call takes the change that
 the other blocks made there. The decision is one for the whole batch. Each pass of classifier-free
-guidance has a state of its own. Sharded weights are gathered by all processes together, and each
-process skips by its own images; torch.compile does not notice that blocks change: both are refused.
+guidance has a state of its own. Sharded weights are refused: all processes gather them together,
+and each skips by its own images.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 
 Forward hooks add up(down(x)) to the outputs of the layers that the file names. So it is no part of
 the denoiser: training, measurements and saved weights are without it, and it works beside adapters
-of peft, quantized and sharded weights, and with `tune: full`. torch.compile does not see hooks that
-come and go, so the two cannot be combined.
+of peft, quantized and sharded weights, and with `tune: full`. `attention.accelerate` makes compiled
+blocks notice hooks.
 """
 
 import hashlib
