@@ -8,7 +8,8 @@ every update, and the learning rate that study `learning_rates` chose.
 Added after these: four steps with and without a few-step LoRA (`rollout.lora`); skipped blocks
 (`rollout.cache`) under thresholds that skip some in rollouts of eight steps; `MADE` images of the
 base model in place of rollouts, whose cost is part of every row of the arm. Images always get fresh
-noise, rollouts keep theirs. NFE count a call with skipped blocks as a whole one: see the time.
+noise, and rollouts keep theirs, but for the arm of fresh noise. NFE count a call with skipped
+blocks as a whole one: see the time.
 
 Expected beforehand: at equal photo rate, with content at or above .95 and colour drift no worse, at
 least 12 times fewer NFE equivalents and 8 times less time than the released setting. Settings were
@@ -96,6 +97,7 @@ LEVERS = [
     arm_of("half_reuse_4", "one branch, reuse 4", "world_half_cost", 4, 12, "rollout.reuse=4"),
     arm_of("steps_2", "anchored, 2 steps", "world_srpo", 8, 24, SHORT),
     arm_of("rate", "anchored, 3e-4", "world_srpo", 4, 12, FAST),
+    arm_of("fresh", "anchored, fresh noise", "world_srpo", 4, 12, "method.noise.source=fresh"),
     arm_of("steps_4", "anchored, 4 steps", "world_srpo", 8, 24, FOUR),
     arm_of("lora_4", "anchored, 4 steps with a LoRA", "world_srpo", 8, 24, FOUR, FEW_STEP),
     *(
@@ -158,8 +160,8 @@ def measure(out: Path, quick: bool) -> list[Row]:
 
 def off_policy(out: Path) -> Arm:
     """Anchored SRPO on the images of `made_images`."""
-    data = f"data.images={out / OFF_POLICY}", "data.prompts=null"
-    return arm_of(OFF_POLICY, "anchored, images made once", "world_srpo", 8, 24, *data)
+    images = f"data.images={out / OFF_POLICY}"  # not data.prompts, which are measured
+    return arm_of(OFF_POLICY, "anchored, images made once", "world_srpo", 4, 12, images)
 
 
 def made_images(arm: Arm, out: Path) -> Row:
