@@ -97,7 +97,7 @@ LEVERS = [
     arm_of("half_reuse_4", "one branch, reuse 4", "world_half_cost", 4, 12, "rollout.reuse=4"),
     arm_of("steps_2", "anchored, 2 steps", "world_srpo", 8, 24, SHORT),
     arm_of("rate", "anchored, 3e-4", "world_srpo", 4, 12, FAST),
-    arm_of("fresh", "anchored, fresh noise", "world_srpo", 4, 12, "method.noise.source=fresh"),
+    arm_of("fresh", "anchored, fresh noise", "world_srpo", 8, 24, "method.noise.source=fresh"),
     arm_of("steps_4", "anchored, 4 steps", "world_srpo", 8, 24, FOUR),
     arm_of("lora_4", "anchored, 4 steps with a LoRA", "world_srpo", 8, 24, FOUR, FEW_STEP),
     *(

@@ -54,7 +54,8 @@ class RolloutConfig(Strict):
     lora: Annotated[PathText | None, Moved] = None
     """A LoRA that is active while images to train on are sampled, and nowhere else, such as a
     few-step adapter (Lightning, Hyper, Turbo) with a small training_steps; a file or folder as in
-    model.lora.init. For srpo, prompt_distillation, raft, diffusion_nft and awm."""
+    model.lora.init, or world:flux_turbo. For srpo, prompt_distillation, raft, diffusion_nft and
+    awm."""
     cache: PositiveFloat | None = None
     """Threshold of diffusers' First Block Cache while images to train on are sampled: a call skips
     the other blocks if the first one changes its input as in the last whole call, up to this
