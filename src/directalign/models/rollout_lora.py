@@ -36,7 +36,7 @@ class RolloutLoRA:
         self.factors = {
             name: (each.down.to(device), each.up.to(device)) for name, each in updates.items()
         }
-        self.given, self.fingerprint = given, _fingerprint(updates)
+        self.fingerprint = _fingerprint(updates)
 
     @contextmanager
     def active(self) -> Iterator[None]:
