@@ -5,6 +5,12 @@ Levers: updates per rollout (`rollout.reuse`), steps of the rollouts that are tr
 branch, and several together, against the released setting: two branches, a 25-step rollout for
 every update, and the learning rate that study `learning_rates` chose.
 
+Added after these: four steps with and without a few-step LoRA (`rollout.lora`); skipped blocks
+(`rollout.cache`) under thresholds that skip some in rollouts of eight steps; `MADE` images of the
+base model in place of rollouts, whose cost is part of every row of the arm. Images always get fresh
+noise, and rollouts keep theirs, but for the arm of fresh noise. NFE count a call with skipped
+blocks as a whole one: see the time.
+
 Expected beforehand: at equal photo rate, with content at or above .95 and colour drift no worse, at
 least 12 times fewer NFE equivalents and 8 times less time than the released setting. Settings were
 chosen with seed 100; the seeds here are others.
@@ -32,8 +38,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count, islice, product
 from pathlib import Path
+from random import Random
+
+from PIL import Image
 
 from directalign.config import RunConfig
+from directalign.data.prompts import read_prompts
+from directalign.evaluation.generate import generate
+from directalign.io.tensors import to_pixels
 from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
@@ -73,8 +85,9 @@ def arm_of(name: str, title: str, recipe: str, every: int, steps: int, *override
 
 
 FAST, SLOWER = "train.learning_rate=3e-4", "train.learning_rate=7e-5"
-SHORT = "rollout.training_steps=2"
+SHORT, FOUR = "rollout.training_steps=2", "rollout.training_steps=4"
 LONG = "rollout.training_steps=25"
+FEW_STEP, CACHE = "rollout.lora=world:flux_turbo", "rollout.cache="
 ARMS = [
     arm_of(RELEASED, "as released", "world_official", 16, 32, LONG, "train.learning_rate=3e-5"),
     arm_of(HALF_COST, "one branch, 2 steps", "world_half_cost", 4, 12, SHORT),
@@ -93,7 +106,16 @@ LEVERS = [
     arm_of("half_reuse_4", "one branch, reuse 4", "world_half_cost", 4, 12, "rollout.reuse=4"),
     arm_of("steps_2", "anchored, 2 steps", "world_srpo", 8, 24, SHORT),
     arm_of("rate", "anchored, 3e-4", "world_srpo", 4, 12, FAST),
+    arm_of("fresh", "anchored, fresh noise", "world_srpo", 8, 24, "method.noise.source=fresh"),
+    arm_of("steps_4", "anchored, 4 steps", "world_srpo", 8, 24, FOUR),
+    arm_of("lora_4", "anchored, 4 steps with a LoRA", "world_srpo", 8, 24, FOUR, FEW_STEP),
+    *(
+        arm_of(f"cache_{share}", f"anchored, cache {share}", "world_srpo", 8, 24, f"{CACHE}{share}")
+        for share in (0.3, 0.5)
+    ),
 ]
+OFF_POLICY, MADE = "off_policy", 64
+"""The arm of images that the base model makes once, and their number."""
 FEW_SEEDS = 3
 """Training seeds of the levers."""
 GRPO, NFT, RATES = "grpo_relative", "diffusion_nft", (5e-5, 1e-4, 2e-4, 4e-4)
@@ -124,12 +146,11 @@ def searched() -> list[Arm]:
 def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `price` and `search`, and of the runs, which have `cpu_seconds`; quick: two arms
     and one rate, one seed."""
-    arms, tried = (
-        sized(ARMS[: 2 if quick else None], quick),
-        sized(searched()[-1 if quick else 0 :], quick),
-    )
+    arms = sized(ARMS[: 2 if quick else None], quick)
+    tried = sized(searched()[-1 if quick else 0 :], quick)
     levers, rivals = ([], []) if quick else (sized(LEVERS, quick), sized(RIVALS, quick))
-    every = [*arms, *levers, *rivals]
+    levers += sized([off_policy(out)], quick)
+    every, once = [*arms, *levers, *rivals], made_images(levers[-1], out)
     make = partial(prices, every, 1 if quick else ROUNDS)
     paid = piece(out, "prices", settings_of(arms[0], 0), make)
     seconds = {row["arm"]: row["update_seconds"] for row in paid}
@@ -137,15 +158,46 @@ def measure(out: Path, quick: bool) -> list[Row]:
     of_one = {arm.name: found[work_of(arm)] for arm in every}
     search = run_arms("frontier", tried, (SEARCH_SEED,), out)
     rows = run_arms("frontier", arms, SEEDS[:1] if quick else SEEDS, out)
-    rows += run_arms("frontier", levers, SEEDS[:FEW_SEEDS], out)
+    rows += run_arms("frontier", levers, SEEDS[: 1 if quick else FEW_SEEDS], out)
     rows += run_arms("frontier", rivals, RIVAL_SEEDS, out)
     rows = [row | {"cpu_seconds": row["step"] * of_one[row["arm"]]} for row in rows]
+    rows = [
+        row | {key: row[key] + once[key] for key in COSTS} if row["arm"] == OFF_POLICY else row
+        for row in rows
+    ]
     return [*rows, *({**row, "kind": "search"} for row in search), *paid]
 
 
+def off_policy(out: Path) -> Arm:
+    """Anchored SRPO on the images of `made_images`."""
+    images = f"data.images={out / OFF_POLICY}"  # not data.prompts, which are measured
+    return arm_of(OFF_POLICY, "anchored, images made once", "world_srpo", 4, 12, images)
+
+
+def made_images(arm: Arm, out: Path) -> Row:
+    """What the base model's images of the arm cost, by key of `COSTS`; made if they are not there:
+    one of each of `MADE` captions of the training, sampled as images to measure are."""
+    run = settings_of(arm, SEARCH_SEED)
+    captions = Random(SEARCH_SEED).sample(read_prompts("world"), MADE)
+
+    def make() -> list[Row]:
+        model, folder = load_model(run.model, "cpu"), out / OFF_POLICY
+        began = time.process_time()
+        images = generate(model, captions, range(MADE), run.rollout)
+        seconds = time.process_time() - began
+        folder.mkdir(exist_ok=True)
+        for index, (caption, image) in enumerate(zip(captions, images, strict=True)):
+            Image.fromarray(to_pixels(image)).save(folder / f"{index}.png")
+            (folder / f"{index}.txt").write_text(caption, encoding="utf-8")
+        calls = MADE * run.rollout.num_inference_steps
+        return [{"call_equivalents": calls, "cpu_seconds": seconds}]
+
+    return piece(out, OFF_POLICY, run, make)[0]
+
+
 def work_of(arm: Arm) -> tuple[str, ...]:
-    """What the cost of an update depends on: the recipe and its rollout."""
-    return arm.recipe, *(each for each in arm.overrides if each.startswith("rollout."))
+    """What the cost of an update depends on: the recipe, its rollout and its data."""
+    return arm.recipe, *(each for each in arm.overrides if each.startswith(("rollout.", "data.")))
 
 
 def prices(arms: Sequence[Arm], rounds: int) -> list[Row]:

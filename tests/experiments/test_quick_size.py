@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from experiments import frontier
 from experiments.__main__ import app
 from experiments.rows import Rows, read_rows
 from experiments.runner import load_study
@@ -49,6 +50,9 @@ def test_a_study_in_its_quick_size(name, folder):
         result = CliRunner().invoke(app, [name, "--out", str(folder / f"study_{name}")])
         assert result.exit_code == 1
         assert "holds the quick size of study recovery, not the full size" in result.output
+    if name == "frontier":  # two steps of each image that is made before the first update
+        rows = [row for row in rows if row["arm"] == frontier.OFF_POLICY and "step" in row]
+        assert min(row["call_equivalents"] for row in rows) == 2 * frontier.MADE
     if name == "timesteps":
         assert sum(row["share"] for row in rows.where(kind="hacking")) == pytest.approx(1)
 

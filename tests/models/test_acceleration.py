@@ -2,15 +2,22 @@
 refused.
 """
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from directalign.config import ModelConfig
 from directalign.models import load_model
+from directalign.models.block_cache import block_cache
 from directalign.models.lora import ReferenceModel
+from directalign.models.rollout_lora import RolloutLoRA
 from directalign.types import DirectAlignError
+from low_rank_updates import updates_of_shape, write_lora
 from tiny import SIZE
 
 
@@ -74,6 +81,38 @@ def test_compiled_blocks_stay_compiled_with_several_sizes_and_the_base_model(
                 with base.active():
                     torch.testing.assert_close(model.predict(noise[:b], sigma[:b], cond), before)
             model.predict(noise[:b], sigma[:b], cond).sum().backward()
+
+
+def test_compiled_blocks_notice_the_lora_and_the_cache_of_rollouts(
+    tiny_flux, tmp_path, monkeypatch
+):
+    whole = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: whole(module, backend="eager"))
+    torch._dynamo.reset()
+    plain, compiled = load(tiny_flux), load(tiny_flux, compile=True)
+    write_lora(tmp_path, updates_of_shape({"transformer_blocks.0.attn.to_q": (16, 16)}))
+    few_steps = {each: RolloutLoRA(str(tmp_path), each) for each in (plain, compiled)}
+    noise, sigma = torch.randn(2, *plain.latent_shape(32, 32)), torch.tensor([0.5, 0.5])
+
+    def predicted(model: Any) -> list[Tensor]:
+        cond = model.encode_prompt(["a red star"] * 2).guided(3.5, 1.0)
+        found = []
+        with torch.no_grad():
+            for inside in (nullcontext(), few_steps[model].active(), nullcontext()):
+                with inside:
+                    found.append(model.predict(noise, sigma, cond))
+            with block_cache(model.denoiser, 1e9):
+                found += [model.predict(each * noise, sigma, cond) for each in (1, 2)]
+        return [*found, model.predict(2 * noise, sigma, cond).detach()]
+
+    expected = torch.stack(predicted(plain))
+    for _ in range(2):
+        torch.testing.assert_close(torch.stack(predicted(compiled)), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    predicted(compiled)
+    assert graphs == counters["stats"]["unique_graphs"] > 0
+    plainly, with_lora, _, _, cached, again = expected
+    assert (with_lora - plainly).abs().max() > 0.01 and (cached - again).abs().max() > 1e-3
 
 
 REFUSED = {

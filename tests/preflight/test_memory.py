@@ -32,6 +32,7 @@ from directalign.rewards import REWARDS, load_reward, reward_class
 from directalign.rewards.common import BaseReward
 from directalign.training.optim import AdamW8bit
 from directalign.types import DirectAlignError
+from low_rank_updates import updates_of_shape, write_lora
 from recorded_rewards import write_aesthetic, write_image_reward
 from tiny_rewards import VLMS, write_altclip, write_open_clip, write_vlm
 
@@ -255,6 +256,16 @@ def test_text_encoders_count_in_the_phases_that_need_them(models):
     assert phases("keep", "text_encoder_2") == set(preflight.PHASES)
     assert phases("offload", "text_encoder_2") == phases("free", "text_encoder_2") == {"encode"}
     assert "encode" in phases("offload", "moments") and "encode" not in phases("free", "moments")
+
+
+def test_rollouts_are_traced_without_their_lora_and_cache_and_the_lora_is_counted(models, tmp_path):
+    file = write_lora(tmp_path, updates_of_shape({"x_embedder": (16, 16)}))
+    plain = a_run("flux", models["flux"])
+    run = changed(plain, rollout={"lora": str(tmp_path), "cache": 0.1})
+    without, found = (preflight.estimate(each, CPU) for each in (plain, run))
+    added = [row for row in found.rows if row.part == "rollout.lora"]
+    assert [row for row in found.rows if row not in added] == list(without.rows)
+    assert set(added[0].sizes.values()) == {file.stat().st_size} and found.warnings == ()
 
 
 @pytest.mark.usefixtures("untraced")

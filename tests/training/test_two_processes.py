@@ -24,6 +24,7 @@ from directalign.io.checkpoint_files import WEIGHTS as WEIGHTS_GROUP
 from directalign.methods.objective_math import Reference
 from directalign.models import load_model
 from directalign.training import early_stopping, run_log
+from low_rank_updates import updates_of_shape, write_lora
 
 HALF = "--set=data.batch_size=2"
 """Of the recipe's four prompts per step."""
@@ -116,12 +117,15 @@ def test_two_nodes_that_shard_alone_match_one_process_which_continues_them(whole
 
 
 def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(tmp_path):
-    """DiffusionNFT's old policy, sharded as the weights are, in a checkpoint of two processes."""
+    """DiffusionNFT's old policy, sharded as the weights are, in a checkpoint of two processes; its
+    samples are made with a LoRA."""
     recipe, log = launching.write_recipe(tmp_path, "full"), tmp_path / "log"
     one, two = tmp_path / "one", tmp_path / "two"
-    method = "--set=method={name: diffusion_nft, group_size: 2, old_decay_rise: 0.2, kl_beta: 0.1}"
-    assert one_process(train(recipe, one, method), log) == 0, log.read_text()
-    assert torchrun(train(recipe, two, method, HALF), log, launching.kill_once(3, rank=1)) != 0
+    nft = "--set=method={name: diffusion_nft, group_size: 2, old_decay_rise: 0.2, kl_beta: 0.1}"
+    write_lora(tmp_path / "few", updates_of_shape({"transformer_blocks.0.attn.to_q": (16, 16)}))
+    method = nft, f"--set=rollout.lora={tmp_path}/few"
+    assert one_process(train(recipe, one, *method), log) == 0, log.read_text()
+    assert torchrun(train(recipe, two, *method, HALF), log, launching.kill_once(3, rank=1)) != 0
     (saved,) = (two / "checkpoints").glob("step-*")
     assert len(read_group(saved, METHOD)) == len(read_group(saved, WEIGHTS_GROUP))
     assert one_process(train(recipe, two, "--resume"), log) == 0, log.read_text()

@@ -22,7 +22,8 @@ from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from .base import FIXED, LAYOUT, RESUME, differences
 from .errors import all_keys, explain, locate
 from .presets import merged
-from .run import EvaluateConfig, RolloutConfig, RunConfig
+from .rollout import RolloutConfig
+from .run import EvaluateConfig, RunConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes of the package; `RECIPES/prompts` holds their prompt lists."""

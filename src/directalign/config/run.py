@@ -13,7 +13,6 @@ from .base import (
     DtypeName,
     Fraction,
     Free,
-    Guidance,
     Judge,
     Layout,
     Moved,
@@ -21,12 +20,9 @@ from .base import (
     NonNegativeFloat,
     Pair,
     PathText,
-    Pixels,
     Positive,
     PositiveFloat,
     Seed,
-    Size,
-    Steps,
     Strict,
     Text,
 )
@@ -34,10 +30,10 @@ from .method_parts import RolloutNoiseLevels
 from .methods import MethodConfig
 from .presets import PRESETS, PresetName, merged
 from .rewards import ClipConfig, QwenVLConfig, RewardConfig, SingleRewardConfig
+from .rollout import RolloutConfig, Sizes
 
 KEPT_FULL = 3
 """Checkpoints of a run of all weights that are kept by default."""
-Sizes = Annotated[list[Size], Field(min_length=1)]
 
 
 class LoRAConfig(Strict):
@@ -232,42 +228,6 @@ class TrackersConfig(Strict):
     """Weights & Biases; needs pip install 'directalign[wandb]'."""
     trackio: TrackioConfig | None = None
     """trackio; needs pip install 'directalign[trackio]'."""
-
-
-TRAINING_ONLY = ("reuse", "training_steps", "sizes")
-"""Keys of `rollout` that do not change how a trained model is sampled."""
-
-
-class RolloutConfig(Strict):
-    """How clean images are sampled, without gradient."""
-
-    num_inference_steps: Steps = 25
-    """Steps from pure noise."""
-    solver: Literal["euler", "dpm_solver", "unipc"] = "euler"
-    """euler: Euler, or DDIM on a DDPM schedule; dpm_solver (DPM-Solver++ 2M) and unipc: diffusers'
-    multistep schedulers, closer to the limit of many steps in few; for methods that train on
-    finished images (srpo, prompt_distillation, raft, diffusion_nft, awm, dpo)."""
-    shift: PositiveFloat | None = None
-    """Shift of the flow grid linspace(1, 0); none uses the checkpoint's own scheduler."""
-    embedded_guidance: NonNegativeFloat | None = None
-    """Guidance input of the network."""
-    cfg_scale: Guidance = 1.0
-    """Classifier-free guidance (two passes when not 1)."""
-    truncate_timestep: Positive | None = None
-    """n: the network gets int(n·sigma)/n instead of sigma (official: 1000)."""
-    height: Pixels | None = None
-    """Pixels; none uses the checkpoint's own size."""
-    width: Pixels | None = None
-    """Pixels; none uses the checkpoint's own size."""
-    reuse: Positive = 1
-    """Updates per rollout of srpo, prompt_distillation and raft, each with its own noise levels and
-    fresh noise; the prompts change with the rollout."""
-    training_steps: Steps | None = None
-    """Steps of the rollouts that srpo, prompt_distillation and raft train on; none:
-    num_inference_steps, which then applies only to samples and measurements."""
-    sizes: Sizes | None = None
-    """Several [height, width] for training, one drawn per update; height and width then apply to
-    samples and measurements only."""
 
 
 class DataConfig(Strict):
@@ -536,6 +496,14 @@ class RunConfig(Strict):
                 f"rollout.training_steps: {self.rollout.training_steps}, and method {method.name} "
                 "trains on the rollouts' own steps: set rollout.num_inference_steps instead"
             )
+        for key in ("lora", "cache"):
+            value = getattr(self.rollout, key)
+            if value is not None and (method.PAIRS or not method.ANY_SOLVER):
+                of = "pairs" if method.PAIRS else "the steps of a rollout of its own weights"
+                raise ValueError(
+                    f"rollout.{key}: {value}, and method {method.name} trains on {of}: remove "
+                    f"rollout.{key}, or set method.name: srpo"
+                )
         for key in method.ROLLOUT_STEPS:
             if (getattr(method, key) or 0) > rollout_steps:
                 raise ValueError(

@@ -13,6 +13,7 @@ units, `share_<label>` its part of the mixed reward, `gradient_<label>` its grad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,6 +35,8 @@ from ..diffusion.sampling import (
     training_sigmas,
 )
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
+from ..models.block_cache import block_cache
+from ..models.rollout_lora import RolloutLoRA
 from ..rewards.common import image_features, reward_input, score_all
 from ..rewards.mixture import MixReward
 from ..types import (
@@ -106,6 +109,8 @@ class ObjectiveMethod:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.seen = partial(reward_input, reward, model)
         self.objective = build_objective(reward, settings, differentiable)
+        given = rollout.lora
+        self.rollout_lora = RolloutLoRA(given, model) if given is not None else None
         self.rollouts = dict[int, Any]()
         """By offset of the batch: what updates with `rollout.reuse` still need of a rollout."""
         self.centre = None
@@ -139,12 +144,21 @@ class ObjectiveMethod:
             nonlocal cond
             start = start_rollout(self.model, self.rollout, first, settings.noise.scope)
             cond = start.cond
-            x0 = sample_rollout(self.model, start)
+            x0 = self.sample(start)
             return {"x0": x0, "noise": start.noise if settings.noise.source == "rollout" else None}
 
         made = self.rolled_out(batch, make)
         cond = cond or encode(self.model, batch.prompts, batch.source_images)
         return made["x0"], made["noise"], cond.guided(*call)
+
+    def sample(self, start: RolloutStart) -> Latents:
+        """x0 to train on, without gradient, under `rollout.lora` and `rollout.cache`."""
+        lora, threshold = self.rollout_lora, self.rollout.cache
+        with (
+            lora.active() if lora is not None else nullcontext(),
+            block_cache(self.model.denoiser, threshold) if threshold else nullcontext(),
+        ):
+            return sample_rollout(self.model, start)
 
     def start(self, batch: Batch) -> RolloutStart:
         """The start of a rollout whose calls may train."""
@@ -202,7 +216,7 @@ class ObjectiveMethod:
             places.append([row // count for row in range(first, first + b)])
             own_cond = cond.rows(places[-1])
             start = start_rollout(self.model, self.rollout, parts[-1], cond=own_cond)
-            latents.append(sample_rollout(self.model, start))
+            latents.append(self.sample(start))
             seen.append(self.seen(latents[-1]))
         return parts, places, latents, seen
 
@@ -213,9 +227,16 @@ class ObjectiveMethod:
 
     def state_dict(self) -> Mapping[str, Any]:
         rollouts = {"rollouts": dict(self.rollouts)} if self.rollouts else {}
-        return {**self.objective.state_dict(), **rollouts}
+        lora = {} if self.rollout_lora is None else {"rollout_lora": self.rollout_lora.fingerprint}
+        return {**self.objective.state_dict(), **rollouts, **lora}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        now = None if self.rollout_lora is None else self.rollout_lora.fingerprint
+        if (before := state.get("rollout_lora")) != now:
+            raise DirectAlignError(
+                f"rollout.lora: {self.rollout.lora}: the checkpoint's rollouts were sampled with "
+                f"{'another LoRA' if before else 'none'}: restore it, or start a new run"
+            )
         self.objective.load_state_dict(state)
         self.rollouts = dict(state.get("rollouts", {}))
 

@@ -62,6 +62,8 @@ def accelerate(denoiser: Any, model: config.ModelConfig) -> None:
     if model.compile:
         # a variant of a block for each size, with and without gradient, adapters and base model
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        # else a compiled block would not notice the hooks of rollout.lora
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         denoiser.compile_repeated_blocks()
 
 

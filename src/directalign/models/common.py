@@ -1,6 +1,7 @@
 """What the architectures share: the base class, tokenization, and tokens of latents."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -71,6 +72,8 @@ class DiffusersModel:
     """Whether it edits source images: an `interfaces.EditingModel`."""
     reads_sources: bool = False
     """Whether its text encoder reads each prompt with the source image."""
+    caches_blocks: bool = False
+    """Whether diffusers' First Block Cache supports the denoiser (`rollout.cache`)."""
     is_distilled: bool = False
     """Whether the checkpoint is not guided by a second pass: `cfg_scale` must be 1."""
     published: str = ""
@@ -189,7 +192,7 @@ class DiffusersModel:
         Raises DirectAlignError for guidance that the checkpoint cannot take, or that it lacks.
         """
         self._check_guidance(cond)
-        pred = self._predict(x_t, sigma, cond).float()
+        pred = self._pass("cond", x_t, sigma, cond)
         if cond.cfg_scale == 1.0:
             return pred
         if cond.unconditional is None:
@@ -198,8 +201,15 @@ class DiffusersModel:
                 "encode the prompts with the model, or set cfg_scale 1"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not cond.detach_negative):
-            uncond = self._predict(x_t, sigma, replace(cond, tensors=cond.unconditional)).float()
+            other = replace(cond, tensors=cond.unconditional)
+            uncond = self._pass("uncond", x_t, sigma, other)
         return self._guide(pred, uncond, cond.cfg_scale)
+
+    def _pass(self, name: str, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
+        """`_predict` in float32; a cache of blocks keeps a state under each name."""
+        is_cached = getattr(self.denoiser, "is_cache_enabled", False)
+        with self.denoiser.cache_context(name) if is_cached else nullcontext():
+            return self._predict(x_t, sigma, cond).float()
 
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         """One pass under `cond.tensors`; `prediction` as latents (b, c, h, w) of any dtype."""

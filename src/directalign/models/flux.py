@@ -39,6 +39,7 @@ class Flux(DiffusersModel):
     lora_layout = "flux"
     components = "black-forest-labs/FLUX.1-dev"
     published = "flux_1_dev"
+    caches_blocks = True
     lora_targets = (
         *JOINT_ATTENTION,
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),

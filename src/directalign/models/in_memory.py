@@ -51,6 +51,11 @@ def source_of(pipe: Any) -> Source:
                 f"pipe.{name}: is offloaded or placed by a device map, which moves weights during "
                 "training: pipe.remove_all_hooks() and pipe.to('cuda'), or load it without"
             )
+        if getattr(module, "is_cache_enabled", False):
+            raise DirectAlignError(
+                f"pipe.{name}: skips blocks by a cache, also in training: "
+                f"pipe.{name}.disable_cache()"
+            )
     devices = {name: next(module.parameters()).device for name, module in _modules(pipe).items()}
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())

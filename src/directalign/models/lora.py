@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from .. import config
 from ..io.tensors import check_names, opened, read_safetensors, shapes_of
+from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
-from .lora_files import DOWN, MAGNITUDE, SCALED, UP, Update, plain_updates, scaled, updates_of
+from .lora_files import DOWN, MAGNITUDE, SCALED, UP, LowRank, plain_updates, scaled, updates_of
 from .quantization import quantize
 from .weight_files import weights_files
 
@@ -242,15 +243,21 @@ def load_adapters(denoiser: Any, tensors: Mapping[str, Tensor], file: FilePath) 
             parameter.copy_(tensors[name] / (scale if name.endswith(SCALED) else 1.0))
 
 
-def init_file(given: str) -> FilePath:
-    """The file of `model.lora.init`. Raises DirectAlignError if there is none."""
+def lora_file(given: str, key: str) -> FilePath:
+    """The LoRA that a key names by file or folder, or world:flux_turbo for that of this model.
+
+    Raises DirectAlignError if there is none.
+    """
+    world = world_of(given)
     path = FilePath(given).expanduser()
+    if world is not None:
+        path = world.assets / given.removeprefix(f"{world.name}:")
     names = (LORA_FILE, "pytorch_lora_weights.safetensors")
     files = [path] if path.is_file() else [path / name for name in names]
     file = next((each for each in files if each.is_file()), None)
     if file is None:
         raise DirectAlignError(
-            f"model.lora.init: {given}: no such file, nor a folder with {' or '.join(names)}; give "
+            f"{key}: {given}: no such file, nor a folder with {' or '.join(names)}; give "
             "a LoRA as .safetensors, or the folder of a finished run"
         )
     return file
@@ -263,8 +270,8 @@ def start_from(denoiser: Any, model: config.ModelConfig, part: str, pipeline: st
     file that diffusers cannot read, and one of other layers or a larger rank.
     """
     assert model.lora.init is not None
-    file = init_file(model.lora.init)
-    found = plain_updates(_read_lora(file, part, pipeline), str(file), "give a plain one")
+    file = lora_file(model.lora.init, "model.lora.init")
+    found = read_lora(file, part, pipeline)
     own, scale = dict(trained(denoiser)), _scale(denoiser)
     own = {_file_name(name): parameter for name, parameter in own.items()}
     for layer, update in found.items():
@@ -287,8 +294,12 @@ def start_from(denoiser: Any, model: config.ModelConfig, part: str, pipeline: st
             up[:, : update.rank] = update.up.to(up) / scale
 
 
-def _read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, Update]:
-    """The updates in a LoRA of diffusers, ComfyUI or kohya's tools, with their scales folded in."""
+def read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, LowRank]:
+    """The updates in a LoRA of diffusers, ComfyUI or kohya's tools, with their scales folded in.
+
+    Raises DirectAlignError for a file that diffusers cannot read, of other parts, and for a DoRA or
+    LoKr.
+    """
     tensors = read_safetensors(file)
     kind: Any = getattr(diffusers, pipeline)
     try:
@@ -314,7 +325,8 @@ def _read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, Update]:
     with opened(file) as content:
         written = json.loads((content.metadata() or {}).get("lora_adapter_metadata", "{}"))
     rank, alpha = (written.get(f"{part}.{key}", 1) for key in ("r", "lora_alpha"))
-    return updates_of(scaled(found, alpha / rank), file)
+    updates = updates_of(scaled(found, alpha / rank), file)
+    return plain_updates(updates, str(file), "give a plain one")
 
 
 def _load_full(denoiser: nn.Module, folder: FilePath) -> None:

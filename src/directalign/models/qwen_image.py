@@ -52,6 +52,7 @@ class QwenImage(VideoLatents, DiffusersModel):
     max_sequence_length = 512  # that the network sees
     usual_cfg = 4.0
     published = "qwen_image"
+    caches_blocks = True
     lora_targets = (
         *JOINT_ATTENTION,
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),

@@ -30,10 +30,12 @@ from ..io import hub
 from ..methods import method_class, objective
 from ..models import model_class
 from ..models.attention import check_attention, check_inputs, set_attention
+from ..models.block_cache import check_block_cache
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
-from ..models.lora import init_file
+from ..models.lora import lora_file
 from ..models.quantization import check_quantization
+from ..models.rollout_lora import RolloutLoRA
 from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
@@ -42,6 +44,7 @@ from ..toyworld.judges import foreign_prompt
 from ..toyworld.worlds import WORLDS
 from ..training import trackers
 from ..training.data import accumulation, scanned
+from ..training.distributed import check_cached_ranks
 from ..types import DirectAlignError
 from .cost import Cost, cost_of
 from .early_stopping import check_early_stopping, early_stopping_warnings
@@ -134,6 +137,7 @@ def check_model_here(run: config.RunConfig, place: Place, online: bool) -> tuple
     except Exception:  # any error of user code; `estimate` names it
         return about, warnings
     check_model(run, model)
+    check_cached_ranks(run, place.group)
     warnings = guidance_warnings(run, model.model)
     if place.is_here:
         warnings += check_machine(run.model, model, online)
@@ -209,13 +213,16 @@ def _check_sources(key: str, reward: config.SingleRewardConfig, data: config.Dat
 
 
 def check_method(run: config.RunConfig) -> None:
-    """Control phrases and noise levels of the method."""
+    """Control phrases and noise levels of the method, and the cache of its rollouts."""
     mixed = isinstance(run.reward, config.MixtureConfig)
     words, key = run.method.control_phrases, "control_phrases"
     _check_phrases(f"method.{key}", words, None if mixed else run.reward)
     for index, member in enumerate(run.reward.members if mixed else ()):
         own = member.control_phrases or config.ControlPhrases()
         _check_phrases(f"reward.members.{index}.{key}", own, member.reward)
+    if run.rollout.cache is not None:
+        name = run.model.architecture
+        check_block_cache(model_class(name), name, run.rollout.cache)
     check = getattr(method_class(run.method.name), "check", None)
     if check is not None:
         check(run.method, run.rollout, model_class(run.model.architecture).path)
@@ -250,7 +257,8 @@ def unused_settings(run: config.RunConfig) -> list[str]:
         unused.append("model.lora: tune is full")
     if getattr(method, "kl_to", "base") != "base" and not method.kl_beta:
         unused.append("method.kl_to: kl_beta is 0")
-    cheaper = {"reuse": run.rollout.reuse > 1, "training_steps": run.rollout.training_steps}
+    cheaper = {name: getattr(run.rollout, name) for name in ("training_steps", "lora", "cache")}
+    cheaper["reuse"] = run.rollout.reuse > 1
     data = run.data
     samples = not data.edit_targets or data.offline_steps is not None
     if data.prompts is None and not (data.edits is not None and samples):
@@ -270,10 +278,12 @@ def unused_settings(run: config.RunConfig) -> list[str]:
 
 
 def check_adapters(run: config.RunConfig, out: Path) -> None:
-    """The LoRA that a new run starts from must be there."""
+    """The LoRA that a new run starts from must be there, and that of the rollouts."""
     begun = (out / "run.yaml").is_file()
     if run.model.tune == "lora" and run.model.lora.init is not None and not begun:
-        init_file(run.model.lora.init)
+        lora_file(run.model.lora.init, "model.lora.init")
+    if run.rollout.lora is not None:
+        lora_file(run.rollout.lora, "rollout.lora")
 
 
 def check_steps(run: config.RunConfig) -> None:
@@ -428,7 +438,7 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
 
 
 def check_model(run: config.RunConfig, meta: MetaModel) -> None:
-    """Every image size in the recipe fits the model, and so does the guidance."""
+    """Every image size in the recipe fits the model, and so do guidance and `rollout.lora`."""
     model: Any = meta.model
     sizes = {
         "rollout.height, rollout.width": [image_size(run, meta)],
@@ -445,6 +455,8 @@ def check_model(run: config.RunConfig, meta: MetaModel) -> None:
             message = f"{key}: {height}x{width} does not fit: {error}{remedy}"
             raise DirectAlignError(message) from error
     check_guidance(run, model)
+    if run.rollout.lora is not None:
+        RolloutLoRA(run.rollout.lora, model)
     meta.swapped(run.model.block_swap)
 
 

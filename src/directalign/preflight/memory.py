@@ -31,6 +31,7 @@ from ..interfaces import Reward
 from ..methods import load_method
 from ..methods.ceiling import unmeasured
 from ..models import model_class
+from ..models.lora import lora_file
 from ..rewards import reward_class
 from ..rewards.common import image_features
 from ..rewards.mixture import Member, MixReward, key_of
@@ -281,7 +282,10 @@ def trace(run: config.RunConfig, model: MetaModel, rewards: MetaRewards) -> Trac
     """Run one update of each kind and one evaluation on fake tensors.
 
     If that fails, run them without the rewards, then give up; `warnings` name what is missing.
+    Rollouts are those without `rollout.lora` and `rollout.cache`, whose numbers are needed.
     """
+    plain = run.rollout.model_copy(update={"lora": None, "cache": None})
+    run = run.model_copy(update={"rollout": plain})
     try:
         return _traced(run, model, rewards.trained_on, list(rewards.held_out.values()))
     except DirectAlignError:
@@ -483,6 +487,9 @@ def _static(
             note = f"of {count} blocks, {stored}, in main memory"
             sizes = dict.fromkeys(("rollout", "train", "measure"), 2 * max(swapped))
             yield Row("two swapped blocks", note, sizes)
+    if run.rollout.lora is not None:
+        size = lora_file(run.rollout.lora, "rollout.lora").stat().st_size
+        yield Row("rollout.lora", "active in rollouts", dict.fromkeys(late, size))
     vae = sum(parameter.nbytes for parameter in model.parts["vae"].parameters())
     yield Row("vae", f"{_count(model.count('vae'))}, frozen", dict.fromkeys(PHASES, vae))
     yield from rewards.rows(late)

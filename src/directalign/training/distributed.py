@@ -202,6 +202,16 @@ def is_sharded_run(run: config.RunConfig, group: TorchProcessGroup) -> bool:
     return group.size > 1 and (run.train.parallel in ("sharded", "hybrid") or automatic)
 
 
+def check_cached_ranks(run: config.RunConfig, group: TorchProcessGroup) -> None:
+    """Raise DirectAlignError if ranks would skip blocks (`rollout.cache`) of shared weights."""
+    if run.rollout.cache is not None and is_sharded_run(run, group):
+        raise DirectAlignError(
+            f"rollout.cache: {run.rollout.cache}: each process skips blocks by its own images, and "
+            "sharded weights are gathered by all at once: set train.parallel: data, or remove "
+            "rollout.cache"
+        )
+
+
 def shards_of(run: config.RunConfig, group: TorchProcessGroup) -> int:
     """The number of ranks that hold the network between them: 1 if it is not sharded.
 

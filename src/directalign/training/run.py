@@ -173,6 +173,7 @@ def _load(
 
     A run that `continues` needs no `model.lora.init`: its checkpoint holds the adapters.
     """
+    distributed.check_cached_ranks(run, group)
     sharded, frees = distributed.is_sharded_run(run, group), run.model.text_encoders == "free"
     first_device = torch.device("cpu") if sharded or frees else None
     model = load_model(run.model, group.device, run.seed, first_device, given.source)
