@@ -39,7 +39,8 @@ def every_arm() -> Iterator[tuple[str, Arm]]:
     yield from (("reward_finetuning", arm) for arm in reward_finetuning.arms(OUT))
     yield from (("inversion", arm) for arm in inversion.ARMS)
     yield from (("frontier", arm) for arm in [*frontier.ARMS, *frontier.LEVERS, *frontier.RIVALS])
-    yield "frontier", frontier.off_policy(OUT)
+    for name in frontier.OFF_POLICY:
+        yield "frontier", frontier.off_policy(name, OUT)
     yield from (("control_phrases", phrases.arm) for phrases in control_phrases.PHRASES)
 
 
