@@ -93,13 +93,11 @@ FEW_STEP, CACHE = "rollout.lora=world:flux_turbo", "rollout.cache="
 ARMS = [
     arm_of(RELEASED, "as released", "world_official", 16, 32, LONG, "train.learning_rate=3e-5"),
     arm_of(HALF_COST, "one branch, 2 steps", "world_half_cost", 4, 12, SHORT),
-    arm_of(
-        "half_cost_slower", "one branch, 2 steps, 7e-5", "world_half_cost", 4, 16, SHORT, SLOWER
-    ),
+    arm_of("half_cost_slower", "one branch, 7e-5", "world_half_cost", 4, 16, SHORT, SLOWER),
 ]
 LEVERS = [
     arm_of("released_fast", "released, 1e-4", "world_official", 4, 12, LONG),
-    arm_of("cheapest", "anchored, 2 steps, 3e-4", "world_srpo", 2, 8, SHORT, FAST),
+    arm_of("cheapest", "2 steps, 3e-4", "world_srpo", 2, 8, SHORT, FAST),
     arm_of("default", "anchored (default)", "world_srpo", 8, 24),
     *(
         arm_of(f"reuse_{k}", f"anchored, reuse {k}", "world_srpo", 8, 24, f"rollout.reuse={k}")
@@ -110,7 +108,7 @@ LEVERS = [
     arm_of("rate", "anchored, 3e-4", "world_srpo", 4, 12, FAST),
     arm_of("fresh", "anchored, fresh noise", "world_srpo", 8, 24, "method.noise.source=fresh"),
     arm_of("steps_4", "anchored, 4 steps", "world_srpo", 8, 24, FOUR),
-    arm_of("lora_4", "anchored, 4 steps with a LoRA", "world_srpo", 8, 24, FOUR, FEW_STEP),
+    arm_of("lora_4", "4 steps, LoRA", "world_srpo", 8, 24, FOUR, FEW_STEP),
     *(
         arm_of(f"cache_{share}", f"anchored, cache {share}", "world_srpo", 8, 24, f"{CACHE}{share}")
         for share in (0.3, 0.5)
@@ -120,6 +118,11 @@ OFF_POLICY, MADE = {"off_policy": 8, "off_policy_2": 2}, 64
 """Steps of the images that the base model makes once, by arm, and their number."""
 FEW_SEEDS = 3
 """Training seeds of the levers."""
+DRAWN = {
+    *(RELEASED, HALF_COST, "half_cost_slower", "off_policy_2"),
+    *("released_fast", "cheapest", "default", "reuse_16", "steps_2"),
+}
+"""Arms of the figure of photo rate over cost."""
 GRPO, NFT, RATES = "grpo_relative", "diffusion_nft", (5e-5, 1e-4, 2e-4, 4e-4)
 RIVALS = [
     arm_of("draft_lv", "DRaFT-LV", "world_draft_lv", 6, 24, "train.learning_rate=3e-4"),
@@ -176,7 +179,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
 def off_policy(name: str, out: Path) -> Arm:
     """Anchored SRPO on the images of `images_of`."""
     images = f"data.images={out / name}"  # not data.prompts, which are measured
-    title = f"anchored, images made once in {OFF_POLICY[name]} steps"
+    title = f"base images, {OFF_POLICY[name]} steps"
     return arm_of(name, title, "world_srpo", 4, 12, images)
 
 
@@ -304,7 +307,7 @@ def _search_table(rows: Rows) -> Table:
 def draw(rows: Rows, folder: Path) -> list[Path]:
     runs, files, columns = rows.runs, [], []
     rivals = {arm.name for arm in RIVALS}
-    groups = {"curves": runs.arms.keys() - rivals, "rivals": {RELEASED, HALF_COST, *rivals}}
+    groups = {"curves": DRAWN, "rivals": {RELEASED, HALF_COST, *rivals}}
     for name, arms in groups.items():
         paid, panels = Rows(r for r in runs if r["step"] > 0 and r["arm"] in arms), []
         for key, x in COSTS.items():
