@@ -6,10 +6,11 @@ In each `write_*`, `scheduler` overrides the settings of the scheduler and `tran
 those of the denoiser. The session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_v` are read-only.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pytest
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from sentencepiece import SentencePieceTrainer
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
@@ -164,6 +168,33 @@ def write_sdxl(
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
     )
+
+
+def write_kolors(
+    folder: Path, scheduler: Overrides = None, unet: Overrides = None, seed: int = 0
+) -> Path:
+    """Kolors with a two-level UNet, 256 text tokens, and the release's table of 1100 levels."""
+    torch.manual_seed(seed)
+    file = folder / "tokenizer" / "tokenizer.model"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(sentencepiece_model())
+    tokenizer = ChatGLMTokenizer(str(file))
+    sizes = ChatGLMConfig(**SIZES["chatglm"], padded_vocab_size=tokenizer.vocab_size)
+    encoder = ChatGLMModel(sizes, empty_init=False)
+    for name, weight in encoder.named_parameters():  # the class leaves norms as they are in memory
+        if "norm" in name:
+            torch.nn.init.normal_(weight, mean=1.0, std=0.2)
+    table = {"num_train_timesteps": 1100, "beta_end": 0.014}
+    settings = SIZES["sdxl_scheduler"] | table | (scheduler or {})
+    sizes = SIZES["sd"] | SIZES["sdxl"] | SIZES["kolors"] | (unet or {})
+    diffusers.KolorsPipeline(
+        vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(**sizes),
+        scheduler=diffusers.EulerDiscreteScheduler(**settings),
+    ).save_pretrained(folder)
+    return folder
 
 
 @saved
@@ -454,6 +485,7 @@ WRITERS = {
     "sd3": write_sd3,
     "sd": write_sd,
     "sdxl": write_sdxl,
+    "kolors": write_kolors,
     "qwen_image": write_qwen_image,
     "qwen_image_edit": write_qwen_image_edit,
     "qwen_image_edit_plus": write_qwen_image_edit_plus,
@@ -526,6 +558,22 @@ def t5_tokenizer() -> T5TokenizerFast:
     known = {piece for piece, _ in pieces}
     pieces += [(chr(code), -8.0) for code in range(33, 127) if chr(code) not in known]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
+
+
+@cache
+def sentencepiece_model() -> bytes:
+    """The words of `WORDS` and single letters."""
+    written = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([TEXT, *map(chr, range(33, 127))]),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=160,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    return written.getvalue()
 
 
 INSTRUCTION = (

@@ -386,6 +386,11 @@ def two_clip_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensor
     return {"sequence": sequence, "pooled": pooled}, {"sequence": empty, "pooled": empty_pooled}
 
 
+def kolors_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, empty, pooled, empty_pooled = pipeline.encode_prompt(prompts)
+    return {"sequence": sequence, "pooled": pooled}, {"sequence": empty, "pooled": empty_pooled}
+
+
 def sd3_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
     return pipeline.transformer(
         x_t, tensors["sequence"], tensors["pooled"], (1000 * sigma).float()
@@ -394,7 +399,7 @@ def sd3_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> 
 
 def unet_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
     table = (1 - pipeline.scheduler.alphas_cumprod.double()).sqrt().numpy()
-    timesteps = torch.from_numpy(np.interp(sigma.numpy(), table, np.arange(1000))).float()
+    timesteps = torch.from_numpy(np.interp(sigma.numpy(), table, np.arange(len(table)))).float()
     added = None
     if "pooled" in tensors:
         height, width = 4 * x_t.shape[2], 4 * x_t.shape[3]

@@ -32,6 +32,7 @@ MODELS: dict[str, str] = {
     "sd3": "sd3:StableDiffusion3",
     "sd": "sd:StableDiffusion",
     "sdxl": "sd:StableDiffusionXL",
+    "kolors": "sd:Kolors",
     "qwen_image": "qwen_image:QwenImage",
     "qwen_image_edit": "qwen_image:QwenImageEdit",
     "qwen_image_edit_plus": "qwen_image:QwenImageEditPlus",

@@ -20,7 +20,12 @@ from . import single_file
 from .checkpoint_source import Source
 from .weight_files import read_json, variant_of_part, weights_files
 
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+LIBRARIES = {
+    "diffusers": diffusers,
+    "transformers": transformers,
+    "kolors": diffusers.pipelines.kolors,
+}
+"""Where classes of parts are, by the library that model_index.json names."""
 BASES = (
     diffusers.ModelMixin,
     diffusers.SchedulerMixin,
@@ -44,7 +49,7 @@ def load_parts(
     """
     if source.pipeline is not None:
         return _pipeline_parts(source.pipeline, parts)
-    for library in LIBRARIES.values():
+    for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     index_file = source.folder / "model_index.json"
     if source.build is None:

@@ -6,6 +6,7 @@ of its architecture is taken, with a warning. Tokenizers are stubs that return t
 """
 
 import atexit
+import inspect
 import json
 import logging
 import math
@@ -32,6 +33,7 @@ from ..io.image_settings import IMAGE_SETTINGS
 from ..io.pretrained import contents, from_pretrained
 from ..models import block_swap, model_class, single_file
 from ..models.checkpoint_source import Source
+from ..models.components import LIBRARIES
 from ..models.lora import trained
 from ..models.quantization import quantized_layers, stored_bytes
 from ..models.weight_files import read_json
@@ -170,8 +172,9 @@ def _written(name: str) -> Path:
     model = model_class(found["architecture"])
     index: dict[str, Any] = {"_class_name": model.pipeline}
     for part, settings in found["parts"].items():
-        library = "diffusers" if hasattr(diffusers, settings["_class_name"]) else "transformers"
-        index[part] = [library, settings["_class_name"]]
+        class_name = settings["_class_name"]
+        library = next(each for each, held in LIBRARIES.items() if hasattr(held, class_name))
+        index[part] = [library, class_name]
         (folder / part).mkdir()
         file = "preprocessor_config.json" if part == "processor" else "config.json"
         (folder / part / file).write_text(json.dumps(settings), encoding="utf-8")
@@ -240,7 +243,9 @@ def network(kind: Any, settings: Mapping[str, Any]) -> Any:
             if issubclass(kind, diffusers.ModelMixin):
                 made: Any = kind.from_config(given)  # pyright: ignore
             else:
-                made = kind(kind.config_class.from_dict(given))
+                takes_device = "device" in inspect.signature(kind.__init__).parameters
+                place = {"device": "meta"} if takes_device else {}
+                made = kind(kind.config_class.from_dict(given), **place)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise DirectAlignError(
             f"{kind.__name__}: its config.json does not describe such a network ({error}): "
