@@ -4,6 +4,7 @@ called.
 A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ from models.library_calls import (
     flux_network,
     flux_prompts,
     gemma_prompts,
+    hidream_network,
+    hidream_prompts,
     klein_network,
     klein_prompts,
     kolors_prompts,
@@ -82,6 +85,7 @@ from tiny import (
     write_flux,
     write_flux2,
     write_flux_kontext,
+    write_hidream,
     write_klein,
     write_kolors,
     write_krea2,
@@ -189,6 +193,8 @@ class Case:
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
         given |= {"prompt": list(prompts), **size, **more}
+        if hasattr(pipeline, "tokenizer_4"):  # it would scale every size to this one squared
+            pipeline.default_sample_size = math.sqrt(h * w) * (1 + 1e-9)
         if self.edits:
             given["image"] = sources_of(*size.values()).images
             given["max_area"] = size["height"] * size["width"]
@@ -333,6 +339,10 @@ CASES = {
     "aura_flow": Case(
         *("aura_flow", write_aura_flow, aura_flow_prompts, aura_flow_network),
         eight_bits={"transformer": {"num_attention_heads": 8, "caption_projection_dim": 64}},
+    ),
+    "hidream": Case(
+        *("hidream", write_hidream, hidream_prompts, hidream_network, SHIFTED),
+        eight_bits={"transformer": {"num_attention_heads": 8}},
     ),
     "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
     "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),

@@ -44,6 +44,7 @@ MODELS: dict[str, str] = {
     "qwen_image_21": "qwen_image_21:QwenImage21",
     "sana": "sana:Sana",
     "aura_flow": "aura_flow:AuraFlow",
+    "hidream": "hidream:HiDream",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 

@@ -257,12 +257,13 @@ def network(kind: Any, settings: Mapping[str, Any]) -> Any:
 class Tokenizer(transformers.PreTrainedTokenizerBase):
     """A stub: `max_length` tokens per text, else one token for every four letters."""
 
-    pad_token_id = 0
+    pad_token_id, eos_token = 0, ""
     image_token = "<|image_pad|>"
 
     def __init__(self, longest: int, load: Callable[[], Any] | None = None) -> None:
         self.model_max_length, self.load = longest, load
         self.real: Any = None
+        self._special_tokens_map: dict[str, str] = {}  # for a pad_token that a model sets
         self.cut, self.read = 0, 0
         """With `real`: texts that are longer than `read` tokens."""
 
