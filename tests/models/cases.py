@@ -174,6 +174,8 @@ class Case:
         elif "flow_shift" in pipeline.scheduler.config:  # sampled with Euler under its shift
             shift = pipeline.scheduler.config["flow_shift"]
             pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        if hasattr(pipeline, "tokenizer_4"):  # it scales every size to the area of this one
+            pipeline.default_sample_size = SIZE // self.cell
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -193,7 +195,7 @@ class Case:
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
         given |= {"prompt": list(prompts), **size, **more}
-        if hasattr(pipeline, "tokenizer_4"):  # it would scale every size to this one squared
+        if hasattr(pipeline, "tokenizer_4"):
             pipeline.default_sample_size = math.sqrt(h * w) * (1 + 1e-9)
         if self.edits:
             given["image"] = sources_of(*size.values()).images
