@@ -4,7 +4,6 @@ called.
 A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,8 +194,8 @@ class Case:
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
         given |= {"prompt": list(prompts), **size, **more}
-        if hasattr(pipeline, "tokenizer_4"):
-            pipeline.default_sample_size = math.sqrt(h * w) * (1 + 1e-9)
+        for name, value in model.call_settings(*size.values()).items():
+            setattr(pipeline, name, value)
         if self.edits:
             given["image"] = sources_of(*size.values()).images
             given["max_area"] = size["height"] * size["width"]

@@ -3,15 +3,19 @@ Llama, with a pooled embedding of two CLIPs.
 
 The network predicts x0 - noise. Guidance takes two passes. HiDream-I1-Full names a multistep
 solver; here, as with a plain Euler scheduler in the pipeline, sampling is Euler under the same
-shift. The pipeline's call scales every size to the area of 1024x1024 (`default_sample_size`); here
-an image has the size that is asked for. Left out: the distilled Dev and Fast, which are sampled
-with new noise at every step.
+shift. The pipeline's call scales every size to the area of its `default_sample_size`, 1024x1024;
+here an image has the size that is asked for. Left out: the distilled Dev and Fast, which are
+sampled with new noise at every step.
+
+The repository of the release comes without the Llama (3.1 8B Instruct): `model.args.llama` names
+its folder or hub id. A folder that was saved with it needs none.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -24,8 +28,10 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, LlamaForCausalLM, T5EncoderModel
 
+from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import vae
+from .checkpoint_source import Source
 from .common import DiffusersModel, parts_of
 
 
@@ -39,6 +45,7 @@ class HiDream(DiffusersModel):
         (*[CLIPTextModelWithProjection] * 2, T5EncoderModel, LlamaForCausalLM),
         scheduler=SchedulerMixin,
     )
+    separate_parts: ClassVar = {"llama": ("tokenizer_4", "text_encoder_4")}
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
     packing = 1
     components = "HiDream-ai/HiDream-I1-Full"
@@ -49,6 +56,18 @@ class HiDream(DiffusersModel):
         *("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out"),
         *("attn1.to_q_t", "attn1.to_k_t", "attn1.to_v_t", "attn1.to_out_t"),
     )
+
+    def __init__(
+        self,
+        source: Source,
+        model: config.ModelConfig,
+        device: torch.device,
+        seed: int,
+        llama: str = "",
+    ) -> None:
+        """`llama`: folder or hub id of the Llama; `source` has its files."""
+        del llama
+        super().__init__(source, model, device, seed)
 
     @classmethod
     def check(cls, folder: FilePath, parts: Mapping[str, Any]) -> None:
@@ -117,6 +136,11 @@ class HiDream(DiffusersModel):
         exponent = calculate_shift(self.max_tokens)
         self.scheduler.set_timesteps(num_inference_steps, mu=exponent)
         return self.scheduler.sigmas.double()
+
+    def call_settings(self, height: int, width: int) -> dict[str, Any]:
+        """The side of a square of this area, a little more: the pipeline rounds sides down."""
+        side = math.sqrt(height * width) / vae.downscaling(self.vae)
+        return {"default_sample_size": side * (1 + 1e-9)}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); an image that is not square is padded to `max_resolution`, and within it."""
