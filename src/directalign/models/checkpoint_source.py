@@ -89,7 +89,7 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
             f"not read here: {remedy}"
         )
     if not model.path.endswith(".safetensors"):
-        if separate_parts(model).keys() - model.args.keys():
+        if separate_parts(model).keys() - model.args.keys():  # before anything large is downloaded
             check_separate(model, _folder(model.path, "model.path", model, weights=False))
         load = partial(_download_language_model, weights=weights)
         elsewhere = named_parts(model, load)
@@ -128,10 +128,19 @@ def separate_parts(model: config.ModelConfig) -> Mapping[str, tuple[str, ...]]:
 
 
 def check_separate(model: config.ModelConfig, folder: Path) -> None:
-    """Raise DirectAlignError for parts that neither `folder` nor `model.args` has."""
-    for key, parts in separate_parts(model).items():
+    """Raise DirectAlignError for parts that neither `folder` nor `model.args` has.
+
+    A folder of another pipeline is not checked: it is refused as such when its parts are.
+    """
+    from . import model_class  # which imports this module
+
+    missing = {key: parts for key, parts in separate_parts(model).items() if key not in model.args}
+    held = read_json(folder / ROOT[0]).get("_class_name") if missing else None
+    if held is None or held != model_class(model.architecture).pipeline:
+        return
+    for key, parts in missing.items():
         lacking = [part for part in parts if not (folder / part).is_dir()]
-        if key not in model.args and lacking:
+        if lacking:
             raise DirectAlignError(
                 f"model.args: {key} is missing; {model.path} comes without {' and '.join(lacking)}:"
                 f" give the folder or hub id of its {key.capitalize()}, args: {{{key}: owner/name}}"
