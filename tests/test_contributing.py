@@ -150,8 +150,9 @@ def test_arguments_that_a_class_does_not_take_are_refused(trained):
     metric = UserMetricConfig(path=f"{trained.parent / 'my_metric.py'}:Even", args={"x": 1})
     with pytest.raises(DirectAlignError, match=r"evaluate\.metrics: .*with args"):
         user_metric_functions([metric], 2)
-    with pytest.raises(DirectAlignError, match="args are for a class of your own"):
-        load_run("world_srpo", ["model.args={title: x}"])
+    run = load_run("world_srpo", ["model.args={title: x}"])
+    with pytest.raises(DirectAlignError, match=r"model\.args: title is for a class of your own"):
+        load_model(run.model, "cpu")
 
 
 def test_it_is_compared_with_its_base(trained):

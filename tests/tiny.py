@@ -7,7 +7,6 @@ those of the denoiser. The session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_
 """
 
 import json
-import re
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -18,11 +17,21 @@ import pytest
 import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from tokenizers import AddedToken
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import TemplateProcessing
-from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+from tiny_tokenizers import (
+    CHAT_OF_PARTS,
+    MAX_SEQUENCE_LENGTH,
+    clip_tokenizer,
+    gemma_tokenizer,
+    qwen_tokenizer,
+    sentencepiece_model,
+    t5_tokenizer,
+)
 
 Overrides = dict[str, Any] | None
 
@@ -35,12 +44,9 @@ for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
 SIZES: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("tiny_sizes.json").read_text()
 )
-TEXT = "a red blue green star circle square on sandy grassy background photo painting ."
-WORDS = TEXT.split()
 IMAGE = "<|image_pad|>"
 SIZE = 32
 """Pixels of a tiny model's images along one side."""
-MAX_SEQUENCE_LENGTH = 12
 BY_TOKENS = {
     "use_dynamic_shifting": True,
     "shift": 1.0,
@@ -164,6 +170,33 @@ def write_sdxl(
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
     )
+
+
+def write_kolors(
+    folder: Path, scheduler: Overrides = None, unet: Overrides = None, seed: int = 0
+) -> Path:
+    """Kolors with a two-level UNet, 256 text tokens, and the release's table of 1100 levels."""
+    torch.manual_seed(seed)
+    file = folder / "tokenizer" / "tokenizer.model"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(sentencepiece_model())
+    tokenizer = ChatGLMTokenizer(str(file))
+    sizes = ChatGLMConfig(**SIZES["chatglm"], padded_vocab_size=tokenizer.vocab_size)
+    encoder = ChatGLMModel(sizes, empty_init=False)
+    for name, weight in encoder.named_parameters():  # the class leaves norms as they are in memory
+        if "norm" in name:
+            torch.nn.init.normal_(weight, mean=1.0, std=0.2)
+    table = {"num_train_timesteps": 1100, "beta_end": 0.014}
+    settings = SIZES["sdxl_scheduler"] | table | (scheduler or {})
+    sizes = SIZES["sd"] | SIZES["sdxl"] | SIZES["kolors"] | (unet or {})
+    diffusers.KolorsPipeline(
+        vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(**sizes),
+        scheduler=diffusers.EulerDiscreteScheduler(**settings),
+    ).save_pretrained(folder)
+    return folder
 
 
 @saved
@@ -446,6 +479,31 @@ def write_aura_flow(scheduler: Overrides = None, transformer: Overrides = None) 
     )
 
 
+@saved
+def write_hidream(scheduler: Overrides = None, transformer: Overrides = None) -> Any:
+    """HiDream-I1 with 16 image tokens, 128 text tokens of each kind and the release's solver."""
+    first, second, third = clip_tokenizer(), clip_tokenizer(), t5_tokenizer()
+    third.model_max_length, fourth = 128, qwen_tokenizer()
+    clip = transformers.CLIPTextModelWithProjection
+    sizes = {"projection_dim": 8, "num_hidden_layers": 1, "max_position_embeddings": 128}
+    text = transformers.LlamaConfig(**SIZES["llama"], vocab_size=len(fourth))
+    denoiser = diffusers.HiDreamImageTransformer2DModel(**SIZES["hidream"] | (transformer or {}))
+    settings = {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return diffusers.HiDreamImagePipeline(
+        scheduler=diffusers.UniPCMultistepScheduler(**settings | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip_encoder(clip, first, **sizes),
+        tokenizer=first,
+        text_encoder_2=clip_encoder(clip, second, **sizes),
+        tokenizer_2=second,
+        text_encoder_3=t5_encoder(third, width=16),
+        tokenizer_3=third,
+        text_encoder_4=transformers.LlamaForCausalLM(text),
+        tokenizer_4=fourth,
+        transformer=denoiser,
+    )
+
+
 WRITERS = {
     "flux": write_flux,
     "flux_kontext": write_flux_kontext,
@@ -454,6 +512,7 @@ WRITERS = {
     "sd3": write_sd3,
     "sd": write_sd,
     "sdxl": write_sdxl,
+    "kolors": write_kolors,
     "qwen_image": write_qwen_image,
     "qwen_image_edit": write_qwen_image_edit,
     "qwen_image_edit_plus": write_qwen_image_edit_plus,
@@ -465,6 +524,7 @@ WRITERS = {
     "qwen_image_21": write_qwen_image_21,
     "sana": write_sana,
     "aura_flow": write_aura_flow,
+    "hidream": write_hidream,
 }
 """By architecture."""
 
@@ -498,90 +558,3 @@ def token_ids(tokenizer: Any) -> dict[str, Any]:
     """The tokenizer's special tokens as keys of a model's config."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name) for name in names}
-
-
-def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
-    """Whole words of `WORDS` and single letters; sequences of 16 tokens."""
-    letters = [chr(code) for code in range(33, 127)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{each}</w>" for each in letters)]
-    merges = []
-    for word in (word for word in WORDS if len(word) > 1):
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces[:2] = [pieces[0] + pieces[1]]
-            tokens.append(pieces[0])
-    vocab = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
-    pairs = list(dict.fromkeys(merges))
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=16)
-    if pad is not None:
-        tokenizer.pad_token = pad
-    return tokenizer
-
-
-def t5_tokenizer() -> T5TokenizerFast:
-    """Whole words of `WORDS` and single letters."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    pieces += [(f"▁{word}", -2.0) for word in WORDS]
-    known = {piece for piece, _ in pieces}
-    pieces += [(chr(code), -8.0) for code in range(33, 127) if chr(code) not in known]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
-
-
-INSTRUCTION = (
-    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background"
-)
-CHAT = (
-    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + "
-    "'<|im_end|>\\n' }}{%- endfor %}\n"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}\n"
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
-)
-"""Qwen3's chat template, without tools."""
-CHAT_OF_PARTS = (
-    "{{- bos_token }}{%- for message in messages %}{{ '[' + message.role + ']' + "
-    "message.content[0].text + '[/' + message.role + ']' }}{%- endfor %}"
-)
-"""Mistral's, of messages that are lists of parts."""
-
-
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Bytes, and whole words of `WORDS` and of Qwen-Image's instruction, which with its frame is 34
-    tokens long as in the real vocabulary. Z-Image and FLUX.2 klein use it too."""
-    words = dict.fromkeys([*re.findall("[a-z]+", INSTRUCTION), *WORDS])
-    spaced = [f"Ġ{word}" for word in words if word.isalpha()]
-    tokens, merges = sorted(ByteLevel.alphabet()), []
-    for word in [*spaced, "system", "user", "assistant", "Describe"]:
-        for end in range(1, len(word)):
-            merges.append((word[:end], word[end]))
-            tokens.append(word[: end + 1])
-    tokenizer = Qwen2Tokenizer(
-        vocab={token: place for place, token in enumerate(dict.fromkeys(tokens))},
-        merges=list(dict.fromkeys(merges)),
-        eos_token="<|im_end|>",
-        chat_template=CHAT,
-        model_max_length=4096,
-    )
-    special = ("<|im_start|>", "<think>", "</think>")
-    tokenizer.add_tokens([AddedToken(name, special=True) for name in special])
-    return tokenizer
-
-
-def gemma_tokenizer() -> transformers.GemmaTokenizer:
-    """Whole words of `WORDS` and single letters, after a first token."""
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *map(chr, range(33, 127))]
-    merges = []
-    for word in WORDS:
-        for end in range(1, len(word) + 1):
-            left = "▁" + word[: end - 1]
-            merges.append((left, word[end - 1]))
-            pieces.append(left + word[end - 1])
-    vocab = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = transformers.GemmaTokenizer(
-        vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=4096
-    )
-    first = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    tokenizer.backend_tokenizer.post_processor = first
-    return tokenizer

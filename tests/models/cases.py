@@ -45,8 +45,11 @@ from models.library_calls import (
     flux_network,
     flux_prompts,
     gemma_prompts,
+    hidream_network,
+    hidream_prompts,
     klein_network,
     klein_prompts,
+    kolors_prompts,
     kontext_network,
     krea2_network,
     krea2_prompts,
@@ -81,7 +84,9 @@ from tiny import (
     write_flux,
     write_flux2,
     write_flux_kontext,
+    write_hidream,
     write_klein,
+    write_kolors,
     write_krea2,
     write_lumina2,
     write_qwen_image,
@@ -168,6 +173,8 @@ class Case:
         elif "flow_shift" in pipeline.scheduler.config:  # sampled with Euler under its shift
             shift = pipeline.scheduler.config["flow_shift"]
             pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        if hasattr(pipeline, "tokenizer_4"):  # it scales every size to the area of this one
+            pipeline.default_sample_size = SIZE // self.cell
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -187,6 +194,8 @@ class Case:
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
         given |= {"prompt": list(prompts), **size, **more}
+        for name, value in model.call_settings(*size.values()).items():
+            setattr(pipeline, name, value)
         if self.edits:
             given["image"] = sources_of(*size.values()).images
             given["max_area"] = size["height"] * size["width"]
@@ -265,6 +274,10 @@ CASES = {
     ),
     "sdxl": Case("sdxl", write_sdxl, eight_bits=WIDE_SDXL, **SDXL),
     "sdxl_v_zero_snr": Case("sdxl", write_sdxl, settings=SDXL_V, **SDXL),
+    "kolors": Case(
+        *("kolors", write_kolors, kolors_prompts, unet_network),
+        eight_bits={"unet": {"block_out_channels": (8, 64)}},
+    ),
     "sd3": Case("sd3", write_sd3, eight_bits=WIDE_SD3, **SD3),
     "sd3_by_size": Case("sd3", write_sd3, settings=BY_SIZE, **SD3),
     "sd35_medium": Case("sd3", write_sd3, settings={"transformer": MEDIUM}, **SD3),
@@ -327,6 +340,10 @@ CASES = {
     "aura_flow": Case(
         *("aura_flow", write_aura_flow, aura_flow_prompts, aura_flow_network),
         eight_bits={"transformer": {"num_attention_heads": 8, "caption_projection_dim": 64}},
+    ),
+    "hidream": Case(
+        *("hidream", write_hidream, hidream_prompts, hidream_network, SHIFTED),
+        eight_bits={"transformer": {"num_attention_heads": 8}},
     ),
     "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
     "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
+from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
@@ -375,6 +376,33 @@ def aura_flow_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensor
     return pipeline.transformer(x_t, tensors["sequence"], sigma.float()).sample
 
 
+def hidream_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, empty, layers, empty_layers, pooled, empty_pooled = pipeline.encode_prompt(prompts)
+    return (
+        {"sequence": sequence, "layers": layers.transpose(0, 1), "pooled": pooled},
+        {"sequence": empty, "layers": empty_layers.transpose(0, 1), "pooled": empty_pooled},
+    )
+
+
+def hidream_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    """Its experts in training mode: in the other they have no gradient."""
+    experts = [
+        each for each in pipeline.transformer.modules() if isinstance(each, MOEFeedForwardSwiGLU)
+    ]
+    for each in experts:
+        each.train()
+    answer = pipeline.transformer(
+        x_t,
+        timesteps=(1000 * sigma).float(),
+        encoder_hidden_states_t5=tensors["sequence"],
+        encoder_hidden_states_llama3=tensors["layers"].transpose(0, 1),
+        pooled_embeds=tensors["pooled"],
+    ).sample
+    for each in experts:
+        each.eval()
+    return -answer
+
+
 def sd_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
     sequence, empty = pipeline.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     return {"sequence": sequence}, {"sequence": empty}
@@ -386,6 +414,11 @@ def two_clip_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensor
     return {"sequence": sequence, "pooled": pooled}, {"sequence": empty, "pooled": empty_pooled}
 
 
+def kolors_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, empty, pooled, empty_pooled = pipeline.encode_prompt(prompts)
+    return {"sequence": sequence, "pooled": pooled}, {"sequence": empty, "pooled": empty_pooled}
+
+
 def sd3_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
     return pipeline.transformer(
         x_t, tensors["sequence"], tensors["pooled"], (1000 * sigma).float()
@@ -394,7 +427,7 @@ def sd3_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> 
 
 def unet_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
     table = (1 - pipeline.scheduler.alphas_cumprod.double()).sqrt().numpy()
-    timesteps = torch.from_numpy(np.interp(sigma.numpy(), table, np.arange(1000))).float()
+    timesteps = torch.from_numpy(np.interp(sigma.numpy(), table, np.arange(len(table)))).float()
     added = None
     if "pooled" in tensors:
         height, width = 4 * x_t.shape[2], 4 * x_t.shape[3]

@@ -12,6 +12,7 @@ from directalign.models.original_layouts import (
     IMAGE_QKV,
     TEXT_QKV,
     Weights,
+    flux,
     fused,
     renamed,
     swapped,
@@ -76,6 +77,36 @@ def z_image(weights: Weights) -> dict[str, Tensor]:
         ^all_(final_layer|x_embedder)\.2-1\.    \1.
         \.attention\.to_out\.0\.                .attention.out.
         \.attention\.norm_(q|k)\.               .attention.\1_norm.
+    """
+    result = renamed(fused(weights, "to_q to_k to_v", "qkv"), rules)
+    return result | {"norm_final.weight": torch.ones(4)}
+
+
+def chroma(weights: Weights) -> dict[str, Tensor]:
+    """Chroma: FLUX.1 with a network of its own for the modulations."""
+    rules = r"""
+        ^(distilled_guidance_layer\.layers\.\d+)\.linear_1           \1.in_layer
+        ^(distilled_guidance_layer\.layers\.\d+)\.linear_2           \1.out_layer
+        ^(distilled_guidance_layer\.norms\.\d+)\.weight             \1.scale
+    """
+    return renamed(flux(weights), rules)
+
+
+def lumina2(weights: Weights) -> dict[str, Tensor]:
+    """Lumina 2: fused attention, a norm that no network has."""
+    rules = r"""
+        ^time_caption_embed\.caption_embedder                   cap_embedder
+        ^time_caption_embed\.timestep_embedder\.linear_1        t_embedder.mlp.0
+        ^time_caption_embed\.timestep_embedder\.linear_2        t_embedder.mlp.2
+        ^norm_out\.linear_1                                     final_layer.adaLN_modulation.1
+        ^norm_out\.linear_2                                     final_layer.linear
+        \.norm1\.linear\.                                      .adaLN_modulation.1.
+        \.norm1\.(norm\.)?                                     .attention_norm1.
+        \.norm2\.                                              .attention_norm2.
+        \.feed_forward\.linear_(\d)\.                          .feed_forward.w\1.
+        \.attn\.to_out\.0\.                                    .attention.out.
+        \.attn\.norm_(q|k)\.                                   .attention.\1_norm.
+        \.attn\.                                               .attention.
     """
     result = renamed(fused(weights, "to_q to_k to_v", "qkv"), rules)
     return result | {"norm_final.weight": torch.ones(4)}

@@ -18,7 +18,7 @@ from models.srpo_by_hand import PROMPTS
 from models.test_equality import close, image_of, noise_for, rollout_of
 from tiny import SIZE
 
-RECORDED = ("flux2_klein", "sd3", "qwen_image", "z_image")
+RECORDED = ("flux2_klein", "sd3", "qwen_image", "z_image", "kolors", "hidream")
 """Beside those of edits; others: tests/cli/test_models_end_to_end.py."""
 
 

@@ -58,7 +58,7 @@ SIZES = {
 
 def test_sizes(name, model):
     assert model.latent_shape(SIZE, 2 * SIZE) == SIZES.get(name, (4, 8, 16))
-    fixed = {"krea2": 128 * 4, "qwen_image_21": 64 * 16}
+    fixed = {"hidream": 2 * SIZE, "krea2": 128 * 4, "qwen_image_21": 64 * 16}
     fixed |= {n: 128 * 4 for n in PLAIN if n.startswith("qwen_image") and n not in fixed}
     assert model.default_size == (fixed.get(name, SIZE),) * 2
     multiple = {"qwen_image_21": 32, "sana": 4}.get(name, 8)
@@ -109,6 +109,16 @@ REFUSED = [
     ("sdxl", {"unet": {"addition_embed_type": None}}, "addition_embed_type is None"),
     ("sdxl", {"unet": {"time_cond_proj_dim": 8}}, "takes its guidance as an input"),
     ("sdxl", {"unet": REFINER}, "takes 32 numbers beside the prompt, SDXL gives 36: refiners"),
+    (
+        "kolors",
+        {"unet": {"projection_class_embeddings_input_dim": 36}},
+        "takes 36 numbers beside the prompt, Kolors gives 40",
+    ),
+    (
+        "hidream",
+        {"scheduler": {"use_flow_sigmas": False}},
+        "a UniPCMultistepScheduler is no solver",
+    ),
     ("sd3", {"scheduler": {"stochastic_sampling": True}}, "stochastic_sampling is on"),
     ("sd", {"scheduler": {"prediction_type": "sample"}}, "prediction_type sample"),
     ("sd", {"scheduler": {"rescale_betas_zero_snr": True}}, "set rescale_betas_zero_snr to false"),
@@ -285,7 +295,7 @@ def test_adapters_cover_every_attention_and_both_kinds_of_blocks(folders, tmp_pa
         assert any(".attn2.to_out.0." in name for name in names) is dual
 
 
-def test_sd3_refuses_sizes_beyond_its_position_embeddings_and_a_missing_t5(tmp_path):
+def test_sizes_beyond_the_positions_of_a_model_and_a_missing_t5_are_refused(tmp_path):
     case = CASES["sd3"]
     model = case.load(case.folder(tmp_path))
     assert model.latent_shape(SIZE, 192) == (16, 8, 48)
@@ -294,6 +304,10 @@ def test_sd3_refuses_sizes_beyond_its_position_embeddings_and_a_missing_t5(tmp_p
     aura = load("aura_flow", tmp_path / "aura")
     with pytest.raises(DirectAlignError, match="end at 192 pixels a side: choose a smaller"):
         aura.latent_shape(SIZE, 200)
+    hidream = load("hidream", tmp_path / "hidream")
+    assert hidream.latent_shape(3 * SIZE, 3 * SIZE) == (4, 24, 24)
+    with pytest.raises(DirectAlignError, match="is 80 tokens, and this model takes 64 at most"):
+        hidream.latent_shape(SIZE, 5 * SIZE)
     (tmp_path / "tokenizer_3/tokenizer.json").unlink()
     with pytest.raises(DirectAlignError, match=r"tokenizer_3: lacks .*tokenizer\.json"):
         case.load(tmp_path)

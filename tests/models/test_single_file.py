@@ -7,8 +7,10 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -189,20 +191,39 @@ def patterned(like, start):
     return run.repeat(like.numel() // len(run) + 1)[: like.numel()].view(like.shape)
 
 
-def test_flux_is_read_at_the_one_width_that_diffusers_converts(tmp_path):
-    """One block of each kind, 3072 wide: diffusers' converter has that number written into it."""
-    sizes = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 16}
+ONE_OF_EACH = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 16}
+ONE_WIDTH = {
+    "FLUX.1": (
+        *(FluxTransformer2DModel, makers.flux),
+        {"guidance_embeds": True, "pooled_projection_dim": 16, **ONE_OF_EACH},
+    ),
+    "Chroma": (
+        *(ChromaTransformer2DModel, layouts.chroma),
+        {"approximator_hidden_dim": 16, "approximator_layers": 2, **ONE_OF_EACH},
+    ),
+    "Lumina 2": (
+        *(Lumina2Transformer2DModel, layouts.lumina2),
+        {"num_layers": 1, "num_refiner_layers": 2, "ffn_dim_multiplier": 0.01, "cap_feat_dim": 16},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_WIDTH)
+def test_a_network_is_read_at_the_one_width_that_diffusers_converts(tmp_path, name):
+    """Few blocks of the published width: diffusers' converters have it written into them."""
+    kind, original, sizes = ONE_WIDTH[name]
     with torch.device("meta"):
-        model = FluxTransformer2DModel(guidance_embeds=True, pooled_projection_dim=16, **sizes)
+        model = kind(**sizes)
     model.save_config(tmp_path / "transformer")
     weights = {
         name: patterned(tensor, 89 * place)
         for place, (name, tensor) in enumerate(model.state_dict().items())
     }
-    tensors = makers.prefixed(COMFY, makers.flux(weights))
-    file = write(tmp_path / "flux.safetensors", tensors)
-    _, loaded = read_transformer(file, model, tmp_path, torch.bfloat16)
+    tensors = makers.prefixed(COMFY, original(weights))
+    file = write(tmp_path / "x.safetensors", tensors)
+    held, loaded = read_transformer(file, model, tmp_path, torch.bfloat16)
     file.unlink()
+    assert held.layout.name == name
     assert_equal(loaded, weights)
 
 

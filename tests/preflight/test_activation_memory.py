@@ -130,3 +130,27 @@ def test_only_blocks_that_are_alike_are_passed():
     with MemoryTracker() as tracker, torch.no_grad(), FAKE:
         assert network(torch.empty(2, 8)).shape == (2, 8)
     assert tracker.peaks[""] == 4 * 2 * (8 + 32 + 8)
+
+
+def test_a_network_that_keeps_a_part_of_what_its_blocks_return():
+    class Joint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(torch.cat([x, torch.ones(5, 8)]))[:20]
+            return x
+
+    peaks = list[int]()
+    for passed in (False, True):
+        with torch.device("meta"):
+            network = Joint()
+        make_fake(network)
+        if passed:
+            pass_repeated(network)
+        with MemoryTracker() as tracker:
+            network(fake((20, 8), torch.float32)).sum().backward()
+        peaks.append(tracker.peaks[""])
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.03)

@@ -21,6 +21,8 @@ PUBLISHED = {  # millions of parameters
     "black-forest-labs/FLUX.2-dev": "transformer 32223 text_encoder 24011",
     "baidu/ERNIE-Image": "transformer 8034 text_encoder 3849",
     "lodestones/Chroma1-HD": "transformer 8900",
+    "HiDream-ai/HiDream-I1-Full": "transformer 17105 text_encoder_3 4762 text_encoder_4 8030.3",
+    "Kwai-Kolors/Kolors-diffusers": "unet 2579.5 text_encoder 6243.6",
     "Alpha-VLLM/Lumina-Image-2.0": "transformer 2610 text_encoder 2614",
 }  # fmt: skip
 CLIP_H = {"processor": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}

@@ -69,7 +69,8 @@ class ModelConfig(Strict):
     """flux, sdxl, qwen_image, z_image and so on (the names in directalign.models.MODELS, see
     docs/architectures.md), or a class of your own: my_model.py:MyModel."""
     args: dict[str, Any] = {}
-    """Keyword arguments of a class of your own, beside those that every model gets."""
+    """Keyword arguments of a class of your own, beside those that every model gets; for hidream
+    llama, the folder or hub id of the Llama that its checkpoint comes without."""
     path: PathText
     """A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded
     pipeline: world:flux, world:flux_turbo, world:sd, world:sd_v; world2:flux and so on."""
@@ -108,11 +109,6 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _check_weights(self) -> ModelConfig:
-        if self.args and ".py:" not in self.architecture:
-            raise ValueError(
-                f"args are for a class of your own, my_model.py:MyModel, not for "
-                f"{self.architecture}: remove them"
-            )
         if self.lora.init is not None and self.tune == "full":
             raise ValueError(
                 "lora.init starts an adapter, and tune: full trains none: set tune: lora, or "

@@ -30,7 +30,7 @@ from ..io.atomic import new_file, write_text
 from ..io.hub import is_hub_id
 from ..io.tensors import require_finite, to_pixels
 from ..models import architectures, load_model, model_class, single_file
-from ..models.checkpoint_source import open_source
+from ..models.checkpoint_source import open_source, separate_parts
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..toyworld import assets
@@ -104,6 +104,7 @@ def diffusers_call(
         "path": str(assets.resolve(run.model.path)),
         "weights": str(_diffusers_folder(trained)) if trained else None,
         "scheduler": _scheduler(model, run.rollout),
+        "settings": model.call_settings(height, width),
         "arguments": arguments,
         "seed": seed,
         **({} if source is None else {"source": str(source)}),
@@ -152,6 +153,7 @@ def _code(
     arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
     classes, opened = opening_code(call["pipeline"], run.model)
     lines = ["import torch", f"from diffusers import {', '.join([*classes, scheduler])}"]
+    lines += separate_code(run.model)[0]
     loaded = []
     if "source" in call:
         size = call["arguments"]["width"], call["arguments"]["height"]
@@ -174,6 +176,7 @@ def _code(
         f"pipe = {opened}",
         *loaded,
         f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{_keywords(changes)})",
+        *[f"pipe.{name} = {value!r}" for name, value in call["settings"].items()],
         f"image = pipe({arguments}, {seeded}).images[0]",
     ]
     return "\n".join(lines)
@@ -199,6 +202,7 @@ def opening_code(
     version = {"revision": model.revision, "variant": model.variant}
     chosen = _keywords({name: value for name, value in version.items() if value is not None})
     if model.components is None:
+        chosen += separate_code(model, path_of)[1]
         return [pipeline], f"{pipeline}.from_pretrained({path_of(model.path)!r}{chosen}{dtype})"
     file, folder = Path(model.path).expanduser(), path_of(model.components)
     load = f"from_single_file({path_of(str(file))!r}, config={folder!r}"
@@ -216,6 +220,25 @@ def opening_code(
     given = [f", {part}={each}.{load}, subfolder={part!r}{dtype})" for part, each in kinds.items()]
     opened = f"{pipeline}.from_pretrained({folder!r}{chosen}{''.join(given)}{dtype})"
     return [pipeline, *kinds.values()], opened
+
+
+def separate_code(
+    model: config.ModelConfig, path_of: Callable[[str], str] = str
+) -> tuple[list[str], str]:
+    """Imports, and arguments of `from_pretrained`, for parts that `model.args` names."""
+    dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
+    arguments, classes = "", set[str]()
+    for key, parts in separate_parts(model).items():
+        for part in parts if key in model.args else ():
+            is_tokenizer = part.startswith("tokenizer")
+            kind = model_class(model.architecture).parts[part]
+            name = "AutoTokenizer" if is_tokenizer else kind.__name__
+            options = "" if is_tokenizer else dtype
+            path = path_of(model.args[key])
+            arguments += f", {part}={name}.from_pretrained({path!r}{options})"
+            classes.add(name)
+    imports = [f"from transformers import {', '.join(sorted(classes))}"] if classes else []
+    return imports, arguments
 
 
 def _keywords(arguments: Mapping[str, Any]) -> str:

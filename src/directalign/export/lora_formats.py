@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..models import model_class
 from ..models.lora_files import LowRank
 from ..types import DirectAlignError
 from .finished_run import PUBLISHED, BaseModelInfo, FinishedRun
@@ -114,8 +115,7 @@ def key_format(architecture: str, form: LoraFormat) -> dict[str, Any]:
     Raises: DirectAlignError if there are none.
     """
     if form == "diffusers":
-        prefix = "unet." if architecture in ("sd", "sdxl") else "transformer."
-        return {"names": "", "prefix": prefix}
+        return {"names": "", "prefix": f"{model_class(architecture).part}."}
     formats = PUBLISHED["formats"][form]
     if architecture not in formats:
         raise DirectAlignError(

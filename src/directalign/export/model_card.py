@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image, ImageDraw, ImageFont
 
-from ..evaluation.generate import adapter_code, opening_code
+from ..evaluation.generate import adapter_code, opening_code, separate_code
 from ..io import hub
 from ..report.format import number
 from ..report.read import RunFiles, metric_of
@@ -61,6 +61,7 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         show = partial(_shown_checkpoint, show, str(target / file))
     model = model.model_copy(update={"dtype": "bfloat16"})
     classes, opened = opening_code(finished.pipeline, model, show)
+    imports, separate = separate_code(model, show)
     has_web_ui = form == "kohya" or (form == "comfyui" and architecture != "flux")
     card = ModelCard.from_template(
         card_data(finished, base, form),
@@ -77,6 +78,8 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         pipeline=finished.pipeline,
         classes=", ".join([finished.pipeline] if form == "folder" else classes),
         opened=opened,
+        imports=imports,
+        separate=separate,
         kind=kind,
         reward=reward_of(recipe["reward"]),
         grid=GRID if grid is not None else None,

@@ -87,7 +87,7 @@ def write_pipeline(
     index = read_json(source.folder / "model_index.json")
     parts = [name for name, each in index.items() if isinstance(each, list) and each[0] is not None]
     for name in parts:
-        if name in UNUSED and not (source.folder / name).is_dir():
+        if name in (*UNUSED, *source.elsewhere) and not (source.folder / name).is_dir():
             index[name] = [None, None]
             if name == "safety_checker":
                 index["requires_safety_checker"] = False

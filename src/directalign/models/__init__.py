@@ -32,6 +32,7 @@ MODELS: dict[str, str] = {
     "sd3": "sd3:StableDiffusion3",
     "sd": "sd:StableDiffusion",
     "sdxl": "sd:StableDiffusionXL",
+    "kolors": "sd:Kolors",
     "qwen_image": "qwen_image:QwenImage",
     "qwen_image_edit": "qwen_image:QwenImageEdit",
     "qwen_image_edit_plus": "qwen_image:QwenImageEditPlus",
@@ -43,6 +44,7 @@ MODELS: dict[str, str] = {
     "qwen_image_21": "qwen_image_21:QwenImage21",
     "sana": "sana:Sana",
     "aura_flow": "aura_flow:AuraFlow",
+    "hidream": "hidream:HiDream",
 }
 """`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
 

@@ -7,7 +7,8 @@ downloaded; no other formats, and no single files beside the folders. `component
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Source:
     pipeline: Any = None
     """A diffusers pipeline in memory, whose parts are used as they are; `folder` says where it was
     loaded from and need not exist."""
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of parts that the checkpoint comes without, by part (`model.args`)."""
 
     @property
     def device(self) -> torch.device | None:
@@ -58,7 +61,20 @@ class Source:
         """The content of model_index.json, or the config of the pipeline in memory."""
         if self.pipeline is not None:
             return dict(self.pipeline.config)
-        return read_json(self.folder / ROOT[0])
+        return read_json(self.folder / ROOT[0]) | {
+            part: ["transformers", self._class_of(part)] for part in self.elsewhere
+        }
+
+    def place(self, part: str) -> Path:
+        """The folder of a part."""
+        return self.elsewhere.get(part, self.folder / part)
+
+    def _class_of(self, part: str) -> str | None:
+        if part.startswith("tokenizer"):
+            return "PreTrainedTokenizerFast"
+        return next(
+            iter(read_json(self.place(part) / "config.json").get("architectures", [])), None
+        )
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
@@ -73,8 +89,12 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
             f"not read here: {remedy}"
         )
     if not model.path.endswith(".safetensors"):
+        if separate_parts(model).keys() - model.args.keys():  # before anything large is downloaded
+            check_separate(model, _folder(model.path, "model.path", model, weights=False))
+        load = partial(_download_language_model, weights=weights)
+        elsewhere = named_parts(model, load)
         folder = _folder(model.path, "model.path", model, weights)
-        return Source(model.path, folder, variant=model.variant)
+        return Source(model.path, folder, variant=model.variant, elsewhere=elsewhere)
     file = Path(model.path).expanduser()
     held = single_file.contents(file)
     if model.components is None:
@@ -87,6 +107,74 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
         )
     folder = _folder(model.components, "model.components", model, weights, held.parts)
     return Source(model.path, folder, file, model.variant)
+
+
+def separate_parts(model: config.ModelConfig) -> Mapping[str, tuple[str, ...]]:
+    """For each key of `model.args` that may name a folder, the parts that it holds.
+
+    Raises DirectAlignError for other keys, unless they are for a class of the user's own.
+    """
+    if ".py:" in model.architecture:
+        return {}
+    from . import model_class  # which imports this module
+
+    found: Mapping[str, tuple[str, ...]] = model_class(model.architecture).separate_parts
+    if unknown := sorted(model.args.keys() - found.keys()):
+        raise DirectAlignError(
+            f"model.args: {unknown[0]} is for a class of your own, my_model.py:MyModel, not for "
+            f"{model.architecture}: remove it"
+        )
+    return found
+
+
+def check_separate(model: config.ModelConfig, folder: Path) -> None:
+    """Raise DirectAlignError for parts that neither `folder` nor `model.args` has.
+
+    A folder of another pipeline is not checked: it is refused as such when its parts are.
+    """
+    from . import model_class  # which imports this module
+
+    missing = {key: parts for key, parts in separate_parts(model).items() if key not in model.args}
+    held = read_json(folder / ROOT[0]).get("_class_name") if missing else None
+    if held is None or held != model_class(model.architecture).pipeline:
+        return
+    for key, parts in missing.items():
+        lacking = [part for part in parts if not (folder / part).is_dir()]
+        if lacking:
+            raise DirectAlignError(
+                f"model.args: {key} is missing; {model.path} comes without {' and '.join(lacking)}:"
+                f" give the folder or hub id of its {key.capitalize()}, args: {{{key}: owner/name}}"
+            )
+
+
+def named_parts(
+    model: config.ModelConfig, place_of: Callable[[str, str], Path | None]
+) -> dict[str, Path]:
+    """The folders that `model.args` names, by part.
+
+    `place_of` takes a path and its key, and gives the folder, None if it is not here.
+    """
+    found = dict[str, Path]()
+    for key, parts in separate_parts(model).items():
+        path, name = str(model.args.get(key)), f"model.args.{key}"
+        place = place_of(path, name) if key in model.args else None
+        if place is not None and not (place / "config.json").is_file():
+            raise DirectAlignError(
+                f"{name}: {path}: holds no config.json: give a folder or hub id in the format of "
+                "transformers"
+            )
+        found |= {} if place is None else dict.fromkeys(parts, place)
+    return found
+
+
+def _download_language_model(path: str, key: str, weights: bool) -> Path:
+    """The folder of a path or hub id in the format of transformers."""
+    if not hub.is_hub_id(path):
+        return Path(path).expanduser()
+    names = [name for name in hub.listing(path, key) or ["config.json"] if "/" not in name]
+    wanted = [name for name in names if name.endswith(SMALL)]
+    wanted += chosen(names, None, f"{key}: {path}") if weights and len(names) > 1 else []
+    return hub.download(path, wanted, key)
 
 
 def _folder(
@@ -112,7 +200,9 @@ def _download(
             f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, "
             "not one of single files"
         )
-    parts = _parts(folder)
+    named = (parts for key, parts in separate_parts(model).items() if key in model.args)
+    elsewhere = {part for parts in named for part in parts}
+    parts = [part for part in _parts(folder) if part not in elsewhere]
     heavy = [part for part in parts if weights and part not in held]
     names = hub.listing(repo, key, model.revision)
     if names is None:
@@ -166,7 +256,8 @@ def fingerprint(model: config.ModelConfig) -> str | None:
         held: Collection[str] = ()
         if source.single_file is not None:
             files, held = {"": source.single_file}, single_file.contents(source.single_file).parts
-        inside = {part: sorted((source.folder / part).iterdir()) for part in _parts(source.folder)}
+        parts = [part for part in _parts(source.folder) if part not in source.elsewhere]
+        inside = {part: sorted((source.folder / part).iterdir()) for part in parts}
         names = {part: [file.name for file in found] for part, found in inside.items()}
         for part in names.keys() - set(held):
             if "config.json" in names[part]:

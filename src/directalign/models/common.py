@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -50,6 +50,9 @@ class DiffusersModel:
     """Each part of the pipeline that is loaded, and its class; None for any class."""
     optional_parts: tuple[str, ...] = ()
     """Parts that model_index.json may set to null."""
+    separate_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Parts that checkpoints may come without, by the key of `model.args` that names their folder.
+    """
     text_parts: tuple[str, ...] = ("text_encoder",)
     masks_attention: bool = False
     """Whether attention takes a mask where prompts of a batch differ in length."""
@@ -259,6 +262,11 @@ class DiffusersModel:
         length = {"max_sequence_length": self.max_sequence_length}
         scale = {"guidance_scale": rollout.cfg_scale - self.guidance_origin}
         return {**scale, **length} if self.max_sequence_length else scale
+
+    def call_settings(self, height: int, width: int) -> dict[str, Any]:
+        """Attributes of the diffusers pipeline under which its call makes images of this size."""
+        del height, width
+        return {}
 
     def save(self, folder: FilePath) -> None:
         """Write `lora.safetensors` for the pipeline, or all weights as `part`/."""

@@ -20,7 +20,12 @@ from . import single_file
 from .checkpoint_source import Source
 from .weight_files import read_json, variant_of_part, weights_files
 
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+LIBRARIES = {
+    "diffusers": diffusers,
+    "transformers": transformers,
+    "kolors": diffusers.pipelines.kolors,
+}
+"""Where classes of parts are, by the library that model_index.json names."""
 BASES = (
     diffusers.ModelMixin,
     diffusers.SchedulerMixin,
@@ -44,13 +49,12 @@ def load_parts(
     """
     if source.pipeline is not None:
         return _pipeline_parts(source.pipeline, parts)
-    for library in LIBRARIES.values():
+    for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    index_file = source.folder / "model_index.json"
     if source.build is None:
         classes = check_parts(source, pipeline, parts)
     else:
-        classes = _part_classes(index_file, read_json(index_file), parts)
+        classes = _part_classes(source, source.index(), parts)
     build = source.build or partial(_load_part, source)
     return {
         name: build(name, part, dtypes.get(name, torch.float32)) for name, part in classes.items()
@@ -84,7 +88,7 @@ def check_parts(
     Raises DirectAlignError for a missing or truncated file or variant, or another architecture.
     """
     index_file = source.folder / "model_index.json"
-    index, held = read_json(index_file), _held(source)
+    index, held = source.index(), _held(source)
     if index.get("_class_name") != pipeline:
         raise DirectAlignError(
             f"{index_file}: holds a {index.get('_class_name')}, not a {pipeline}: "
@@ -95,16 +99,18 @@ def check_parts(
             f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: "
             "give model.components and model.architecture to match"
         )
-    classes = _part_classes(index_file, index, parts)
+    classes = _part_classes(source, index, parts)
     for name, part in classes.items():
         if held is not None and name in held.parts:
             single_file.check(held, name, part, source.folder)
         else:
-            _check_part(source.folder / name, part, _variant(source, name), weights)
+            _check_part(source.place(name), part, _variant(source, name), weights)
     return classes
 
 
 def _variant(source: Source, part: str) -> str | None:
+    if part in source.elsewhere:
+        return None
     files = [(file.parent.name, file.name) for file in source.folder.glob("*/*.safetensors")]
     names = {each: [name for folder, name in files if folder == each] for each, _ in files}
     return variant_of_part(part, names, source.variant)
@@ -114,9 +120,12 @@ def _held(source: Source) -> single_file.Contents | None:
     return None if source.single_file is None else single_file.contents(source.single_file)
 
 
-def _part_classes(index_file: FilePath, index: Mapping[str, Any], parts: Parts) -> dict[str, type]:
+def _part_classes(source: Source, index: Mapping[str, Any], parts: Parts) -> dict[str, type]:
     classes = dict[str, type]()
     for name, wanted in parts.items():
+        index_file = source.folder / "model_index.json"
+        if name in source.elsewhere:
+            index_file = source.place(name) / "config.json"
         entry = index.get(name)
         pair = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
         library, class_name = pair
@@ -170,7 +179,7 @@ def _check_vocabulary(folder: FilePath, part: Any) -> None:
 
 
 def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
-    folder, held = source.folder / name, _held(source)
+    folder, held = source.place(name), _held(source)
     if held is not None and name in held.parts:
         return single_file.load(held, name, part, source.folder, dtype)
     if issubclass(part, nn.Module):

@@ -5,6 +5,10 @@ for XL also whether the empty prompt is all zeros (`force_zeros_for_empty_prompt
 VAE needs float32 (`force_upcast`). XL has two text encoders and gets the image's own size,
 uncropped, as in StableDiffusionXLPipeline. Left out: the refiner, other original sizes and crops,
 guidance_rescale, CLIP skip, a prompt per encoder, distilled guidance.
+
+Kolors is SDXL's UNet beside a ChatGLM3, whose class and tokenizer are in diffusers' pipeline. The
+empty prompt is always encoded: with `force_zeros_for_empty_prompt`, KolorsPipeline cannot be called
+with guidance. Left out: image prompts.
 """
 
 from collections.abc import Mapping
@@ -72,8 +76,8 @@ class StableDiffusionXL(DDPMModel):
         unet, file = parts["unet"].config, folder / "unet"
         if unet["addition_embed_type"] != "text_time":
             raise DirectAlignError(
-                f"{file}: addition_embed_type is {unet['addition_embed_type']}, SDXL's is "
-                "text_time: set model.architecture to match"
+                f"{file}: addition_embed_type is {unet['addition_embed_type']}, that of "
+                f"{cls.title} is text_time: set model.architecture to match"
             )
         if unet["time_cond_proj_dim"] is not None:
             raise DirectAlignError(
@@ -81,11 +85,10 @@ class StableDiffusionXL(DDPMModel):
                 "do: give the model it was made from"
             )
         width = unet["projection_class_embeddings_input_dim"]
-        pooled = parts["text_encoder_2"].config.projection_dim
-        wanted = TIME_IDS * unet["addition_time_embed_dim"] + pooled
+        wanted = TIME_IDS * unet["addition_time_embed_dim"] + cls._pooled_width(parts)
         if width != wanted:
             raise DirectAlignError(
-                f"{file}: takes {width} numbers beside the prompt, SDXL gives {wanted}: "
+                f"{file}: takes {width} numbers beside the prompt, {cls.title} gives {wanted}: "
                 "refiners are not read, give a base model"
             )
         if parts["vae"].config.get("latents_mean") is not None:
@@ -93,6 +96,10 @@ class StableDiffusionXL(DDPMModel):
                 f"{folder / 'vae'}: shifts its latents by channel (latents_mean): "
                 "only SDXL's plain scaling_factor is read"
             )
+
+    @classmethod
+    def _pooled_width(cls, parts: Mapping[str, Any]) -> int:
+        return parts["text_encoder_2"].config.projection_dim
 
     def _dtypes(self, folder: FilePath) -> dict[str, torch.dtype]:
         """SDXL's own VAE overflows in half precision; repaired ones set `force_upcast` to false."""
@@ -122,3 +129,40 @@ class StableDiffusionXL(DDPMModel):
                 "time_ids": time_ids.to(x_t.device).repeat(len(x_t), 1),
             },
         )
+
+
+class Kolors(StableDiffusionXL):
+    """A Kolors checkpoint."""
+
+    title = "Kolors"
+    pipeline = "KolorsPipeline"
+    parts = parts_of(UNet2DConditionModel, part="unet", scheduler=SchedulerMixin)
+    text_parts = ("text_encoder",)
+    lora_layout = ""
+    components = "Kwai-Kolors/Kolors-diffusers"
+    max_sequence_length = 256
+    published = "kolors"
+
+    @classmethod
+    def _pooled_width(cls, parts: Mapping[str, Any]) -> int:
+        return parts["text_encoder"].config.hidden_size
+
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`sequence` (b, 256, d), the last layer but one, and `pooled` (b, d), the last token."""
+        tokens = self._tokens(prompts, self.max_sequence_length)
+        mask = tokens.attention_mask
+        states = self.prompts.modules["text_encoder"](
+            tokens.input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),  # padding is in front
+            output_hidden_states=True,
+            use_cache=False,
+            return_dict=False,
+        )[-1]
+        return {
+            "pooled": states[-1][-1].clone(),
+            "sequence": states[-2].transpose(0, 1).contiguous(),  # (tokens, b, d) in this library
+        }
+
+    def _empty_prompt(self) -> dict[str, Tensor]:
+        return self.prompts([self.unconditional])

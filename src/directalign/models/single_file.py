@@ -39,7 +39,7 @@ VAE_TENSORS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 SCALES = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_quant", "scaled_fp8")
 """Suffixes of the scales of quantized weights."""
 UNUSED = ("norm_final.weight",)
-"""Suffixes in ComfyUI's files of Z-Image that no network has."""
+"""Suffixes in files of Z-Image and Lumina 2 that no network has."""
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 """Empty tensors of SD files by which ComfyUI and Forge know what the network predicts."""
 
@@ -83,6 +83,11 @@ LAYOUTS = (
         ("vae",),
     ),
     Layout("Z-Image", "ZImageTransformer2DModel", ("layers.0.adaLN_modulation.0.weight",)),
+    Layout(
+        "Lumina 2",
+        "Lumina2Transformer2DModel",
+        ("layers.0.adaLN_modulation.1.weight", "time_caption_embed.caption_embedder.0.weight"),
+    ),
     Layout("Qwen-Image", "QwenImageTransformer2DModel", ("transformer_blocks.0.img_mod.1.weight",)),
     Layout(
         "Stable Diffusion XL",

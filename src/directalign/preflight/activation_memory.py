@@ -222,14 +222,15 @@ def _pass(first: Any, second: Any, passed: Sequence[Any], held: list[Tensor]) ->
         answer = original(*args, **kwargs)
         work = _active().flops.total() - work
         backward.begins_at(answer)
-        made = tree_map_only(Tensor, weakref.ref, answer)
+        made = tree_map_only(Tensor, _Returned, answer)
         return answer
 
-    def again(*_: Any, **__: Any) -> Any:
-        return tree_map_only(weakref.ref, lambda tensor: tensor(), made)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        return tree_map_only(_Returned, lambda tensor: tensor.again(given), made)
 
-    def again_and_hold(*_: Any, **__: Any) -> Any:
-        answer, casts = again(), _hold_casts(held)
+    def again_and_hold(*args: Any, **kwargs: Any) -> Any:
+        answer, casts = again(*args, **kwargs), _hold_casts(held)
         _active().flops[_active().part] += len(passed) * work
         saved = [_bytes(len(passed) * (_active().now - start - casts))]
         tensors = (each for each in tree_leaves(answer) if isinstance(each, Tensor))
@@ -245,6 +246,19 @@ def _pass(first: Any, second: Any, passed: Sequence[Any], held: list[Tensor]) ->
     for block in passed:
         returns = again_and_hold if block is passed[0] else again
         block.forward = functools.wraps(block.forward)(returns)
+
+
+class _Returned:
+    """A tensor that a block returned; its network may have kept only a part of it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.layout = weakref.ref(tensor), (tensor.shape, tensor.dtype)
+
+    def again(self, given: Sequence[Tensor]) -> Tensor:
+        """The tensor, or where it is freed that one of the inputs of another block."""
+        alike = (each for each in given if (each.shape, each.dtype) == self.layout)
+        held = self.tensor()
+        return next(alike) if held is None else held
 
 
 class _BackwardWork:

@@ -406,11 +406,16 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
         return
     kind: Any = model_class(model.architecture)
     wanted = kind.parts_in(read_json(found.folder / "model_index.json"))
-    complete = all((found.folder / name).is_dir() for name in wanted)
+    wanted = {
+        name: part
+        for name, part in wanted.items()
+        if name not in found.elsewhere or found.elsewhere[name].is_dir()
+    }
+    complete = all((found.folder / name).is_dir() for name in wanted.keys() - found.elsewhere)
     if hub.is_hub_id(model.components or model.path) and not complete:
         return  # the cache has single files of it, from another program
     single_file = Path(model.path).expanduser() if model.components is not None else None
-    source = Source(model.path, found.folder, single_file, model.variant)
+    source = Source(model.path, found.folder, single_file, model.variant, elsewhere=found.elsewhere)
     classes = check_parts(source, kind.pipeline, wanted, weights=not found.state)
     light = {name: wanted[name] for name in classes if not issubclass(classes[name], nn.Module)}
     load_parts(source, kind.pipeline, light, {})

@@ -6,6 +6,7 @@ of its architecture is taken, with a warning. Tokenizers are stubs that return t
 """
 
 import atexit
+import inspect
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,8 @@ from ..io import hub
 from ..io.image_settings import IMAGE_SETTINGS
 from ..io.pretrained import contents, from_pretrained
 from ..models import block_swap, model_class, single_file
-from ..models.checkpoint_source import Source
+from ..models.checkpoint_source import Source, check_separate, named_parts, separate_parts
+from ..models.components import LIBRARIES
 from ..models.lora import trained
 from ..models.quantization import quantized_layers, stored_bytes
 from ..models.weight_files import read_json
@@ -70,6 +72,8 @@ class ModelFolder:
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     """Parts whose weights are not downloaded yet, if some are; empty with a `state`: all."""
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    """As in `Source`."""
 
 
 def model_folder(settings: config.ModelConfig) -> ModelFolder:
@@ -78,6 +82,7 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     Raises DirectAlignError for a folder that is missing or holds another architecture.
     """
     path, key, held = settings.path, "model.path", ()
+    separate = separate_parts(settings)
     if path.endswith(".safetensors"):
         within = single_file.contents(Path(path).expanduser())
         if settings.components is None:
@@ -111,16 +116,30 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
             f"{key}: {folder} holds a {found}, and model.architecture: {settings.architecture} "
             f"needs a {kind.pipeline}; change one of the two"
         )
-    if not hub.is_hub_id(path):
-        return ModelFolder(folder)
-    names = [
-        name
-        for name in (kind.part, "vae", *kind.text_parts)
-        if (index.get(name) or [None])[0] is not None and name not in held
-    ]
-    missing = [name for name in names if not any((folder / name).glob("*.safetensors"))]
+    check_separate(settings, folder)
+    elsewhere, missing = _separate(settings, separate)
+    if hub.is_hub_id(path):
+        names = [
+            name
+            for name in (kind.part, "vae", *kind.text_parts)
+            if (index.get(name) or [None])[0] is not None and name not in (*held, *elsewhere)
+        ]
+        missing += [name for name in names if not any((folder / name).glob("*.safetensors"))]
     state = f"weights of {', '.join(missing)} not downloaded yet" if missing else ""
-    return ModelFolder(folder, state=state, missing=tuple(missing))
+    return ModelFolder(folder, state=state, missing=tuple(missing), elsewhere=elsewhere)
+
+
+def _separate(
+    settings: config.ModelConfig, separate: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Path], list[str]]:
+    """`Source.elsewhere`, published configs where none are here; the parts without weights."""
+    found = named_parts(settings, lambda path, _: local_folder(path, None, "config.json"))
+    named = [part for key in settings.args.keys() & separate.keys() for part in separate[key]]
+    if any(part not in found for part in named):
+        published = _written(model_class(settings.architecture).published)
+        found = {part: published / part for part in named}
+    networks = [part for part in found if not part.startswith("tokenizer")]
+    return found, [part for part in networks if not any(found[part].glob("*.safetensors"))]
 
 
 def local_folder(path: str, revision: str | None, file: str) -> Path | None:
@@ -170,8 +189,9 @@ def _written(name: str) -> Path:
     model = model_class(found["architecture"])
     index: dict[str, Any] = {"_class_name": model.pipeline}
     for part, settings in found["parts"].items():
-        library = "diffusers" if hasattr(diffusers, settings["_class_name"]) else "transformers"
-        index[part] = [library, settings["_class_name"]]
+        class_name = settings["_class_name"]
+        library = next(each for each, held in LIBRARIES.items() if hasattr(held, class_name))
+        index[part] = [library, class_name]
         (folder / part).mkdir()
         file = "preprocessor_config.json" if part == "processor" else "config.json"
         (folder / part / file).write_text(json.dumps(settings), encoding="utf-8")
@@ -240,7 +260,9 @@ def network(kind: Any, settings: Mapping[str, Any]) -> Any:
             if issubclass(kind, diffusers.ModelMixin):
                 made: Any = kind.from_config(given)  # pyright: ignore
             else:
-                made = kind(kind.config_class.from_dict(given))
+                takes_device = "device" in inspect.signature(kind.__init__).parameters
+                place = {"device": "meta"} if takes_device else {}
+                made = kind(kind.config_class.from_dict(given), **place)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise DirectAlignError(
             f"{kind.__name__}: its config.json does not describe such a network ({error}): "
@@ -252,12 +274,13 @@ def network(kind: Any, settings: Mapping[str, Any]) -> Any:
 class Tokenizer(transformers.PreTrainedTokenizerBase):
     """A stub: `max_length` tokens per text, else one token for every four letters."""
 
-    pad_token_id = 0
+    pad_token_id, eos_token = 0, ""
     image_token = "<|image_pad|>"
 
     def __init__(self, longest: int, load: Callable[[], Any] | None = None) -> None:
         self.model_max_length, self.load = longest, load
         self.real: Any = None
+        self._special_tokens_map: dict[str, str] = {}  # for a pad_token that a model sets
         self.cut, self.read = 0, 0
         """With `real`: texts that are longer than `read` tokens."""
 
@@ -385,13 +408,14 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     kind = model_class(settings.architecture)
 
     def build(name: str, part: Any, dtype: torch.dtype) -> Any:
+        place = source.place(name)
         if "tokenizer" in name or name == "processor":
-            longest = _longest(found.folder / name.replace("tokenizer", "text_encoder"))
-            load = partial(part.from_pretrained, found.folder / name, local_files_only=True)
+            longest = _longest(source.place(name.replace("tokenizer", "text_encoder")))
+            load = partial(part.from_pretrained, place, local_files_only=True)
             return Tokenizer(longest, load)
         if not issubclass(part, nn.Module):
-            return from_pretrained(part, found.folder / name)
-        made = network(part, read_json(found.folder / name / "config.json"))
+            return from_pretrained(part, place)
+        made = network(part, read_json(place / "config.json"))
         with on_meta():
             nn.Module.to(made, dtype)
         parts[name] = made
@@ -404,7 +428,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
         made.to = lambda *_, **__: made  # it stays fake
         return made
 
-    source = Source(settings.path, found.folder, build=build)
+    source = Source(settings.path, found.folder, build=build, elsewhere=found.elsewhere)
     plain = settings.model_copy(update={"quantization": None, "text_encoders": "keep"})
     with warnings.catch_warnings(), without_init(), MemoryTracker():
         warnings.simplefilter("ignore")
