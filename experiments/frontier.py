@@ -179,7 +179,7 @@ def measure(out: Path, quick: bool) -> list[Row]:
 def off_policy(name: str, out: Path) -> Arm:
     """Anchored SRPO on the images of `images_of`."""
     images = f"data.images={out / name}"  # not data.prompts, which are measured
-    title = f"base images, {OFF_POLICY[name]} steps"
+    title = f"base images ({OFF_POLICY[name]})"
     return arm_of(name, title, "world_srpo", 4, 12, images)
 
 
