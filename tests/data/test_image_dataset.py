@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from skimage import data
+from typer.testing import CliRunner
 
+from directalign.cli import app
 from directalign.data.image_dataset import scan_images
 from directalign.data.image_io import load_image
 from directalign.types import DirectAlignError
@@ -225,6 +227,17 @@ def test_metadata_names_images_and_captions(tmp_path):
     found = scan_images(tmp_path)
     skipped = ("gone.png: no such file", "two.png: not in metadata.jsonl")
     assert found.captions == ("first",) and found.skipped == skipped
+
+
+def test_samples_are_a_folder_of_images(tmp_path):
+    """The list that `directalign sample` writes."""
+    out = tmp_path / "base"
+    given = ["sample", "world:flux", "--prompt", "a red star", "--prompt", "a blue ring"]
+    given += ["--num-inference-steps", "1", "--seed", "3", "--out", str(out)]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    found = scan_images(out)
+    assert found.captions == ("a red star", "a blue ring") and not found.skipped
 
 
 METADATA = '{"file_name": "a.png", "text": "a"}\n{"text": "b"}'

@@ -233,8 +233,8 @@ class DataConfig(Strict):
     """A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or
     hf:folder, or a list of the package: world, world2, photographs."""
     images: PathText | None = None
-    """A folder of real images with captions (.txt of the same name, or metadata.jsonl), or a
-    dataset hf:...; trains offline."""
+    """A folder of images with captions (.txt of the same name, metadata.jsonl, or images.jsonl as
+    directalign sample writes it), or a dataset hf:...; trains offline."""
     pairs: PathText | None = None
     """Preference pairs for method dpo: a .jsonl of prompt, chosen and rejected (images, relative to
     it), or a folder with pairs.jsonl, as directalign arena export --pairs writes it."""

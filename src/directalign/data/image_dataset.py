@@ -27,6 +27,9 @@ ENDINGS = set(
     ".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm .heic .avif .jxl".split()  # noqa: SIM905
 )
 """Endings of image files; those that cannot be decoded (.heic) are reported, not ignored."""
+LISTS = {"metadata.jsonl": "file_name", "images.jsonl": "file"}
+"""Lists of the images of a folder, Hugging Face's and that of `directalign sample`, and the key of
+an image's name in each."""
 MIN_SIDE = 4
 """Smallest side of a usable image, in pixels."""
 
@@ -122,7 +125,7 @@ def _picture(cell: dict[str, Any] | None) -> Picture:
 
 
 def in_folder(folder: Path) -> ImageSource:
-    """The images of a folder by name, or in the order of its `metadata.jsonl`.
+    """The images of a folder by name, or in the order of its list, a file of `LISTS`.
 
     Raises:
         DirectAlignError: no such folder, unreadable metadata, an invalid caption.
@@ -132,8 +135,8 @@ def in_folder(folder: Path) -> ImageSource:
             f"{folder}: no such image folder; check data.images (a dataset is written "
             "hf:owner/name)"
         )
-    metadata = folder / "metadata.jsonl"
-    entries = tuple(_from_metadata(folder, metadata) if metadata.exists() else _from_files(folder))
+    metadata = next((folder / name for name in LISTS if (folder / name).exists()), None)
+    entries = tuple(_from_metadata(folder, metadata) if metadata else _from_files(folder))
     hint = f"none ends in {', '.join(sorted(ENDINGS))}"
     return ImageSource(str(folder), entries, lambda i: folder / entries[i].name, hint)
 
@@ -178,13 +181,12 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def _from_metadata(folder: Path, metadata: Path) -> Iterator[Entry]:
-    listed = set[Path]()
+    listed, key = set[Path](), LISTS[metadata.name]
     for line, row in json_rows(metadata, "metadata file"):
-        where, name = f"{metadata}:{line}", row.get("file_name")
+        where, name = f"{metadata}:{line}", row.get(key)
         if not isinstance(name, str):
             raise DirectAlignError(
-                f"{where}: file_name is {name!r:.60}, and the name of an image in {folder} is "
-                "needed"
+                f"{where}: {key} is {name!r:.60}, and the name of an image in {folder} is needed"
             )
         listed.add(folder / name)
         yield captioned(name, prompt_of_row(row, where), where, f"{metadata.name}:{line}")
