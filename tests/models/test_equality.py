@@ -160,7 +160,7 @@ def test_prediction_under_classifier_free_guidance(case, model, pipeline):
 
 
 @pytest.mark.parametrize(
-    ("steps", "cfg_scale", "width"), [(4, 1.0, SIZE), (4, 4.0, SIZE), (5, 1.0, 3 * SIZE)]
+    ("steps", "cfg_scale", "width"), [(4, 4.0, SIZE), (5, 1.0, 3 * SIZE)]
 )
 def test_rollout(case, model, pipeline, steps, cfg_scale, width):
     noise, rollout = noise_for(model, width), rollout_of(case, cfg_scale, steps)
@@ -227,10 +227,12 @@ def test_trained_adapters_in_a_fresh_pipeline_and_in_a_new_model(plain, tmp_path
     close(image_of(again, case, noise, rollout), image, atol=1e-5)
 
 
-@pytest.mark.parametrize("tune", ["lora", "full"])
-def test_gradient_checkpointing_recomputes_and_changes_no_gradient(plain, tune):
-    case, folder = plain
-    gradients, calls = [], []
+@pytest.mark.parametrize(
+    ("name", "tune"), [*((name, "lora") for name in PLAIN), ("flux", "full"), ("sd", "full")]
+)
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tmp_path, name, tune):
+    case = CASES[name]
+    folder, gradients, calls = case.folder(tmp_path), [], []
     for recompute in (False, True):
         model = case.load(folder, tune=tune, gradient_checkpointing=recompute)
         model.vae.decoder.up_blocks[0].register_forward_pre_hook(
@@ -263,7 +265,8 @@ def test_eight_bits_are_close(name, tmp_path):
     case = CASES[name]
     folder = case.folder(tmp_path, **case.eight_bits)
     plain, low = (case.load(folder, tune="lora", quantization=bits) for bits in (None, "8bit"))
-    pred, expected = (model.predict(*noisy(plain, case)) for model in (low, plain))
+    inputs = noisy(plain, case)
+    pred, expected = (model.predict(*inputs) for model in (low, plain))
     assert 0 < (pred - expected).abs().max() < 0.05 * expected.abs().max()
     pred.sum().backward()
     assert largest_gradient(low) > 0

@@ -48,8 +48,9 @@ def state(pipe):
     }
 
 
-@pytest.mark.parametrize("tune", ["lora", "full"])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("name", "tune"), [*((name, "lora") for name in PLAIN), ("flux", "full"), ("sd", "full")]
+)
 def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_path, name, tune):
     case = CASES[name]
     pipe = case.pipeline(case.folder(tmp_path))
