@@ -4,6 +4,7 @@ thread, and no deadline for a slow machine."""
 import inspect
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import partial
@@ -35,6 +36,9 @@ def checked(made: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     return typechecker(made)
 
 
+# Checked modules take seconds to compile: they are kept, here and in the processes of xdist.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start
