@@ -42,6 +42,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # as the command sets them
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("directalign", deadline=None, max_examples=50)
