@@ -36,9 +36,7 @@ def checked(made: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     return typechecker(made)
 
 
-# Checked modules take seconds to compile: they are kept, here and in the processes of xdist.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # until all are imported: checked modules take seconds to compile
 jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start
