@@ -4,6 +4,7 @@ thread, and no deadline for a slow machine."""
 import inspect
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import partial
@@ -35,9 +36,12 @@ def checked(made: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     return typechecker(made)
 
 
+sys.dont_write_bytecode = False  # until all are imported: checked modules take seconds to compile
 jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # as the command sets them
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # A shell ignores SIGINT for what it starts in the background, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("directalign", deadline=None, max_examples=50)

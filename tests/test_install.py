@@ -100,18 +100,15 @@ def test_recipes_are_listed_shown_and_copied(installed):
     copied.unlink()
 
 
-def test_a_new_user_checks_trains_and_sees_the_demo(installed):
+def test_a_new_user_checks_and_trains(installed):
     """In one process, which imports torch once."""
     here, _, in_turn = installed
     assert list(here.iterdir()) == []
     overrides = [f"--set={each}" for each in SMALL]
     train = ["train", "world_srpo_lora", "--out", "a", *overrides]
-    said = in_turn(["check", "world_srpo"], train, ["demo", "--quick"])
-    assert "world_srpo can run" in said
-    page = here / said.splitlines()[-1]
-    assert page.is_file() and page.name == "report.html"
+    assert "world_srpo can run" in in_turn(["check", "world_srpo"], train)
     assert (here / "a" / "lora.safetensors").is_file() and (here / "a" / "report.html").is_file()
-    assert {path.name for path in here.iterdir()} == {"a", page.relative_to(here).parts[0]}
+    assert [path.name for path in here.iterdir()] == ["a"]
 
 
 def test_the_lock_is_of_these_requirements():

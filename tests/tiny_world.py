@@ -31,6 +31,8 @@ def tiny_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_world2"
     with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         patch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer, spec: {})
+        for name in ("measure_words", "measure_answers"):
+            patch.setattr(f"tools.build_toyworld.vlm_reward.{name}", lambda reward, spec: {})
         if not (folder / "done").exists():
             build_world(folder / "state", short("world2"), target=folder / "assets2")
             (folder / "done").touch()

@@ -13,6 +13,7 @@ from directalign import preflight
 from directalign.config.load import load_run
 from directalign.models import load_model
 from directalign.preflight import PHASES, Place, checks
+from directalign.preflight.memory import Traced
 from tiny_rewards import write_altclip
 
 pytestmark = pytest.mark.usefixtures("traced")
@@ -171,6 +172,7 @@ def test_operations_are_those_of_the_products_of_a_network(command, recipe):
 
 
 def test_a_full_disk_is_seen_beforehand(command, recipe, monkeypatch):
+    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())
     monkeypatch.setattr(
         checks.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0)
     )

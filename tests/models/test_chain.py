@@ -24,7 +24,7 @@ RECORDED = ("flux2_klein", "sd3", "qwen_image", "z_image", "kolors", "hidream")
 
 def recipe_of(case, folder):
     guidance = {"embedded_guidance": case.embedded}
-    lora = {"rank": 2, "alpha": 2}
+    lora = {"rank": 2, "alpha": 3}
     own = {}
     if case.edits:
         redness = {"label": "red", "reward": {"name": "pixels", "statistic": "redness"}}
@@ -73,12 +73,14 @@ def test_train_resume_sample_export_and_back_into_the_pipeline(name, tmp_path):
         assert np.abs(made - sampled).max() <= 1
     exported = export_run(out, "diffusers")
 
-    model = case.load(folder, tune="lora", lora=LoRAConfig(rank=2, alpha=2))
+    model = case.load(folder, tune="lora", lora=LoRAConfig(rank=2, alpha=3))
     noise, rollout = noise_for(model), rollout_of(case, 2.0)
     base = image_of(model, case, noise, rollout)
     load_trained(model, out)
     trained = image_of(model, case, noise, rollout)
     assert (trained - base).abs().max() > 1e-3
+    model.save(tmp_path)
+    assert (tmp_path / "lora.safetensors").read_bytes() == (out / "lora.safetensors").read_bytes()
     pipeline = case.pipeline(folder)
     (weights,) = exported.glob("*.safetensors")
     pipeline.load_lora_weights(exported, weight_name=weights.name)

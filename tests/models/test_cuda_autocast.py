@@ -1,7 +1,7 @@
 """CUDA's autocast emulated on the CPU: norms and softmax return float32 there, and not here.
 
-The linear layers of plain, 8-bit and 4-bit bases must return bfloat16 under it in every
-architecture, or activations would take twice the predicted memory on a GPU.
+The linear layers must return bfloat16 under it in every architecture, or activations would take
+twice the predicted memory on a GPU; 8-bit and 4-bit layers too, which cast their own inputs.
 """
 
 from collections.abc import Callable
@@ -52,8 +52,11 @@ def test_the_emulation_returns_float32_where_cuda_does():
         assert F.linear(F.layer_norm(low, (4,)), low).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("bits", [None, "8bit", "4bit"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "bits"),
+    [(name, None) for name in ARCHITECTURES]
+    + [(name, bits) for name in ("flux", "sdxl") for bits in ("8bit", "4bit")],
+)
 def test_linear_layers_return_bfloat16(architecture, bits, tmp_path, monkeypatch):
     if bits == "4bit" and find_spec("bitsandbytes") is None:
         pytest.skip("needs bitsandbytes")

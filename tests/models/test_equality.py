@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from directalign.config import LoRAConfig, RolloutConfig
+from directalign.config import RolloutConfig
 from directalign.diffusion.sampling import sample
 from directalign.methods.srpo import SRPO
 from directalign.models import MODELS, trainable
 from directalign.models.text_encoder import padded
 from methods.toy import ToyReward
-from models.cases import CASES, PLAIN, load_trained
+from models.cases import CASES, PLAIN
 from models.srpo_by_hand import BATCH, PROMPTS, SETTINGS, TRAINING_CFG, known_noise, losses_by_hand
 from tiny import SIZE
 
@@ -159,9 +159,7 @@ def test_prediction_under_classifier_free_guidance(case, model, pipeline):
     close(guided, library_guided(case, pipeline, x_t, sigma, 3.0), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("steps", "cfg_scale", "width"), [(4, 1.0, SIZE), (4, 4.0, SIZE), (5, 1.0, 3 * SIZE)]
-)
+@pytest.mark.parametrize(("steps", "cfg_scale", "width"), [(4, 4.0, SIZE), (5, 1.0, 3 * SIZE)])
 def test_rollout(case, model, pipeline, steps, cfg_scale, width):
     noise, rollout = noise_for(model, width), rollout_of(case, cfg_scale, steps)
     expected = case.call(pipeline, model, PROMPTS, noise, rollout)
@@ -209,28 +207,12 @@ def test_srpo_update(case, model, pipeline):
     assert_same_gradients(model, denoiser_of(pipeline), total, sum(theirs), **tolerance)
 
 
-def test_trained_adapters_in_a_fresh_pipeline_and_in_a_new_model(plain, tmp_path):
-    case, folder = plain
-    settings = {"tune": "lora", "lora": LoRAConfig(rank=2, alpha=3)}
-    model, pipeline = case.load(folder, **settings), case.pipeline(folder)
-    rollout = rollout_of(case, 2.0)
-    noise, generator = noise_for(model), torch.Generator().manual_seed(1)
-    for parameter in trainable(model).values():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    model.save(tmp_path)
-    image = image_of(model, case, noise, rollout)
-    assert (image - case.call(pipeline, model, PROMPTS, noise, rollout)).abs().max() > 1e-3
-    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    close(case.call(pipeline, model, PROMPTS, noise, rollout), image, atol=1e-4)
-    again = case.load(folder, **settings)
-    load_trained(again, tmp_path)
-    close(image_of(again, case, noise, rollout), image, atol=1e-5)
-
-
-@pytest.mark.parametrize("tune", ["lora", "full"])
-def test_gradient_checkpointing_recomputes_and_changes_no_gradient(plain, tune):
-    case, folder = plain
-    gradients, calls = [], []
+@pytest.mark.parametrize(
+    ("name", "tune"), [*((name, "lora") for name in PLAIN), ("flux", "full"), ("sd", "full")]
+)
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tmp_path, name, tune):
+    case = CASES[name]
+    folder, gradients, calls = case.folder(tmp_path), [], []
     for recompute in (False, True):
         model = case.load(folder, tune=tune, gradient_checkpointing=recompute)
         model.vae.decoder.up_blocks[0].register_forward_pre_hook(
@@ -263,7 +245,8 @@ def test_eight_bits_are_close(name, tmp_path):
     case = CASES[name]
     folder = case.folder(tmp_path, **case.eight_bits)
     plain, low = (case.load(folder, tune="lora", quantization=bits) for bits in (None, "8bit"))
-    pred, expected = (model.predict(*noisy(plain, case)) for model in (low, plain))
+    inputs = noisy(plain, case)
+    pred, expected = (model.predict(*inputs) for model in (low, plain))
     assert 0 < (pred - expected).abs().max() < 0.05 * expected.abs().max()
     pred.sum().backward()
     assert largest_gradient(low) > 0

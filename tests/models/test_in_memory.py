@@ -48,8 +48,9 @@ def state(pipe):
     }
 
 
-@pytest.mark.parametrize("tune", ["lora", "full"])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("name", "tune"), [*((name, "lora") for name in PLAIN), ("flux", "full"), ("sd", "full")]
+)
 def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_path, name, tune):
     case = CASES[name]
     pipe = case.pipeline(case.folder(tmp_path))
@@ -61,7 +62,8 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
         size = {"max_area": SIZE**2, "_auto_resize": False, "max_sequence_length": 12}
         call = {"image": pictures(sources_of(SIZE, SIZE, 1))[0]}
         call |= {} if case.reads_sources else size
-    off = 1e-5 if name == "qwen_image_21" else 0.0
+    # Under a LoRA weights need no gradient, and torch multiplies by one that does in other ways.
+    part.requires_grad_(tune == "full")
     base, before = sampled(pipe, call), state(pipe)
     weights = {name: p.data_ptr() for name, p in part.named_parameters()}
     model = {"tune": tune, "gradient_checkpointing": True, "text_encoders": "offload"}
@@ -75,12 +77,12 @@ def test_the_same_pipeline_samples_other_images_and_nothing_else_changes(tmp_pat
     assert {**before, "dtype": 0} == {**after, "dtype": 0} and after["training"] == {False}
     assert pipe.get_active_adapters() == ["default"]
     pipe.disable_lora()
-    assert torch.allclose(sampled(pipe, call), base, rtol=0, atol=off)
+    assert torch.equal(sampled(pipe, call), base)
     pipe.enable_lora()
     file = directalign.save_lora(pipe, tmp_path / "saved")
     fresh = case.pipeline(tmp_path)
     fresh.load_lora_weights(file.parent, weight_name=file.name)
-    assert torch.allclose(sampled(fresh, call), sampled(pipe, call), rtol=0, atol=off)
+    assert torch.equal(sampled(fresh, call), sampled(pipe, call))
 
 
 def test_bfloat16_pipelines_and_those_of_a_user_class_are_aligned(tmp_path):

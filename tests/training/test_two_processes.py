@@ -180,8 +180,8 @@ SMALL = "--set=train.num_steps=2", "--set=evaluate={num_samples: 1, references: 
 SETTINGS = {
     "awm": ("method={{name: awm, group_size: 2, old_decay_rise: 0.2, kl_beta: 0.1}}",),
     "raft": ("method={{name: raft, candidates: 2, kl_beta: 0.1}}",),
-    "rollout_levels": ("method.noise_levels={{kind: rollout}}",),
-    "edits": (
+    "edits": (  # at the levels of the rollout
+        "method.noise_levels={{kind: rollout}}",
         "model={{architecture: flux_kontext, path: {0}/kontext, tune: lora}}",
         "data={{prompts: null, edits: {0}/edits.jsonl}}",
     ),

@@ -108,11 +108,13 @@ def _make(part: str, folder: Path, spec: Spec, device: str) -> None:
 
 
 def _make_flux(vae: AutoencoderKL, folder: Path, spec: Spec, device: str) -> nn.ModuleDict:
-    """Every training of the FLUX; those that the world has as pipelines are written."""
+    """Every training of the FLUX, from the last that has begun: its state holds all weights. Those
+    that the world has as pipelines are written."""
     modules, clip, t5 = None, clip_tokenizer(spec), t5_tokenizer(spec)
     clip.save_pretrained(folder / "clip_tokenizer")
     t5.save_pretrained(folder / "t5_tokenizer")
-    for name in spec.flux:
+    begun = [n for n, name in enumerate(spec.flux) if (folder / f"{name}.state.pt").exists()]
+    for name in list(spec.flux)[max(begun, default=0) :]:
         pool = latent_pool(vae, folder, spec, name, device)
         modules = train_flux(pool, folder, spec, name, modules, device)
         if name in spec.world.pipelines:

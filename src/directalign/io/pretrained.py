@@ -61,15 +61,15 @@ def from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
 @contextmanager
 def _silent(*libraries: str) -> Iterator[None]:
     """Without warnings about weights that lack or are left over, which are errors here."""
-    loggers = {name: logging.getLogger(name) for name in libraries}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    for logger in loggers.values():
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = {each: each.level for each in loggers if each.level != logging.ERROR}
+    for logger in levels:  # as rarely as can be: it empties the caches of all loggers
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for name, logger in loggers.items():
-            logger.setLevel(levels[name])
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def load_network(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:

@@ -475,16 +475,18 @@ def encoder_cuts(model: Model, prompts: Sequence[str]) -> list[str]:
     """
     texts, found = list(dict.fromkeys(prompts)), list[str]()
     stubs = [each for each in getattr(model, "tokenizers", []) if isinstance(each, Tokenizer)]
-    for number, stub in enumerate(stubs):
-        # the files may be missing, or only published configs
-        with suppress(Exception), MemoryTracker():
+    for stub in stubs:
+        with suppress(Exception):  # the files may be missing, or only published configs
             assert stub.load is not None
             stub.cut, stub.real = 0, stub.load()
+    if any(stub.real is not None for stub in stubs):
+        with suppress(Exception), MemoryTracker():
             if getattr(model, "reads_sources", False):
                 for text in texts:  # which the encoder itself would read with an image each
                     cast(Any, model).prompt_ids(text)
             else:
                 model.encode_prompt(texts)
+    for number, stub in enumerate(stubs):
         stub.real = None
         if stub.cut:
             name = f"text_encoder{f'_{number + 1}' if number else ''}"

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,10 @@ def copy_control_tokens(run: config.RunConfig, out: Path) -> None:
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that affect the numbers."""
     own = {"directalign": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in PACKAGES}
+    return own | {name: _version(name) for name in PACKAGES}
+
+
+_version = cache(version)  # reads files of the installation
 
 
 def machine() -> dict[str, Any]:
