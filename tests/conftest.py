@@ -4,7 +4,6 @@ thread, and no deadline for a slow machine."""
 import inspect
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import partial
@@ -36,7 +35,6 @@ def checked(made: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     return typechecker(made)
 
 
-sys.dont_write_bytecode = False  # until all are imported: checked modules take seconds to compile
 jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start
