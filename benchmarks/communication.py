@@ -22,12 +22,13 @@ from directalign.training.run_folder import commit, machine, versions
 
 PROMPTS, RANKS, PER_NODE = 32, (2, 4, 8, 16, 32), 8
 TUNE = {"sharded": "full", "hybrid": "full", "data": "lora"}
-RATES = {"teraflops": 350.0, "within": WITHIN, "between": BETWEEN}
-"""10^12 operations and 10^9 bytes a second of each GPU."""
+RATES = {"teraflops": 350.0, "within": WITHIN, "between": BETWEEN, "one_card": BETWEEN / 8}
+"""10^12 operations and 10^9 bytes a second of each GPU; 10^9 bytes a second into a node with eight
+network cards, and with one."""
 
 
 def row(parallel: str, ranks: int) -> dict[str, Any]:
-    """Seconds of an update: computing, receiving, and both as they overlap; memory in bytes."""
+    """Bytes of memory and of an update, seconds of its computing, and of all by network."""
     words = [f"model.tune={TUNE[parallel]}", f"data.batch_size={PROMPTS // ranks}"]
     words += ["train.global_batch_size=32", f"train.parallel={parallel}"]
     run, place = load_run("flux_srpo", words), a_gpu(80, ranks)
@@ -40,11 +41,13 @@ def row(parallel: str, ranks: int) -> dict[str, Any]:
         "parallel": parallel,
         "ranks": ranks,
         "peak": found.peak,
-        "within": cost.within,
-        "between": cost.between,
+        "into_gpu": cost.within,
+        "into_node": cost.between,
         "computing": cost.update / (RATES["teraflops"] * 1e12),
-        "receiving": cost.receiving(),
-        "update": 36 * cost.hours(RATES["teraflops"])[0],
+        **{
+            name: 36 * cost.hours(RATES["teraflops"], between=RATES[name])[0]
+            for name in ("between", "one_card")
+        },
     }
 
 

@@ -229,17 +229,18 @@ def communication(found: dict[str, Any]) -> str:
     lines = []
     for row in found["rows"]:
         counts = [names[row["parallel"]], str(row["ranks"]), str(found["prompts"] // row["ranks"])]
-        sizes = [f"{row[key] / 2**30:,.1f}" for key in ("peak", "within", "between")]
-        seconds = [f"{row[key]:.1f}" for key in ("computing", "receiving", "update")]
+        sizes = [f"{row[key] / 2**30:,.1f}" for key in ("peak", "into_gpu", "into_node")]
+        seconds = [f"{row[key]:.1f}" for key in ("computing", "between", "one_card")]
         lines.append([*counts, *sizes, *seconds])
-    rates, sizes = found["rates"], ("peak", "from the node", "from others")
+    rates, sizes = found["rates"], ("peak", "into a GPU", "into a node")
     columns = ["trained", "ranks", "batch", *(f"{each}, GiB" for each in sizes)]
-    columns += ["computing, s", "receiving, s", "update, s"]
-    network = f"{rates['within']:g} GB/s within a node, {rates['between']:g} between nodes"
+    columns += ["computing, s", "update, eight cards, s", "update, one card, s"]
+    network = f"{rates['between']:g} GB/s into a node by eight network cards, {rates['one_card']:g}"
     return (
         f"{Table(columns, lines).markdown()}\n\n{found['prompts']} prompts for an update at "
         f"720x720, nodes of {found['per_node']}; assumed: {rates['teraflops']:g} TFLOPS, "
-        f"{network}; counted, not run; {machine_line(found)}"
+        f"{rates['within']:g} GB/s into a GPU, {network} by one; counted, not run; "
+        f"{machine_line(found)}"
     )
 
 

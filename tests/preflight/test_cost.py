@@ -179,9 +179,9 @@ def test_a_sharded_update_receives_what_is_predicted(models, four_ranks, paralle
     gathered, summed = (work.forward + work.backward) * work.weights, 4 * work.trained
     assert real.bytes["gathered"] == pytest.approx(gathered, rel=0.02)
     assert real.bytes["summed"] == pytest.approx(work.backward * summed, rel=0.02)
-    averaged, cost = real.bytes["averaged"], cost_of(run, work, four_ranks)
+    averaged, cost = shards * real.bytes["averaged"], cost_of(run, work, four_ranks)
     split = (shards - 1) / shards * (gathered + work.backward * summed)
-    assert cost.within + cost.between == pytest.approx(split + averaged, rel=0.02)
+    assert cost.within == pytest.approx(split, rel=0.02) and cost.sharded
     assert cost.between == pytest.approx(averaged if parallel == "hybrid" else split, rel=0.02)
 
 
@@ -192,8 +192,12 @@ def test_ranks_that_average_gradients_get_them_twice(models):
         cost_of(run, work, TorchProcessGroup(size=size, per_node=per_node))
         for size, per_node in ((1, 1), (4, 4), (4, 2))
     )
-    assert one.within == one.between == node.between == nodes.within == 0
-    assert node.within == nodes.between == 2 * 0.75 * 4 * work.trained > 0
+    assert one.within == one.between == node.between == 0
+    assert node.within == nodes.within == nodes.between == 2 * 0.75 * 4 * work.trained > 0
+    alone = changed(a_run("flux", models["flux"], tune="full"), train={"parallel": "hybrid"})
+    cost = cost_of(alone, work, TorchProcessGroup(size=2, per_node=1))
+    assert cost.within == 0 and cost.sharded
+    assert cost.between == work.backward * 4 * work.trained
 
 
 def test_gathering_hides_behind_the_denoiser_and_averaging_does_not():

@@ -1,6 +1,7 @@
 """Runs on two processes equal those on one, whole and sharded, and each continues the other's."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_two_nodes_that_shard_alone_match_one_process_which_continues_them(whole
     longer = train(recipe, out, "--resume", "--set=train.num_steps=5")
     assert one_process(longer, log) == 0, log.read_text()
     assert distance(out, wanted) < 1e-5 and alike(records(out, "step"), records(wanted, "step"))
+
+
+def test_hybrid_nodes_of_unequal_size_are_refused_by_all(whole, tmp_path):
+    """Two processes, of which one is told of a node of two and one of a node of one."""
+    recipe, log = whole("full").with_suffix(".yaml"), tmp_path / "log"
+    given = train(recipe, tmp_path / "out", "--set=train.parallel=hybrid", HALF)
+
+    def on_each_rank() -> None:
+        os.environ["LOCAL_WORLD_SIZE"] = "1" if os.environ["RANK"] == "1" else "2"
+        launching.run(given)
+
+    assert launching.processes(on_each_rank, log) == [1, 1]
+    assert "train.parallel: hybrid needs the same number of processes" in log.read_text()
 
 
 def test_a_method_with_its_own_copy_of_the_weights_continues_on_other_processes(tmp_path):

@@ -67,15 +67,19 @@ def check(
     within_node: Annotated[
         float | None,
         option(
-            "On several ranks: 10^9 bytes a second into a GPU from those of its node; 350 if not "
-            "given, which NVLink 4 reaches.",
+            "On several ranks: 10^9 bytes a second into a GPU; 350 if not given, which NVLink 4 "
+            "reaches.",
             "N",
             min=0.001,
         ),
     ] = None,
     between_nodes: Annotated[
         float | None,
-        option("The same from other nodes; 40 if not given: 400 Gbit/s.", "N", min=0.001),
+        option(
+            "10^9 bytes a second into a node; 320 if not given, for eight cards of 400 Gbit/s.",
+            "N",
+            min=0.001,
+        ),
     ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every part of the memory too.")
@@ -217,14 +221,16 @@ def _time(
         )
     if cost.within or cost.between:
         way = "while the denoiser computes" if cost.sharded else "after the backward pass"
-        receiving = f"{cost.receiving(within, between):.1f} s"
-        places = (cost.within, within, "its node"), (cost.between, between, "other nodes")
+        places = (cost.within, within, "a GPU"), (cost.between, between, "a node from others")
         sizes = " and ".join(
-            f"{binary(size)} from {place} at {network:g} GB/s"
+            f"{binary(size)} into {place} at {network:g} GB/s"
             for size, network, place in places
             if size
         )
-        yield "other ranks", f"{sizes} for an update, {receiving}, {way}"
+        yield (
+            "other ranks",
+            f"{sizes} for an update, {cost.receiving(within, between):.1f} s, {way}",
+        )
     work = f"{_flop(cost.training)} to train, {_flop(cost.measuring)} to measure"
     if teraflops is None:
         yield "time", f"{work}; --tflops gives an estimate"

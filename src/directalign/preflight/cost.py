@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .. import config
 from ..evaluation.in_training import OBEYED_SAMPLES, obeyed_phrases, references_of
 from ..training.data import accumulation
-from ..training.distributed import TorchProcessGroup, shards_of
+from ..training.distributed import TorchProcessGroup, is_sharded_run, shards_of
 
 PARTS = ("encode", "rollout", "train", "decode", "reward")
 """Of an update: prompts through the text encoders; network calls without gradient, and real images
@@ -19,9 +19,9 @@ through the VAE; network calls with gradient, forward and backward; the VAE deco
 forward and backward."""
 PCIE = 20.0
 """10^9 bytes a second from pinned main memory over PCIe 4.0 x16, of 32 nominal."""
-WITHIN, BETWEEN = 350.0, 40.0
-"""10^9 bytes a second into a GPU: over NVLink 4 from its node, of 450 nominal; over 400 Gbit/s from
-other nodes, of 50."""
+WITHIN, BETWEEN = 350.0, 320.0
+"""10^9 bytes a second into a GPU over NVLink 4, of 450 nominal; into a node with eight cards of 400
+Gbit/s, of 400."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -48,7 +48,7 @@ class Cost:
     """FLOPs on one rank: of one update by part, of all updates, and of all measurements.
 
     `copied`: bytes of swapped blocks that an update copies to the device. `within`, `between`:
-    bytes that the rank gets for an update from its node and from others, while the denoiser
+    bytes that come into a GPU, and into a node from others, for an update; while the denoiser
     computes if it is `sharded`.
     """
 
@@ -65,8 +65,8 @@ class Cost:
         return sum(self.parts.values())
 
     def receiving(self, within: float = WITHIN, between: float = BETWEEN) -> float:
-        """Seconds of an update in which the rank gets something, at 10^9 bytes a second each."""
-        return self.within / (within * 1e9) + self.between / (between * 1e9)
+        """Seconds of an update at 10^9 bytes a second into a GPU, and into a node, at once."""
+        return max(self.within / (within * 1e9), self.between / (between * 1e9))
 
     def hours(
         self, teraflops: float, pcie: float = PCIE, within: float = WITHIN, between: float = BETWEEN
@@ -98,27 +98,29 @@ def cost_of(run: config.RunConfig, work: Work, group: TorchProcessGroup) -> Cost
     if obeyed_phrases(run):
         images += 2 * min(OBEYED_SAMPLES, settings.num_samples)
     training, copied = steps * sum(parts.values()), accumulation(run, ranks) * work.copied
-    sharded = shards_of(run, group) > 1
-    received = received_of(run, work, group)
+    received, sharded = received_of(run, work, group), is_sharded_run(run, group)
     return Cost(parts, training, work.image * images / ranks, copied, *received, sharded)
 
 
 def received_of(run: config.RunConfig, work: Work, group: TorchProcessGroup) -> tuple[float, float]:
-    """Bytes that a rank gets for an update from its own node, and from other nodes.
+    """Bytes that come into a GPU, and into a node from others, for an update by rings of ranks.
 
-    Sharded over n ranks, (n - 1) / n of: the weights for each pass, forward and backward, and the
-    sum of the gradients of each backward pass. A mean over n copies of gradients, summed and then
-    spread (ring all-reduce), is twice (n - 1) / n of them.
+    Split over n ranks, a GPU gets (n - 1) / n of: the weights for each pass, forward and backward,
+    and the sum of the gradients of each backward pass. A mean of gradients over n copies, summed
+    and then spread, is twice (n - 1) / n of them. A ring that goes through several nodes brings the
+    same into each.
     """
-    shards = shards_of(run, group)
-    per_node, copies = group.per_node or group.size, group.size // shards
-    dtype = run.model.trained_dtype if run.model.tune == "full" and shards == 1 else "float32"
-    gradients = BYTES[dtype] * work.trained / shards
-    averaged, split = 2 * (copies - 1) / copies * gradients, 0.0
-    if shards > 1:
-        batches = accumulation(run, group.size)
-        gathered = (work.forward + work.backward) * work.weights / shards
-        split = batches * (shards - 1) * (gathered + work.backward * gradients)
-        averaged *= batches * work.backward
-    within = (split if shards <= per_node else 0.0) + (averaged if group.size <= per_node else 0.0)
-    return within, split + averaged - within
+    sharded, ranks = is_sharded_run(run, group), group.size
+    several = ranks > (group.per_node or ranks)
+    dtype = run.model.trained_dtype if run.model.tune == "full" and not sharded else "float32"
+    gradients = BYTES[dtype] * work.trained
+    if not sharded:
+        received = 2 * (ranks - 1) / ranks * gradients
+        return received, received if several else 0.0
+    shards, batches = shards_of(run, group), accumulation(run, ranks)
+    gathered = (work.forward + work.backward) * work.weights
+    split = batches * (shards - 1) / shards * (gathered + work.backward * gradients)
+    if shards == ranks:
+        return split, split if several else 0.0
+    copies = ranks // shards
+    return split, batches * work.backward * 2 * (copies - 1) / copies * gradients

@@ -222,12 +222,16 @@ def shards_of(run: config.RunConfig, group: TorchProcessGroup) -> int:
     if run.train.parallel != "hybrid":
         return group.size
     if group.per_node < 1 or group.size % group.per_node:
-        given = f"{group.size} processes, {group.per_node or 'an unknown number'} on this node"
-        raise DirectAlignError(
-            f"train.parallel: hybrid needs the same number of processes on every node, and there "
-            f"are {given}: launch with torchrun (docs/scaling.md), or set parallel: sharded"
-        )
+        raise _unequal(f"{group.size}, {group.per_node or 'an unknown number'} on a node")
     return group.per_node
+
+
+def _unequal(given: str) -> DirectAlignError:
+    return DirectAlignError(
+        "train.parallel: hybrid needs the same number of processes on every node, and there are "
+        f"{given}: launch as many on each with torchrun (docs/scaling.md; for directalign check, "
+        "--per-node), or set parallel: sharded"
+    )
 
 
 def shard(denoiser: nn.Module, run: config.RunConfig, group: TorchProcessGroup) -> None:
@@ -235,6 +239,10 @@ def shard(denoiser: nn.Module, run: config.RunConfig, group: TorchProcessGroup) 
 
     Raises: DirectAlignError as `shards_of`.
     """
+    if run.train.parallel == "hybrid":  # each rank knows its own node alone
+        every = group.gather(torch.tensor([group.per_node])).tolist()
+        if len(set(every)) > 1:
+            raise _unequal(f"from {min(every)} to {max(every)} on a node")
     model, shards = run.model, shards_of(run, group)
     sizes = (group.size,) if shards == group.size else (group.size // shards, shards)
     # no block's output is changed in place
