@@ -1,6 +1,8 @@
 """Memory and counted operations against those of real updates, and against FLUX's known cost."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import forked
 import tiny
 from directalign.config import RunConfig
 from directalign.config.load import load_run
@@ -154,32 +157,39 @@ class Received(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def four_ranks():
-    """A group of four of which only this process runs; its collectives do nothing."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
-    yield TorchProcessGroup(size=4, per_node=2)
-    dist.destroy_process_group()
+FOUR_RANKS = TorchProcessGroup(size=4, per_node=2)
+
+
+def received(run: RunConfig, file: Path) -> dict[str, int]:
+    """What an update brings, in a process of its own: a group of four of which only it runs, whose
+    collectives do nothing; what torch remembers of the group ends with it."""
+
+    def update() -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+        network = load_model(run.model, "cpu")
+        shard(network.denoiser, run, FOUR_RANKS)
+        method = load_method(run, network, load_reward(run.reward))
+        with Received() as real:
+            for loss in method.losses(Batch(0, (PROMPT,))):
+                loss.value.backward()
+        file.write_text(json.dumps(real.bytes))
+
+    assert forked.process(update).wait() == 0
+    return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(
     ("parallel", "model", "shards"),
     [("sharded", LORA, 4), ("sharded", FULL, 4), ("hybrid", FULL, 2)],
 )
-def test_a_sharded_update_receives_what_is_predicted(models, four_ranks, parallel, model, shards):
+def test_a_sharded_update_receives_what_is_predicted(models, tmp_path, parallel, model, shards):
     """Weights for each pass, gradients once; a mean over two nodes is a sum and its spreading."""
     run = changed(a_run("flux", models["flux"], **model), train={"parallel": parallel})
-    work = traced(run)[1]
-    network = load_model(run.model, "cpu")
-    shard(network.denoiser, run, four_ranks)
-    method = load_method(run, network, load_reward(run.reward))
-    with Received() as real:
-        for loss in method.losses(Batch(0, (PROMPT,))):
-            loss.value.backward()
+    work, real = traced(run)[1], received(run, tmp_path / "bytes")
     gathered, summed = (work.forward + work.backward) * work.weights, 4 * work.trained
-    assert real.bytes["gathered"] == pytest.approx(gathered, rel=0.02)
-    assert real.bytes["summed"] == pytest.approx(work.backward * summed, rel=0.02)
-    averaged, cost = shards * real.bytes["averaged"], cost_of(run, work, four_ranks)
+    assert real["gathered"] == pytest.approx(gathered, rel=0.02)
+    assert real["summed"] == pytest.approx(work.backward * summed, rel=0.02)
+    averaged, cost = shards * real["averaged"], cost_of(run, work, FOUR_RANKS)
     split = (shards - 1) / shards * (gathered + work.backward * summed)
     assert cost.within == pytest.approx(split, rel=0.02) and cost.sharded
     assert cost.between == pytest.approx(averaged if parallel == "hybrid" else split, rel=0.02)
@@ -204,7 +214,7 @@ def test_gathering_hides_behind_the_denoiser_and_averaging_does_not():
     parts = {"rollout": 2e12, "train": 4e12, "decode": 1e12}
     hidden = Cost(parts, 7e12, 3e12, within=4e9, between=1e9, sharded=True)
     assert hidden.hours(1.0, within=1.0, between=1.0) == Cost(parts, 7e12, 3e12).hours(1.0)
-    assert hidden.hours(1.0, within=1.0, between=1 / 8)[0] == pytest.approx(100 * (12 + 1) / 3600)
+    assert hidden.hours(1.0, within=1.0, between=1 / 12)[0] == pytest.approx(100 * (12 + 1) / 3600)
     averaged = Cost(parts, 7e12, 3e12, between=1e9)
     assert averaged.hours(1.0, between=1.0)[0] == pytest.approx(100 * (7 + 1) / 3600)
 
