@@ -198,9 +198,15 @@ def test_a_run_measures_and_saves_without_it_and_resumes_exactly(given, tmp_path
     ours, whole = (load_file(tmp_path / name / "lora.safetensors") for name in ("b", "a"))
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
     write(moved, {"x_embedder": nn.Linear(16, 16)}, "transformer")
-    for now in (moved, None):
-        with pytest.raises(DirectAlignError, match=r"rollout\.lora: .* sampled with another LoRA"):
-            train(recipe(file.parent, now), tmp_path / "c", resume=True)
+    shutil.copytree(tmp_path / "plain", tmp_path / "d")
+    shutil.rmtree(tmp_path / "d/checkpoints/step-000002")
+    for now, out, message in (
+        (moved, "c", r".*few_step\.safetensors: the .* with another LoRA: restore it"),
+        (None, "c", "the checkpoint's rollouts were sampled with a LoRA: restore it"),
+        (file, "d", r".*few_step\.safetensors: the .* without a LoRA: remove it"),
+    ):
+        with pytest.raises(DirectAlignError, match=f"rollout.lora: {message}, or start a new run"):
+            train(recipe(file.parent, now), tmp_path / out, resume=True)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "python"])
