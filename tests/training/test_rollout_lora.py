@@ -159,6 +159,16 @@ def test_files_that_do_not_fit_are_refused(given, tmp_path):
         file = write(tmp_path / "wrong.safetensors", {name: layer}, model.part)
         with pytest.raises(DirectAlignError, match=f"rollout.lora: .*wrong.safetensors: {message}"):
             RolloutLoRA(str(file), model)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for file, message in (
+        (
+            write(tmp_path / "of_sd.safetensors", {"conv_in": nn.Linear(3, 5)}, "unet"),
+            "adapts unet",
+        ),
+        (tmp_path / "junk.safetensors", "not a complete safetensors file"),
+    ):
+        with pytest.raises(DirectAlignError, match=rf"rollout\.lora: {file}: {message}"):
+            RolloutLoRA(str(file), model)
     with pytest.raises(DirectAlignError, match=r"rollout\.lora: gone: no such file"):
         RolloutLoRA("gone", model)
 
