@@ -11,6 +11,7 @@ import directalign
 from directalign.config import ModelConfig
 from directalign.evaluation.generate import sample_images
 from directalign.models import load_model
+from directalign.models.hidream import HiDream
 from directalign.preflight.checks import check_checkpoint
 from directalign.preflight.meta_models import meta_model, model_folder
 from directalign.types import DirectAlignError
@@ -56,14 +57,31 @@ def test_prompts_are_those_of_a_folder_with_its_llama(whole, split):
 
 @pytest.mark.parametrize("act", [lambda model: load_model(model, "cpu"), model_folder])
 def test_a_llama_that_is_missing_or_none_is_one_line(split, act):
-    folder, llama = split
+    folder, _ = split
     lacking = rf"model\.args: llama is missing; {folder} comes without tokenizer_4 and text_encod"
     with pytest.raises(DirectAlignError, match=lacking):
         act(settings(folder))
     with pytest.raises(DirectAlignError, match=r"model\.args\.llama: .*holds no config\.json"):
         act(settings(folder, llama=str(folder)))
-    with pytest.raises(DirectAlignError, match=r"model\.args: lama is for a class of your own"):
-        act(settings(folder, lama=str(llama)))
+    refuse_wrong_llamas(act, folder)
+
+
+def refuse_wrong_llamas(act, path):
+    for args, message in (
+        ({"lama": "a/b"}, r"model\.args: lama: hidream takes llama only"),
+        ({"llama": "/nope"}, r"model\.args\.llama: /nope: no such folder"),
+        ({"llama": 3}, r"model\.args\.llama: 3: is no text"),
+        ({"llama": None}, r"model\.args\.llama: null: is no text"),
+    ):
+        with pytest.raises(DirectAlignError, match=message):
+            act(settings(path, **args))
+
+
+def test_a_release_that_is_not_downloaded_needs_its_llama_too():
+    path = HiDream.components
+    with pytest.raises(DirectAlignError, match=rf"args: llama is missing; {path} comes without"):
+        model_folder(settings(path))
+    refuse_wrong_llamas(model_folder, path)
 
 
 def test_another_text_encoder_is_refused(split):

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -93,7 +93,10 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
         path, key, held = settings.components, "model.components", tuple(within.parts)
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
-        return _published_pipeline(path, key, settings.architecture)
+        found = _published_pipeline(path, key, settings.architecture)
+        if not found.warnings:
+            check_separate(settings, None)
+        return replace(found, elsewhere=_separate(settings, separate)[0])
     if folder.is_file():
         raise DirectAlignError(
             f"{key}: {path}: is a file, and of single files .safetensors are read; give one, a "
@@ -111,9 +114,9 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
         )
     kind = model_class(settings.architecture)
     index = read_json(folder / "model_index.json")
-    if (found := index.get("_class_name")) != kind.pipeline:
+    if (holds := index.get("_class_name")) != kind.pipeline:
         raise DirectAlignError(
-            f"{key}: {folder} holds a {found}, and model.architecture: {settings.architecture} "
+            f"{key}: {folder} holds a {holds}, and model.architecture: {settings.architecture} "
             f"needs a {kind.pipeline}; change one of the two"
         )
     check_separate(settings, folder)
