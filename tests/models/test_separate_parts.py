@@ -13,6 +13,7 @@ from directalign.evaluation.generate import sample_images
 from directalign.models import load_model
 from directalign.models.hidream import HiDream
 from directalign.preflight.checks import check_checkpoint
+from directalign.preflight.files import _of_model
 from directalign.preflight.meta_models import meta_model, model_folder
 from directalign.types import DirectAlignError
 from hub_stand_in import hub_stand_in, point_at
@@ -116,6 +117,24 @@ def test_memory_is_estimated_with_a_llama_that_is_not_downloaded(split):
     assert found.count("text_encoder_4") == 8_030_261_248
     assert found.folder.state == "weights of text_encoder_4 not downloaded yet"
     check_checkpoint(absent, found.folder)
+
+
+def test_what_is_to_be_downloaded_is_listed_by_repository(split):
+    folder, llama = split
+    release, of_llama = HiDream.components, "maker/unknown-llama"
+    for path, named in ((release, of_llama), (release, str(llama)), (str(folder), of_llama)):
+        model = meta_model(settings(path, llama=named))
+        found = list(_of_model(settings(path, llama=named), model.folder, model))
+        assert [(each.key, each.path) for each in found] == [
+            ("model", path),
+            ("model.args.llama", named),
+        ]
+        own = sum(2 * model.count(name) for name in model.parts if name != "text_encoder_4")
+        assert [each.missing for each in found] == [
+            own * (path == release),
+            2 * 8_030_261_248 * (named == of_llama),
+        ]
+        assert [each.is_here for each in found] == [path != release, named != of_llama]
 
 
 def test_the_recorded_call_names_it(split, tmp_path):

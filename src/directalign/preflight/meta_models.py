@@ -91,12 +91,16 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
                 "diffusers folder or hub id of that architecture, for configs and tokenizers"
             )
         path, key, held = settings.components, "model.components", tuple(within.parts)
+    kind = model_class(settings.architecture)
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
         found = _published_pipeline(path, key, settings.architecture)
         if not found.warnings:
             check_separate(settings, None)
-        return replace(found, elsewhere=_separate(settings, separate)[0])
+        elsewhere, missing = _separate(settings, separate)
+        own = [name for name in (kind.part, "vae", *kind.text_parts) if name not in elsewhere]
+        missing = (*own, *missing) if elsewhere else ()
+        return replace(found, elsewhere=elsewhere, missing=missing)
     if folder.is_file():
         raise DirectAlignError(
             f"{key}: {path}: is a file, and of single files .safetensors are read; give one, a "
@@ -112,7 +116,6 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
             f"{key}: {path}: no such file model_index.json; the folder holds {contents(folder)}: "
             "give a complete diffusers folder"
         )
-    kind = model_class(settings.architecture)
     index = read_json(folder / "model_index.json")
     if (holds := index.get("_class_name")) != kind.pipeline:
         raise DirectAlignError(
