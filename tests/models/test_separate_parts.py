@@ -119,6 +119,13 @@ def test_memory_is_estimated_with_a_llama_that_is_not_downloaded(split):
     check_checkpoint(absent, found.folder)
 
 
+@pytest.mark.parametrize("name", ["Dev", "Fast"])
+def test_distilled_releases_are_refused_before_they_are_downloaded(name):
+    path = f"HiDream-ai/HiDream-I1-{name}"
+    with pytest.raises(DirectAlignError, match=f"model.path: {path}: is sampled with new noise"):
+        model_folder(settings(path, llama="maker/llama"))
+
+
 def test_what_is_to_be_downloaded_is_listed_by_repository(split):
     folder, llama = split
     release, of_llama = HiDream.components, "maker/unknown-llama"

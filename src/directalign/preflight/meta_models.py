@@ -94,6 +94,8 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
     kind = model_class(settings.architecture)
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
+        if path in kind.left_out:
+            raise DirectAlignError(f"{key}: {path}: {kind.left_out[path]}")
         found = _published_pipeline(path, key, settings.architecture)
         if not found.warnings:
             check_separate(settings, None)
