@@ -11,7 +11,9 @@ import directalign
 from directalign.config import ModelConfig
 from directalign.evaluation.generate import sample_images
 from directalign.models import load_model
+from directalign.models.hidream import HiDream
 from directalign.preflight.checks import check_checkpoint
+from directalign.preflight.files import _of_model
 from directalign.preflight.meta_models import meta_model, model_folder
 from directalign.types import DirectAlignError
 from hub_stand_in import hub_stand_in, point_at
@@ -56,14 +58,31 @@ def test_prompts_are_those_of_a_folder_with_its_llama(whole, split):
 
 @pytest.mark.parametrize("act", [lambda model: load_model(model, "cpu"), model_folder])
 def test_a_llama_that_is_missing_or_none_is_one_line(split, act):
-    folder, llama = split
+    folder, _ = split
     lacking = rf"model\.args: llama is missing; {folder} comes without tokenizer_4 and text_encod"
     with pytest.raises(DirectAlignError, match=lacking):
         act(settings(folder))
     with pytest.raises(DirectAlignError, match=r"model\.args\.llama: .*holds no config\.json"):
         act(settings(folder, llama=str(folder)))
-    with pytest.raises(DirectAlignError, match=r"model\.args: lama is for a class of your own"):
-        act(settings(folder, lama=str(llama)))
+    refuse_wrong_llamas(act, folder)
+
+
+def refuse_wrong_llamas(act, path):
+    for args, message in (
+        ({"lama": "a/b"}, r"model\.args: lama: hidream takes llama only"),
+        ({"llama": "/nope"}, r"model\.args\.llama: /nope: no such folder"),
+        ({"llama": 3}, r"model\.args\.llama: 3: is no text"),
+        ({"llama": None}, r"model\.args\.llama: null: is no text"),
+    ):
+        with pytest.raises(DirectAlignError, match=message):
+            act(settings(path, **args))
+
+
+def test_a_release_that_is_not_downloaded_needs_its_llama_too():
+    path = HiDream.components
+    with pytest.raises(DirectAlignError, match=rf"args: llama is missing; {path} comes without"):
+        model_folder(settings(path))
+    refuse_wrong_llamas(model_folder, path)
 
 
 def test_another_text_encoder_is_refused(split):
@@ -98,6 +117,31 @@ def test_memory_is_estimated_with_a_llama_that_is_not_downloaded(split):
     assert found.count("text_encoder_4") == 8_030_261_248
     assert found.folder.state == "weights of text_encoder_4 not downloaded yet"
     check_checkpoint(absent, found.folder)
+
+
+@pytest.mark.parametrize("name", ["Dev", "Fast"])
+def test_distilled_releases_are_refused_before_they_are_downloaded(name):
+    path = f"HiDream-ai/HiDream-I1-{name}"
+    with pytest.raises(DirectAlignError, match=f"model.path: {path}: is sampled with new noise"):
+        model_folder(settings(path, llama="maker/llama"))
+
+
+def test_what_is_to_be_downloaded_is_listed_by_repository(split):
+    folder, llama = split
+    release, of_llama = HiDream.components, "maker/unknown-llama"
+    for path, named in ((release, of_llama), (release, str(llama)), (str(folder), of_llama)):
+        model = meta_model(settings(path, llama=named))
+        found = list(_of_model(settings(path, llama=named), model.folder, model))
+        assert [(each.key, each.path) for each in found] == [
+            ("model", path),
+            ("model.args.llama", named),
+        ]
+        own = sum(2 * model.count(name) for name in model.parts if name != "text_encoder_4")
+        assert [each.missing for each in found] == [
+            own * (path == release),
+            2 * 8_030_261_248 * (named == of_llama),
+        ]
+        assert [each.is_here for each in found] == [path != release, named != of_llama]
 
 
 def test_the_recorded_call_names_it(split, tmp_path):

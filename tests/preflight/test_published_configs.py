@@ -25,6 +25,7 @@ PUBLISHED = {  # millions of parameters
     "Kwai-Kolors/Kolors-diffusers": "unet 2579.5 text_encoder 6243.6",
     "Alpha-VLLM/Lumina-Image-2.0": "transformer 2610 text_encoder 2614",
 }  # fmt: skip
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 CLIP_H = {"processor": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 QWEN2_VL = {"processor": "Qwen/Qwen2-VL-7B-Instruct"}
 QWEN3_VL = {"processor": "Qwen/Qwen3-VL-8B-Instruct"}
@@ -46,7 +47,8 @@ PUBLISHED_REWARDS = {
 @pytest.mark.parametrize("hub_id", PUBLISHED)
 def test_a_published_model_has_its_published_size(hub_id):
     name = next(each["architecture"] for each in known().values() if hub_id in each["hub_ids"])
-    found = meta_model(ModelConfig(architecture=name, path=hub_id, tune="full"))
+    args = {"llama": LLAMA} if name == "hidream" else {}
+    found = meta_model(ModelConfig(architecture=name, path=hub_id, tune="full", args=args))
     assert found.folder.state == "not downloaded yet" and found.folder.warnings == ()
     words = PUBLISHED[hub_id].split()
     for part, millions in zip(words[::2], words[1::2], strict=True):

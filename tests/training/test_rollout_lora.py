@@ -159,6 +159,16 @@ def test_files_that_do_not_fit_are_refused(given, tmp_path):
         file = write(tmp_path / "wrong.safetensors", {name: layer}, model.part)
         with pytest.raises(DirectAlignError, match=f"rollout.lora: .*wrong.safetensors: {message}"):
             RolloutLoRA(str(file), model)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for file, message in (
+        (
+            write(tmp_path / "of_sd.safetensors", {"conv_in": nn.Linear(3, 5)}, "unet"),
+            "adapts unet",
+        ),
+        (tmp_path / "junk.safetensors", "not a complete safetensors file"),
+    ):
+        with pytest.raises(DirectAlignError, match=rf"rollout\.lora: {file}: {message}"):
+            RolloutLoRA(str(file), model)
     with pytest.raises(DirectAlignError, match=r"rollout\.lora: gone: no such file"):
         RolloutLoRA("gone", model)
 
@@ -198,9 +208,15 @@ def test_a_run_measures_and_saves_without_it_and_resumes_exactly(given, tmp_path
     ours, whole = (load_file(tmp_path / name / "lora.safetensors") for name in ("b", "a"))
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
     write(moved, {"x_embedder": nn.Linear(16, 16)}, "transformer")
-    for now in (moved, None):
-        with pytest.raises(DirectAlignError, match=r"rollout\.lora: .* sampled with another LoRA"):
-            train(recipe(file.parent, now), tmp_path / "c", resume=True)
+    shutil.copytree(tmp_path / "plain", tmp_path / "d")
+    shutil.rmtree(tmp_path / "d/checkpoints/step-000002")
+    for now, out, message in (
+        (moved, "c", r".*few_step\.safetensors: the .* with another LoRA: restore it"),
+        (None, "c", "the checkpoint's rollouts were sampled with a LoRA: restore it"),
+        (file, "d", r".*few_step\.safetensors: the .* without a LoRA: remove it"),
+    ):
+        with pytest.raises(DirectAlignError, match=f"rollout.lora: {message}, or start a new run"):
+            train(recipe(file.parent, now), tmp_path / out, resume=True)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "python"])

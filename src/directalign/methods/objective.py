@@ -233,9 +233,12 @@ class ObjectiveMethod:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         now = None if self.rollout_lora is None else self.rollout_lora.fingerprint
         if (before := state.get("rollout_lora")) != now:
+            given = "" if self.rollout.lora is None else f"{self.rollout.lora}: "
+            other = "another LoRA" if now else "a LoRA"
+            remedy = f"with {other}: restore it" if before else "without a LoRA: remove it"
             raise DirectAlignError(
-                f"rollout.lora: {self.rollout.lora}: the checkpoint's rollouts were sampled with "
-                f"{'another LoRA' if before else 'none'}: restore it, or start a new run"
+                f"rollout.lora: {given}the checkpoint's rollouts were sampled {remedy}, or start a "
+                "new run"
             )
         self.objective.load_state_dict(state)
         self.rollouts = dict(state.get("rollouts", {}))

@@ -6,6 +6,7 @@ downloaded; no other formats, and no single files beside the folders. `component
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,7 +113,8 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
 def separate_parts(model: config.ModelConfig) -> Mapping[str, tuple[str, ...]]:
     """For each key of `model.args` that may name a folder, the parts that it holds.
 
-    Raises DirectAlignError for other keys, unless they are for a class of the user's own.
+    Raises DirectAlignError for other keys, unless they are for a class of the user's own, and for a
+    value that is no text.
     """
     if ".py:" in model.architecture:
         return {}
@@ -120,26 +122,36 @@ def separate_parts(model: config.ModelConfig) -> Mapping[str, tuple[str, ...]]:
 
     found: Mapping[str, tuple[str, ...]] = model_class(model.architecture).separate_parts
     if unknown := sorted(model.args.keys() - found.keys()):
+        if found:
+            known = f"{model.architecture} takes {' and '.join(found)} only"
+            raise DirectAlignError(f"model.args: {unknown[0]}: {known}: correct or remove it")
         raise DirectAlignError(
             f"model.args: {unknown[0]} is for a class of your own, my_model.py:MyModel, not for "
             f"{model.architecture}: remove it"
         )
+    for key in found.keys() & model.args.keys():
+        if not isinstance(value := model.args[key], str):
+            raise DirectAlignError(
+                f"model.args.{key}: {json.dumps(value)}: is no text: give a folder or hub id"
+            )
     return found
 
 
-def check_separate(model: config.ModelConfig, folder: Path) -> None:
+def check_separate(model: config.ModelConfig, folder: Path | None) -> None:
     """Raise DirectAlignError for parts that neither `folder` nor `model.args` has.
 
-    A folder of another pipeline is not checked: it is refused as such when its parts are.
+    None: the release that is not downloaded yet, which has none of them. A folder of another
+    pipeline is not checked: it is refused as such when its parts are.
     """
     from . import model_class  # which imports this module
 
     missing = {key: parts for key, parts in separate_parts(model).items() if key not in model.args}
-    held = read_json(folder / ROOT[0]).get("_class_name") if missing else None
-    if held is None or held != model_class(model.architecture).pipeline:
-        return
+    if missing and folder is not None:
+        held = read_json(folder / ROOT[0]).get("_class_name")
+        if held != model_class(model.architecture).pipeline:
+            return
     for key, parts in missing.items():
-        lacking = [part for part in parts if not (folder / part).is_dir()]
+        lacking = [part for part in parts if folder is None or not (folder / part).is_dir()]
         if lacking:
             raise DirectAlignError(
                 f"model.args: {key} is missing; {model.path} comes without {' and '.join(lacking)}:"
@@ -156,8 +168,10 @@ def named_parts(
     """
     found = dict[str, Path]()
     for key, parts in separate_parts(model).items():
-        path, name = str(model.args.get(key)), f"model.args.{key}"
+        path, name = model.args.get(key, ""), f"model.args.{key}"
         place = place_of(path, name) if key in model.args else None
+        if place is not None and not place.is_dir():
+            raise DirectAlignError(f"{name}: {path}: no such folder: give a folder or hub id")
         if place is not None and not (place / "config.json").is_file():
             raise DirectAlignError(
                 f"{name}: {path}: holds no config.json: give a folder or hub id in the format of "

@@ -53,6 +53,8 @@ class DiffusersModel:
     separate_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Parts that checkpoints may come without, by the key of `model.args` that names their folder.
     """
+    left_out: ClassVar[Mapping[str, str]] = {}
+    """Why releases of this pipeline are not supported, and what to give instead, by hub id."""
     text_parts: tuple[str, ...] = ("text_encoder",)
     masks_attention: bool = False
     """Whether attention takes a mask where prompts of a batch differ in length."""

@@ -46,6 +46,11 @@ class HiDream(DiffusersModel):
         scheduler=SchedulerMixin,
     )
     separate_parts: ClassVar = {"llama": ("tokenizer_4", "text_encoder_4")}
+    left_out: ClassVar = dict.fromkeys(
+        ("HiDream-ai/HiDream-I1-Dev", "HiDream-ai/HiDream-I1-Fast"),
+        "is sampled with new noise at every step, which is not supported: give "
+        "HiDream-ai/HiDream-I1-Full",
+    )
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
     packing = 1
     components = "HiDream-ai/HiDream-I1-Full"

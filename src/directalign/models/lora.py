@@ -270,36 +270,45 @@ def start_from(denoiser: Any, model: config.ModelConfig, part: str, pipeline: st
     file that diffusers cannot read, and one of other layers or a larger rank.
     """
     assert model.lora.init is not None
-    file = lora_file(model.lora.init, "model.lora.init")
-    found = read_lora(file, part, pipeline)
+    key = "model.lora.init"
+    file = lora_file(model.lora.init, key)
+    found = read_lora(file, key, part, pipeline)
     own, scale = dict(trained(denoiser)), _scale(denoiser)
     own = {_file_name(name): parameter for name, parameter in own.items()}
     for layer, update in found.items():
         down, up = own.get(layer + DOWN), own.get(layer + UP)
         if down is None or up is None:
             raise DirectAlignError(
-                f"{file}: adapts {layer}, which model.lora.targets leaves out; add it there"
+                f"{key}: {file}: adapts {layer}, which model.lora.targets leaves out; add it there"
             )
         if update.rank > len(down):
             raise DirectAlignError(
-                f"{file}: has rank {update.rank}, and model.lora.rank is {len(down)}; set "
+                f"{key}: {file}: has rank {update.rank}, and model.lora.rank is {len(down)}; set "
                 f"model.lora.rank: {update.rank}, or more"
             )
         if down[0].shape != update.down[0].shape or len(up) != len(update.up):
             raise DirectAlignError(
-                f"{file}: {layer} is of another size in this model; give a LoRA of model.path"
+                f"{key}: {file}: {layer} is of another size in this model; give a LoRA of "
+                "model.path"
             )
         with torch.no_grad():
             down[: update.rank] = update.down.to(down)
             up[:, : update.rank] = update.up.to(up) / scale
 
 
-def read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, LowRank]:
+def read_lora(file: FilePath, key: str, part: str, pipeline: str) -> dict[str, LowRank]:
     """The updates in a LoRA of diffusers, ComfyUI or kohya's tools, with their scales folded in.
 
-    Raises DirectAlignError for a file that diffusers cannot read, of other parts, and for a DoRA or
-    LoKr.
+    `key` names the file in the recipe. Raises DirectAlignError for a file that diffusers cannot
+    read, of other parts, and for a DoRA or LoKr.
     """
+    try:
+        return _read_lora(file, part, pipeline)
+    except DirectAlignError as error:
+        raise DirectAlignError(f"{key}: {error}") from error
+
+
+def _read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, LowRank]:
     tensors = read_safetensors(file)
     kind: Any = getattr(diffusers, pipeline)
     try:
@@ -316,6 +325,11 @@ def read_lora(file: FilePath, part: str, pipeline: str) -> dict[str, LowRank]:
             f"{file}: diffusers cannot read it as a LoRA of {pipeline} ({error}); convert it"
         ) from error
     others = sorted(name for name in found if not name.startswith(f"{part}."))
+    if others and len(others) == len(found):
+        raise DirectAlignError(
+            f"{file}: adapts {others[0].partition('.')[0]}, not the {part} of this model; give a "
+            "LoRA of model.path"
+        )
     if others:
         raise DirectAlignError(
             f"{file}: also adapts {others[0].partition('.')[0]}, which is not trained here; give a "

@@ -30,7 +30,7 @@ class RolloutLoRA:
 
     def __init__(self, given: str, model: Model) -> None:
         file = lora_file(given, KEY)
-        updates = read_lora(file, model.part, model.pipeline)
+        updates = read_lora(file, KEY, model.part, model.pipeline)
         self.layers = _layers_of(file, updates, model.denoiser)
         device = next(model.denoiser.parameters()).device
         self.factors = {

@@ -31,7 +31,7 @@ from ..methods import method_class, objective
 from ..models import model_class
 from ..models.attention import check_attention, check_inputs, set_attention
 from ..models.block_cache import check_block_cache
-from ..models.checkpoint_source import Source, open_source
+from ..models.checkpoint_source import Source, open_source, separate_parts
 from ..models.components import check_parts, load_parts
 from ..models.lora import lora_file
 from ..models.quantization import check_quantization
@@ -391,7 +391,8 @@ def held_out_warnings(run: config.RunConfig) -> list[str]:
 
 def fetch(run: config.RunConfig, online: bool) -> None:
     """Download configs of model and rewards if `online`; else only check local paths."""
-    paths = (run.model.path, run.model.components)
+    named = [run.model.args.get(key) for key in separate_parts(run.model)]
+    paths = (run.model.path, run.model.components, *named)
     if online or not any(path is not None and hub.is_hub_id(path) for path in paths):
         open_source(run.model, weights=False)
     if online:

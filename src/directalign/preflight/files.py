@@ -10,6 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from .. import config
 from ..evaluation.scores import held_out_key
 from ..io import hub
+from ..models.checkpoint_source import separate_parts
 from ..rewards.mixture import key_of
 from .memory import Estimate
 from .meta_models import MetaModel, ModelFolder
@@ -33,7 +34,7 @@ def files_of(
     run: config.RunConfig, folder: ModelFolder, model: MetaModel, memory: Estimate
 ) -> list[ModelFiles]:
     """The files of the model and of every reward that has some."""
-    found = [_of_model(run.model, folder, model)]
+    found = list(_of_model(run.model, folder, model))
     sizes = {row.part: max(row.sizes.values(), default=0) for row in memory.rows}
     for key, label, settings in _rewards(run):
         path = getattr(settings, "path", None)
@@ -43,13 +44,21 @@ def files_of(
     return found
 
 
-def _of_model(settings: config.ModelConfig, folder: ModelFolder, model: MetaModel) -> ModelFiles:
-    if not folder.state:
-        return ModelFiles("model", settings.path, True)
-    path = settings.path if settings.components is None else settings.components
-    names = [name for name in model.parts if not folder.missing or name in folder.missing]
-    missing = sum(STORED * model.count(name) for name in names)
-    return ModelFiles("model", path, False, missing)
+def _of_model(
+    settings: config.ModelConfig, folder: ModelFolder, model: MetaModel
+) -> Iterator[ModelFiles]:
+    """The model's files, and those of each folder or repository that `model.args` names."""
+    path = settings.path if settings.components is None or not folder.state else settings.components
+    lacking = [name for name in model.parts if not folder.missing or name in folder.missing]
+    named = {key: each for key, each in separate_parts(settings).items() if key in settings.args}
+    elsewhere = [part for parts in named.values() for part in parts]
+    places = {"model": (path, [name for name in model.parts if name not in elsewhere])}
+    for key, parts in named.items():
+        places[f"model.args.{key}"] = (settings.args[key], list(parts))
+    for key, (place, parts) in places.items():
+        names = [name for name in lacking if name in parts] if folder.state else []
+        missing = sum(STORED * model.count(name) for name in names)
+        yield ModelFiles(key, place, not names, missing)
 
 
 def _rewards(run: config.RunConfig) -> Iterator[tuple[str, str, Any]]:

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -91,9 +91,18 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
                 "diffusers folder or hub id of that architecture, for configs and tokenizers"
             )
         path, key, held = settings.components, "model.components", tuple(within.parts)
+    kind = model_class(settings.architecture)
     folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
-        return _published_pipeline(path, key, settings.architecture)
+        if path in kind.left_out:
+            raise DirectAlignError(f"{key}: {path}: {kind.left_out[path]}")
+        found = _published_pipeline(path, key, settings.architecture)
+        if not found.warnings:
+            check_separate(settings, None)
+        elsewhere, missing = _separate(settings, separate)
+        own = [name for name in (kind.part, "vae", *kind.text_parts) if name not in elsewhere]
+        missing = (*own, *missing) if elsewhere else ()
+        return replace(found, elsewhere=elsewhere, missing=missing)
     if folder.is_file():
         raise DirectAlignError(
             f"{key}: {path}: is a file, and of single files .safetensors are read; give one, a "
@@ -109,11 +118,10 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
             f"{key}: {path}: no such file model_index.json; the folder holds {contents(folder)}: "
             "give a complete diffusers folder"
         )
-    kind = model_class(settings.architecture)
     index = read_json(folder / "model_index.json")
-    if (found := index.get("_class_name")) != kind.pipeline:
+    if (holds := index.get("_class_name")) != kind.pipeline:
         raise DirectAlignError(
-            f"{key}: {folder} holds a {found}, and model.architecture: {settings.architecture} "
+            f"{key}: {folder} holds a {holds}, and model.architecture: {settings.architecture} "
             f"needs a {kind.pipeline}; change one of the two"
         )
     check_separate(settings, folder)
