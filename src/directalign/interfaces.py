@@ -74,10 +74,6 @@ class Model(Protocol):
         """
         ...
 
-    def call_settings(self, height: int, width: int) -> dict[str, Any]:
-        """Attributes of the diffusers pipeline under which its call makes images of this size."""
-        ...
-
     def call_arguments(self, rollout: RolloutConfig) -> dict[str, Any]:
         """Arguments of the diffusers pipeline's call that sample as `rollout` does.
 

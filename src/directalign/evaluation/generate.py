@@ -99,12 +99,13 @@ def diffusers_call(
     arguments = {"prompt": prompt, "height": height, "width": width}
     arguments |= {"num_inference_steps": run.rollout.num_inference_steps}
     arguments |= model.call_arguments(run.rollout)
+    settings = getattr(model, "call_settings", None)  # of diffusers' architectures
     call = {
         "pipeline": model.pipeline,
         "path": str(assets.resolve(run.model.path)),
         "weights": str(_diffusers_folder(trained)) if trained else None,
         "scheduler": _scheduler(model, run.rollout),
-        "settings": model.call_settings(height, width),
+        "settings": settings(height, width) if settings is not None else {},
         "arguments": arguments,
         "seed": seed,
         **({} if source is None else {"source": str(source)}),
