@@ -51,7 +51,7 @@ def test_a_study_in_its_quick_size(name, folder):
         assert result.exit_code == 1
         assert "holds the quick size of study recovery, not the full size" in result.output
     if name == "frontier":  # two steps of each image that is made before the first update
-        rows = [row for row in rows if row["arm"] == "off_policy_2" and "step" in row]
+        rows = [row for row in rows if row["arm"] == "half_off_policy" and "step" in row]
         assert min(row["call_equivalents"] for row in rows) == 2 * frontier.MADE
     if name == "timesteps":
         assert sum(row["share"] for row in rows.where(kind="hacking")) == pytest.approx(1)
