@@ -84,4 +84,5 @@ class ToyReward:
 
     def score(self, features: Tensor, prompts: Sequence[str]) -> PerSample:
         self.prompts.append(tuple(prompts))
-        return (features * torch.stack([self.direction(prompt) for prompt in prompts])).sum(1)
+        directions = torch.stack([self.direction(prompt) for prompt in prompts])
+        return (features * directions.to(features.device)).sum(1)

@@ -108,6 +108,7 @@ class DDPMTable:
             raise DirectAlignError(
                 "alphas_cumprod does not fall at every timestep: use the table of a DDPM scheduler"
             )
+        self.copies = {self.sigmas.device: self.sigmas}
 
     def sigma_of(self, timestep: Tensor) -> Float64[Tensor, " b"]:
         """Noise level of (fractional) timesteps (b,), on their device."""
@@ -127,6 +128,6 @@ class DDPMTable:
 
     def _on(self, device: torch.device) -> Float64[Tensor, " timesteps"]:
         """The table, copied to a device once: a lookup there never waits for the device."""
-        if self.sigmas.device != device:
-            self.sigmas = to_device(self.sigmas, device)
-        return self.sigmas
+        if device not in self.copies:
+            self.copies[device] = to_device(self.sigmas, device)
+        return self.copies[device]

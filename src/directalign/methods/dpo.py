@@ -65,7 +65,6 @@ class DPO(ObjectiveMethod):
         margin = -0.5 * self.settings.beta * (chosen - rejected)
         found = {"chosen_error": chosen, "rejected_error": rejected, "margin": margin}
         found["agreement"] = (margin > 0).to(margin)
-        metrics = {name: float(each.detach().mean()) for name, each in found.items()}
-        lists = {"sigma": noised.sigma[: len(margin)], "margin": margin}
-        levels = {name: each.detach().cpu().double().tolist() for name, each in lists.items()}
+        metrics = {name: each.mean() for name, each in found.items()}
+        levels = {"sigma": noised.sigma[: len(margin)], "margin": margin}
         yield LossTerm(-F.logsigmoid(margin).mean(), "pairs", metrics, levels)

@@ -52,7 +52,6 @@ class PromptDistillation(ObjectiveMethod):
         distance = objective_math.velocity_kl(sampling.predict(model, cond, x_t, sigma), target)
         with torch.no_grad():
             output = self.objective(self.seen(x0), batch)
-        lists = {"sigma": sigma, "reward": output.reward, "kl": distance.detach()}
-        levels = {name: each.double().cpu().tolist() for name, each in lists.items()}
-        metrics = {**output.metrics, "kl": float(distance.detach().mean())}
+        levels = {"sigma": sigma, "reward": output.reward, "kl": distance}
+        metrics = {**output.metrics, "kl": distance.mean()}
         yield LossTerm(distance.mean(), "distillation", metrics, levels)

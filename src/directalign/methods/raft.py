@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from ..config import RAFTConfig, RolloutConfig
-from ..device import to_device
+from ..device import to_device, widest
 from ..diffusion import path, recovery, rng
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from . import objective_math
-from .objective import ObjectiveMethod, build_sigma_sampler
+from .objective import ObjectiveMethod, build_sigma_sampler, mean_of_rewarded
 
 
 class RAFT(ObjectiveMethod):
@@ -61,9 +61,8 @@ class RAFT(ObjectiveMethod):
         if centre is not None:
             kl = objective_math.velocity_kl(pred, centre)
             loss = loss + self.settings.kl_beta * kl
-            metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
-        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
-        yield LossTerm(loss.mean(), "best", metrics, lists)
+            metrics["kl"], levels["kl"] = kl.mean(), kl
+        yield LossTerm(loss.mean(), "best", metrics, levels)
 
     @torch.no_grad()
     def _best(self, batch: Batch) -> dict[str, Any]:
@@ -79,12 +78,7 @@ class RAFT(ObjectiveMethod):
         groups = output.reward.to(x0.device).view(b, count)
         reward, best = groups.max(1)
         rows = torch.arange(b, device=x0.device) * count + best
-        # kept prompts are left out; of equal batches the means of these are those of the others
-        kept = torch.tensor(batch.own_kept or [False] * b, device=x0.device)
-        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
-        means = {"best_reward": reward, "group_spread": groups.std(1, correction=0)}
-        metrics = {
-            name: float(torch.where(kept, 0.0, each).cpu().double().mean()) / share
-            for name, each in means.items()
-        }
-        return {"x0": x0[rows], "reward": reward, "metrics": {**output.metrics, **metrics}}
+        named = {"best_reward": reward, "group_spread": groups.std(1, correction=0)}
+        wide = {name: each.to(widest(each.device)) for name, each in named.items()}
+        means = {name: mean_of_rewarded(each, batch) for name, each in wide.items()}
+        return {"x0": x0[rows], "reward": reward, "metrics": {**output.metrics, **means}}

@@ -117,7 +117,6 @@ class SRPO(ObjectiveMethod):
         if centre is not None:
             kl = objective_math.velocity_kl(pred, centre)
             loss = loss + settings.kl_beta * kl.to(loss)
-            metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
-        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
+            metrics["kl"], levels["kl"] = kl.mean(), kl
         share = 1 / (settings.injections * len(self.branches))
-        return LossTerm(loss.mean() * share, branch, metrics, lists)
+        return LossTerm(loss.mean() * share, branch, metrics, levels)
