@@ -20,11 +20,18 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def to_device(levels: Tensor, device: torch.device) -> Tensor:
-    """Noise levels or other numbers on a device; float64 where it has it."""
-    if levels.dtype == torch.float64:
-        return levels.to(device, widest(device))
-    return levels.to(device)
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Noise levels or other numbers on a device, float64 where it has it, without a wait."""
+    dtype = widest(device) if numbers.dtype == torch.float64 else numbers.dtype
+    # CUDA takes the host's numbers before the call returns; Apple's GPU reads them later, when they
+    # may be gone, as numbers on the host may be read before they have come
+    waits = device.type == "mps" or numbers.device.type != "cpu"
+    return numbers.to(device, dtype, non_blocking=not waits)
+
+
+def to_like(numbers: Tensor, like: Tensor) -> Tensor:
+    """Numbers in the dtype and on the device of `like`, without a wait."""
+    return to_device(numbers, like.device).to(like.dtype)
 
 
 def to_host(numbers: Any) -> Any:

@@ -1,7 +1,7 @@
 """How often an update waits for its device: the meta device stands in for a GPU.
 
-An operation that reads numbers of a meta tensor gets ones, and is counted; one whose result's shape
-depends on them fails.
+An operation that reads numbers of a meta tensor gets ones, and is counted, as is a blocking copy of
+numbers to it; one whose result's shape depends on a meta tensor's numbers fails.
 """
 
 from typing import Any
@@ -39,19 +39,22 @@ NOT_REDUCED = {"flow_grpo": 1}
 
 
 class Waits(TorchDispatchMode):
-    """Counts the times that the host reads numbers of meta tensors."""
+    """Counts the times that the host reads numbers of meta tensors, or waits to write some."""
 
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reads = func is aten._local_scalar_dense.default
-        copies = func is aten._to_copy.default and kwargs.get("device") == torch.device("cpu")
-        if (reads or copies) and args[0].is_meta:
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        if func is aten._local_scalar_dense.default and args[0].is_meta:
             self.count += 1
-            dtype = kwargs.get("dtype") or args[0].dtype
-            ones = torch.ones(args[0].shape, dtype=dtype)
-            return ones.item() if reads else ones
+            return torch.ones((), dtype=args[0].dtype).item()
+        if func is aten._to_copy.default and device is not None:
+            if args[0].is_meta and device.type == "cpu":
+                self.count += 1
+                return torch.ones(args[0].shape, dtype=dtype or args[0].dtype)
+            comes = args[0].device.type == "cpu" and device.type == "meta"
+            self.count += comes and not kwargs.get("non_blocking")
         return func(*args, **kwargs)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ..device import to_device, widest
+from ..device import to_device, to_like, widest
 from ..types import DirectAlignError, Latents, PathName, PerSample, PredictionName
 
 
@@ -24,7 +24,7 @@ def expand_like(
     scalars: Float[Tensor, " b"], like: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
     """(b,) numbers with the dtype, device and rank of `like`, ready to multiply it."""
-    return scalars.to(like).view(-1, *[1] * (like.ndim - 1))
+    return to_like(scalars, like).view(-1, *[1] * (like.ndim - 1))
 
 
 def shift_sigmas(sigma: Tensor, shift: float) -> Tensor:

@@ -155,7 +155,7 @@ class FlowGRPO(ObjectiveMethod):
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         if batch.kept:
-            kept = torch.tensor(batch.own_kept, device=advantage.device)
+            kept = to_device(torch.tensor(batch.own_kept), advantage.device)
             advantage = torch.where(kept, 0.0, advantage)
         spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
         # asked as "any differs": on the fake tensors of a memory estimate every answer is true

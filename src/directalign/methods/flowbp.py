@@ -254,7 +254,7 @@ class FlowBP(ObjectiveMethod):
 
 def _rows(values: Latents, rows: Bool[Tensor, " b"]) -> Latents:
     """`values` in these rows, 0 in the others."""
-    return torch.where(rows.to(values.device)[:, None, None, None], values, 0.0)
+    return torch.where(to_device(rows, values.device)[:, None, None, None], values, 0.0)
 
 
 def quadrature(sigmas: Float[Tensor, " levels"], start: int, end: int) -> Quadrature:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..device import to_device
+from ..device import to_device, to_like
 from ..diffusion import path, recovery, rng, sde
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
@@ -104,7 +104,7 @@ class ForwardProcessMethod(ObjectiveMethod):
         self, batch: Batch, cond: Conditioning, x0: Latents, index: int
     ) -> tuple[Noised, tuple[Conditioning, Latents, PerSample]]:
         """The noised samples of one injection, and the inputs of a prediction at them."""
-        noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
+        noise = to_like(rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index), x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         sigma_from = self.sampler.denoise(drawn).sigma_from
@@ -124,7 +124,7 @@ class ForwardProcessMethod(ObjectiveMethod):
         old = samples.old[index] if samples.old else pred.detach()
         loss, found = self.policy_loss(noised, pred, old, samples.advantage)
         if batch.kept:
-            loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)
+            loss = torch.where(to_device(torch.tensor(batch.own_kept), loss.device), 0.0, loss)
         found["old_distance"] = objective_math.velocity_kl(pred, old)
         levels = {"sigma": noised.sigma, "reward": samples.reward}
         if centre is not None:

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import config
-from ..device import to_device, widest
+from ..device import to_device, to_like, widest
 from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
 from ..diffusion.sampling import (
@@ -191,7 +191,7 @@ class ObjectiveMethod:
         )
         generator = rng.update_generator(batch, rng.KL_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: sampler.draw(n, generator))
-        noise = rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)).to(x0)
+        noise = to_like(rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)), x0)
         sigma = sampler.denoise(drawn).sigma_from
         x_t = inject(model.path, x0, noise, sigma).x_t
         sigma = to_device(sigma, x0.device)
@@ -421,7 +421,7 @@ class MixedObjective:
     def _mixed(self, scaled: Tensor) -> Tensor:
         means = (self.rewards.means / self._scales).to(scaled)
         return objective_math.mixed_reward(
-            scaled, means, self.weights.to(scaled), self.settings.std_penalty
+            scaled, means, to_like(self.weights, scaled), self.settings.std_penalty
         )
 
     @property
@@ -431,7 +431,7 @@ class MixedObjective:
 
     def _metrics(self, outputs: list[ObjectiveOutput], scaled: Tensor) -> dict[str, float | Tensor]:
         metrics: dict[str, float | Tensor] = {"reward": self._mixed(scaled.detach()).mean()}
-        shares = self.weights.to(scaled) * scaled.detach().mean(1)
+        shares = to_like(self.weights, scaled) * scaled.detach().mean(1)
         for label, output, share in zip(self.labels, outputs, shares, strict=True):
             metrics |= {f"{name}_{label}": value for name, value in output.metrics.items()}
             metrics[f"share_{label}"] = share

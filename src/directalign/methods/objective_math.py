@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..device import to_device, widest
+from ..device import to_device, to_like, widest
 from ..diffusion.path import shift_sigmas
 from ..interfaces import SINGLE_PROCESS, ProcessGroup
 from ..types import Images, Latents, PerSample
@@ -142,7 +142,7 @@ def velocity_kl(pred: Latents, base: Latents) -> PerSample:
 
 def _like(value: Tensor | float, score: PerSample) -> Tensor:
     """A number or float64 numbers, in the dtype and on the device of the scores."""
-    return torch.as_tensor(value, dtype=score.dtype, device=score.device)
+    return to_like(value, score) if isinstance(value, Tensor) else score.new_full((), value)
 
 
 DECAY = 0.95

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..config import RAFTConfig, RolloutConfig
-from ..device import to_device, widest
+from ..device import to_device, to_like, widest
 from ..diffusion import path, recovery, rng
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
@@ -41,7 +41,7 @@ class RAFT(ObjectiveMethod):
         model, rollout = self.model, self.rollout
         made = self.rolled_out(batch, self._best)
         x0, reward, metrics = made["x0"], made["reward"], dict(made["metrics"])
-        noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape)).to(x0)
+        noise = to_like(rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape)), x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
@@ -56,7 +56,7 @@ class RAFT(ObjectiveMethod):
         # a reward that is not finite stops the run, as it does where it is a part of the loss
         loss = torch.where(reward.isfinite(), loss, reward.to(loss))
         if batch.kept:
-            loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)
+            loss = torch.where(to_device(torch.tensor(batch.own_kept), loss.device), 0.0, loss)
         levels = {"sigma": noised.sigma, "reward": reward}
         if centre is not None:
             kl = objective_math.velocity_kl(pred, centre)
