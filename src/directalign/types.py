@@ -23,6 +23,9 @@ Images = Float[Tensor, "b 3 H W"]
 Masks = Float[Tensor, "b 1 H W"]
 PerSample = Float[Tensor, " b"]
 
+Metrics = Mapping[str, float | Float[Tensor, ""]]
+"""Numbers by name; tensors stay on their device until a step brings them to the host."""
+
 PathName = Literal["flow", "vp"]
 PredictionName = Literal["velocity", "epsilon", "v"]
 
@@ -164,12 +167,13 @@ class Batch:
 class LossTerm:
     """One branch's contribution to a step: `value` is a scalar with its graph, the rest is logged.
 
-    `metrics` are means over the batch. `levels` are lists with one value per sample, {"sigma",
-    "gain", "reward", "recovery_error", ...}, for curves by noise level. `branch` names the branch
+    `metrics` are means over the batch. `levels` have one value per sample, {"sigma", "gain",
+    "reward", "recovery_error", ...}, for curves by noise level. Their tensors are detached by the
+    step and read at its end, so making a loss never waits for the device. `branch` names the branch
     in errors.
     """
 
     value: Float[Tensor, ""]
     branch: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    levels: Mapping[str, list[float]] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    levels: Mapping[str, list[float] | PerSample] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Sampling and rewards written out a second time, from the formulas alone, in float64."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +10,10 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from directalign.config import MethodConfig, RolloutConfig
+from directalign.device import to_host
 from directalign.diffusion.rng import NOISE, draw_noise, generator_for
 from directalign.methods import method_class
-from directalign.types import Batch
+from directalign.types import Batch, LossTerm
 from methods.toy import ToyFamily, ToyReward
 
 CASES = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
@@ -137,6 +139,13 @@ def gradient(family: ToyFamily, loss: Tensor) -> Tensor:
 def gradients(method: Any, batch: Batch) -> list[Tensor]:
     """The gradient of each loss that the method yields."""
     return [gradient(method.model, loss.value) for loss in method.losses(batch)]
+
+
+def read(losses: Iterable[LossTerm]) -> Iterator[LossTerm]:
+    """The losses of a method, with numbers in what they log, as a step reads it."""
+    for loss in losses:
+        metrics, levels = to_host((dict(loss.metrics), dict(loss.levels)))
+        yield replace(loss, metrics=metrics, levels=levels)
 
 
 def watch_gradients(family: ToyFamily) -> list[bool]:

@@ -10,7 +10,7 @@ import torch
 
 from directalign.types import Batch
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make
+from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make, read
 from methods.test_diffusion_nft import CLIP, KL, SIZE, injected, moved, old_samples
 from methods.test_raft import target_by_hand
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
@@ -44,7 +44,7 @@ def test_it_weighs_the_matching_loss_by_the_advantage(path, weighting):
     made = make("awm", family, ToyReward(differentiable=False), weighting=weighting, **SETTINGS)
     list(made.losses(Batch(0, PROMPTS, seed=7)))
     moved(family, old)
-    terms = list(made.losses(Batch(1, PROMPTS, seed=7)))
+    terms = list(read(made.losses(Batch(1, PROMPTS, seed=7))))
 
     x0, advantage = old_samples(family, old, "relative")
     losses, clipped = [], []
@@ -74,7 +74,7 @@ def test_on_policy_it_is_the_matching_loss_times_the_advantage():
     family = ToyFamily()
     settings = {**SETTINGS, "old_decay": 0.0, "kl_beta": 0.0, "weighting": "uniform"}
     made = make("awm", family, **settings)
-    terms = list(made.losses(Batch(1, PROMPTS, seed=7)))
+    terms = list(read(made.losses(Batch(1, PROMPTS, seed=7))))
     assert not made.own_weights() and all(term.metrics["ratio"] == 1 for term in terms)
     x0, advantage = old_samples(family, family.denoiser, "relative")
     losses = [

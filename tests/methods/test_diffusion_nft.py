@@ -12,7 +12,7 @@ from directalign.diffusion.noise_levels import UniformSampler
 from directalign.diffusion.rng import FRESH_NOISE, NOISE, NOISE_LEVEL, draw_noise, generator_for
 from directalign.types import Batch
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make
+from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make, read
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 SIZE, BETA, CLIP, KL = 3, 0.4, 1.1, 0.5
@@ -107,7 +107,7 @@ def test_it_contrasts_the_implicit_policies_around_the_old_one(path, form):
     made = make("diffusion_nft", family, reward, form=form, **SETTINGS)
     list(made.losses(Batch(0, PROMPTS, seed=7)))
     moved(family, old := ToyDenoiser())
-    terms = list(made.losses(Batch(1, PROMPTS, seed=7)))
+    terms = list(read(made.losses(Batch(1, PROMPTS, seed=7))))
     assert len(terms) == 2 * SIZE and {len(each) for each in reward.images} == {2}
     wanted = expected(family, old, path, form)
     value = sum((term.value for term in terms), torch.zeros(()))

@@ -19,7 +19,18 @@ from directalign.methods.leapalign import similarity_weight
 from directalign.preflight.checks import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, levels, make, predict, take, walk
+from methods.by_hand import (
+    CASES,
+    GUIDANCE,
+    PHRASES,
+    PROMPTS,
+    levels,
+    make,
+    predict,
+    read,
+    take,
+    walk,
+)
 from methods.toy import ToyFamily, ToyReward
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -98,7 +109,7 @@ def test_the_gradient_is_that_of_the_steps_unrolled(path, prediction, begin, nam
         family, lambda: by_hand.absolute_loss(family, walk(family, x_t, rest))
     )
     graphs = by_hand.watch_gradients(family)
-    (loss,) = made.losses(batch)
+    (loss,) = read(made.losses(batch))
     assert graphs == [False] * begin + [True] * (len(rest) - 1)
     found = by_hand.gradient(family, loss.value)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
@@ -133,7 +144,7 @@ def test_renoised_copies_denoise_the_sample_from_the_last_level(path, prediction
     """The first loss is that of the sample. Each is yielded with a graph of its own."""
     family, batch = ToyFamily(path, prediction), BATCHES[1]
     graphs, found = by_hand.watch_gradients(family), []
-    for count, loss in enumerate(make("draft", family, lv_samples=3).losses(batch), start=1):
+    for count, loss in enumerate(read(make("draft", family, lv_samples=3).losses(batch)), start=1):
         assert graphs == [False] * 3 + [True] * count
         assert loss.branch == ("sampled" if count == 1 else "noised_anew")
         found.append(3 * by_hand.gradient(family, loss.value))
@@ -176,7 +187,7 @@ def test_loss_and_gradient_are_those_of_the_form_along_the_chain(
     made = make(name, family, reward, steps(count), **asked, **settings)
     batch = batches_alike(made)[number]
     graphs = by_hand.watch_gradients(family)
-    (loss,) = made.losses(batch)
+    (loss,) = read(made.losses(batch))
     stop, trained = trained_of(made, batch)
     trained = [trained] if isinstance(trained, int) else trained
     if name in ("refl", "drtune"):
@@ -331,7 +342,7 @@ def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(
 @pytest.mark.parametrize("floor", [0.1, 0.5])
 def test_a_sample_counts_by_how_close_its_leaps_are_to_the_path(path, prediction, floor):
     family, batch = ToyFamily(path, prediction), batch_of_pair(0, 2)
-    (loss,) = make("leapalign", family, similarity_floor=floor).losses(batch)
+    (loss,) = read(make("leapalign", family, similarity_floor=floor).losses(batch))
     x = by_hand.states(family, batch)
     with torch.no_grad():
         apart = leap(family, x[0], 0, 2) - x[2], leap(family, x[2], 2, 4) - x[-1]
@@ -345,7 +356,7 @@ def test_a_sample_counts_by_how_close_its_leaps_are_to_the_path(path, prediction
 
 def test_neighbouring_last_steps_have_no_distance_and_pairs_are_drawn_alike():
     leapalign = make("leapalign")
-    (loss,) = leapalign.losses(batch_of_pair(2, 3))
+    (loss,) = read(leapalign.losses(batch_of_pair(2, 3)))
     assert max(loss.metrics["distance_j"], loss.metrics["distance_0"]) < 1e-12
     assert loss.metrics["leap_weight"] == pytest.approx(1 / 0.2)
     assert torch.equal(similarity_weight(torch.rand(3), torch.rand(3), None), torch.ones(3))

@@ -10,7 +10,7 @@ from directalign.diffusion.noise_levels import UniformSampler
 from directalign.diffusion.rng import FRESH_NOISE, NOISE_LEVEL, draw_noise, generator_for
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PROMPTS, make
+from methods.by_hand import CASES, GUIDANCE, PROMPTS, make, read
 from methods.test_raft import WIDE, target_by_hand
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
@@ -25,7 +25,7 @@ def trained(family: ToyFamily, batch: Batch = BATCH):
     with torch.no_grad():
         family.denoiser.weight.add_(0.05)
         family.denoiser.bias.sub_(0.1)
-    (term,) = made.losses(batch)
+    (term,) = read(made.losses(batch))
     return term, by_hand.gradient(family, term.value)
 
 
@@ -66,7 +66,7 @@ def test_two_processes_take_the_halves_of_one():
 
 def test_at_the_base_nothing_is_preferred_and_what_has_no_pairs_is_refused():
     made = make("dpo", ToyFamily(), beta=BETA)
-    (term,) = made.losses(BATCH)
+    (term,) = read(made.losses(BATCH))
     assert float(term.value.detach()) == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-7)
     with pytest.raises(DirectAlignError, match=r"trains on preference pairs: set data\.pairs"):
         list(made.losses(replace(BATCH, rejected=None)))

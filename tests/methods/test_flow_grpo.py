@@ -17,7 +17,7 @@ from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_gene
 from directalign.diffusion.sampling import rollout_conditioning
 from directalign.methods.flow_grpo import FlowGRPO
 from directalign.types import Batch, DirectAlignError, LossTerm
-from methods.by_hand import CASES, PROMPTS
+from methods.by_hand import CASES, PROMPTS, read
 from methods.toy import ToyFamily, ToyReward
 
 PHRASES = {"positive": ["Photo"], "negative": ["Render"], "order": "average"}
@@ -42,7 +42,7 @@ def update(grpo: FlowGRPO, optimizer: torch.optim.Optimizer, batch: Batch) -> li
     """One optimizer step, as the trainer takes it."""
     optimizer.zero_grad()
     losses = []
-    for loss in grpo.losses(batch):
+    for loss in read(grpo.losses(batch)):
         loss.value.backward()
         losses.append(loss)
     optimizer.step()
@@ -74,7 +74,7 @@ def test_the_first_update_of_a_rollout_is_reinforce():
     """Ratios of 1, and the gradient of -mean(advantage · log p) over samples and steps."""
     family, reward, batch = ToyFamily(), ToyReward(), Batch(3, PROMPTS, seed=5)
     grpo = method(family, reward, sde="flow_grpo", noise_level=0.7)
-    metrics = [loss.metrics for loss in grpo.losses(batch)]
+    metrics = [loss.metrics for loss in read(grpo.losses(batch))]
     assert all((each["ratio"], each["clip_fraction"]) == (1.0, 0.0) for each in metrics)
     logs, advantage = by_hand(family, reward, batch, 0.7)
     objective = torch.stack([(advantage * log).mean() for log in logs]).mean()
@@ -113,7 +113,7 @@ def test_the_gradient_equals_finite_differences_of_the_log_probability():
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_a_rollout_is_made_once_and_a_black_box_will_do(path, prediction):
     family, reward = ToyFamily(path, prediction), ToyReward(differentiable=False)
-    losses = list(method(family, reward, trained_steps=2).losses(BATCH))
+    losses = list(read(method(family, reward, trained_steps=2).losses(BATCH)))
     assert len(losses) == 2 and len(family.calls) == 4 + 2
     assert all(loss.value.requires_grad and torch.isfinite(loss.value) for loss in losses)
     assert all(len(loss.levels["sigma"]) == len(loss.levels["reward"]) == 6 for loss in losses)
@@ -162,7 +162,7 @@ def test_advantages_compare_samples_of_one_prompt_in_any_form():
 def test_updates_alternate_over_the_steps_of_one_rollout():
     family = ToyFamily()
     grpo = method(family, trained_steps=1, updates_per_rollout=3)
-    sigmas = [next(grpo.losses(Batch(step, PROMPTS))).levels["sigma"][0] for step in range(3)]
+    sigmas = [next(read(grpo.losses(Batch(step, PROMPTS)))).levels["sigma"][0] for step in range(3)]
     assert sorted(sigmas) == [0.5, 0.75, 1.0]
     assert len(family.calls) == 4 + 3 and grpo.rollouts == {}
     list(grpo.losses(Batch(3, PROMPTS)))
@@ -175,7 +175,7 @@ def test_a_window_alone_has_noise_and_is_trained_and_moves_by_rollout():
     grpo = method(family, sde="flow_grpo", sde_window=1, window_every=1, updates_per_rollout=2)
     for step, place in enumerate([0, 0, 1, 1, 2, 2, 0, 0]):
         (made,) = grpo.rollouts.values() if step % 2 else (None,)
-        (loss,) = grpo.losses(Batch(step, PROMPTS))
+        (loss,) = read(grpo.losses(Batch(step, PROMPTS)))
         assert loss.levels["sigma"] == [sigmas[place]] * 6 and loss.metrics["ratio"] == 1.0
         for index, (level, lower) in enumerate(pairwise(sigmas) if made else ()):
             x_t, t = made.states[index], torch.full((6,), level, dtype=torch.float64)
@@ -202,7 +202,7 @@ def test_phrases_cycle_by_rollout():
 def test_the_second_update_has_other_ratios_and_is_clipped():
     grpo = method(updates_per_rollout=2, clip_range=1e-6)
     update(grpo, torch.optim.SGD(grpo.model.denoiser.parameters(), lr=1e-2), BATCH)
-    for loss in grpo.losses(Batch(1, PROMPTS)):
+    for loss in read(grpo.losses(Batch(1, PROMPTS))):
         assert loss.metrics["ratio"] != 1.0 and loss.metrics["clip_fraction"] > 0
 
 
@@ -242,14 +242,14 @@ def test_equal_rewards_are_said_once(caplog, monkeypatch):
 
 def test_the_kl_is_from_the_weights_at_the_beginning():
     grpo, free = method(kl_beta=0.5), method()
-    held, plain = (list(each.losses(BATCH)) for each in (grpo, free))
+    held, plain = (list(read(each.losses(BATCH))) for each in (grpo, free))
     assert free.centre is None and all(loss.metrics["kl"] == 0.0 for loss in held)
     assert [loss.value.item() for loss in held] == [loss.value.item() for loss in plain]
     with torch.no_grad():
         grpo.model.denoiser.bias += 0.1
     made = grpo._roll_out(Batch(1, PROMPTS))
     cond = rollout_conditioning(grpo.model.encode_prompt(made.prompts), grpo.rollout)
-    found = grpo._step_loss(made, cond, 1, 1)
+    (found,) = read([grpo._step_loss(made, cond, 1, 1)])
     with torch.no_grad():
         step = made.states[1], cond, made.sigmas[1], made.sigmas[2]
         ours, theirs = (each._transition(*step) for each in (grpo, free))
@@ -267,7 +267,7 @@ def test_the_released_kl_leaves_out_the_length_of_the_step():
         with torch.no_grad():
             each.model.denoiser.bias += 0.1
         cond = rollout_conditioning(each.model.encode_prompt(rollouts.prompts), each.rollout)
-        each.found = each._step_loss(rollouts, cond, 1, 1)
+        (each.found,) = read([each._step_loss(rollouts, cond, 1, 1)])
     exact, released = (each.found.metrics["kl"] for each in made)
     length = float(rollouts.sigmas[1] - rollouts.sigmas[2])
     assert released == pytest.approx(exact * length) and released < exact

@@ -15,7 +15,7 @@ from directalign.diffusion import sampling
 from directalign.methods.flowbp import quadrature
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PROMPTS, make, predict, take
+from methods.by_hand import CASES, GUIDANCE, PROMPTS, make, predict, read, take
 from methods.toy import ToyFamily, ToyReward
 
 COUNT = 8
@@ -150,7 +150,7 @@ def test_the_quadratures_are_those_of_the_polynomial_through_their_points(rescal
         image = by_hand.images_of(family, states[-1] + gained)
         return -(weight * ToyReward().score(image.mean((2, 3)), PROMPTS)).mean()
 
-    (loss,) = made.losses(batch)
+    (loss,) = read(made.losses(batch))
     assert float(loss.value.detach()) == pytest.approx(float(surrogate().detach()), rel=1e-9)
     assert loss.metrics["distance_0"] == pytest.approx(float(far[1].mean()), rel=1e-9)
     found = by_hand.gradient(family, loss.value)

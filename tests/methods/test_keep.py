@@ -9,7 +9,7 @@ import torch
 from directalign.training.data import kept_phrases
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand
-from methods.by_hand import METHODS, PHRASES, PROMPTS, make
+from methods.by_hand import METHODS, PHRASES, PROMPTS, make, read
 from methods.test_kl_term import Watching, moved
 from methods.test_objective import mix
 from methods.toy import ToyDenoiser, ToyReward
@@ -31,7 +31,7 @@ def losses(name: str, batch: Batch, **settings: Any):
     made = make(name, family, ToyReward(), **SETTINGS, **EXTRA.get(name, {}), **settings)
     moved(family)
     found = []
-    for loss in made.losses(batch):
+    for loss in read(made.losses(batch)):
         found.append((loss, by_hand.gradient(family, loss.value)))
     return made, found, family
 
@@ -70,7 +70,7 @@ def test_methods_with_a_kl_of_their_own_keep_alike(name):
     family = Watching()
     made = make(name, family, ToyReward(), **plain, **EXTRA[name])
     moved(family)
-    for (ours, its), theirs in zip(found, made.losses(own), strict=True):
+    for (ours, its), theirs in zip(found, read(made.losses(own)), strict=True):
         assert ours.metrics["kl"] == pytest.approx(theirs.metrics["kl"], rel=1e-9)
         torch.testing.assert_close(its, by_hand.gradient(family, theirs.value), rtol=1e-8, atol=0)
         assert ours.metrics["reward"] == 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from directalign.diffusion.rng import KL_NOISE, draw_noise, generator_for
 from directalign.types import Batch, Conditioning
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make
+from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make, read
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 NAMES = ["refl", "draft", "alignprop", "drtune", "leapalign", "flowbp"]
@@ -55,7 +55,7 @@ def losses(name: str, family: ToyFamily, **settings: Any) -> list[tuple[Any, Ten
     moved(family)
     return [
         (loss, by_hand.gradient(family, loss.value) if loss.value.requires_grad else None)
-        for loss in made.losses(BATCH)
+        for loss in read(made.losses(BATCH))
     ]
 
 

@@ -8,7 +8,7 @@ from directalign.methods.base_target import BaseTarget
 from directalign.methods.prompt_distillation import PromptDistillation
 from directalign.methods.srpo import SRPO
 from directalign.types import Batch, Conditioning
-from methods.by_hand import CASES, PROMPTS
+from methods.by_hand import CASES, PROMPTS, read
 from methods.toy import ToyFamily, ToyReward
 
 PHRASES = {"positive": ["Photo", "Real"], "negative": ["Render"]}
@@ -55,11 +55,11 @@ def test_the_target_is_the_asked_prediction_guided_at_low_noise(order, step, exp
 def test_the_loss_falls_to_zero_where_the_network_does_unasked_what_its_base_does(path, prediction):
     family = Obedient(path, prediction)
     method = distillation(family, control_phrases={"positive": ["Photo"]})
-    (first,) = method.losses(Batch(0, PROMPTS))
+    (first,) = read(method.losses(Batch(0, PROMPTS)))
     assert float(first.value) == pytest.approx(0.3**2) and first.branch == "distillation"
     SHIFT[PROMPTS[0]] = 0.3  # as trained, for one of the two prompts
     try:
-        (second,) = method.losses(Batch(0, PROMPTS))
+        (second,) = read(method.losses(Batch(0, PROMPTS)))
     finally:
         del SHIFT[PROMPTS[0]]
     assert second.levels["kl"] == [pytest.approx(0, abs=1e-20), pytest.approx(0.3**2)]
@@ -70,7 +70,7 @@ def test_the_kl_of_another_method_may_have_this_centre():
     for kl in ({}, {"kl_beta": 0.5}, {"kl_beta": 0.5, "kl_to": "base_with_phrases"}):
         settings = {"control_phrases": PHRASES, "branches": "denoise", **kl}
         srpo = SRPO(Obedient(), ToyReward(), SRPOConfig.model_validate(settings), ROLLOUT)
-        (loss,) = srpo.losses(Batch(0, PROMPTS))
+        (loss,) = read(srpo.losses(Batch(0, PROMPTS)))
         values.append(float(loss.value))
     assert values[1] == values[0] and values[2] == pytest.approx(values[0] + 0.5 * 0.3**2)
 

@@ -10,7 +10,7 @@ from directalign.diffusion.noise_levels import UniformSampler
 from directalign.diffusion.rng import FRESH_NOISE, NOISE, NOISE_LEVEL, draw_noise, generator_for
 from directalign.types import Batch
 from methods import by_hand
-from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make
+from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, make, read
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 COUNT = 3
@@ -64,7 +64,7 @@ def test_it_fits_the_best_image_of_each_prompt_with_the_pretraining_loss(path, f
     family = Counting(*path)
     settings = {"form": form, "control_phrases": PHRASES, "candidates": COUNT}
     reward = ToyReward(differentiable=False)
-    (term,) = make("raft", family, reward, **settings).losses(BATCH)
+    (term,) = read(make("raft", family, reward, **settings).losses(BATCH))
     assert family.decoded == [2] * COUNT and {len(each) for each in reward.images} == {2}
 
     x0, best = best_by_hand(family, form)
@@ -103,7 +103,7 @@ def test_the_kl_is_that_of_the_same_call():
     with torch.no_grad():
         family.denoiser.bias += 0.1
     (plain,), (term,) = (
-        method.losses(BATCH) for method in (make("raft", family, **settings), held)
+        read(method.losses(BATCH)) for method in (make("raft", family, **settings), held)
     )
     sigma = torch.tensor(term.levels["sigma"], dtype=torch.float64)
     x_t = torch.zeros(2, 4, 4, 4, dtype=torch.float64)  # the bias acts at every image alike

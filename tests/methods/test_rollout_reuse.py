@@ -10,6 +10,7 @@ from directalign.diffusion import rng
 from directalign.diffusion.sampling import rollout_sigmas
 from directalign.methods import method_class
 from directalign.types import Batch, LossTerm
+from methods.by_hand import read
 from methods.toy import ToyFamily, ToyReward
 
 PROMPTS = ("a star", "a ring")
@@ -35,7 +36,7 @@ def made(family: ToyFamily, settings: dict[str, Any], **rollout: int) -> Any:
 
 
 def losses(method: Any, batch: Batch) -> list[LossTerm]:
-    return list(method.losses(batch))
+    return list(read(method.losses(batch)))
 
 
 @pytest.mark.parametrize("source", ["fresh", "rollout"])

@@ -15,7 +15,7 @@ from directalign.diffusion.sampling import start_rollout
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
 from directalign.types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
-from methods.by_hand import CASES, PROMPTS
+from methods.by_hand import CASES, PROMPTS, read
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 PHRASES = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
@@ -29,7 +29,7 @@ def method(family: Any = None, reward: Any = None, **settings: Any) -> SRPO:
 
 
 def losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
-    return list(srpo.losses(Batch(step, PROMPTS)))
+    return list(read(srpo.losses(Batch(step, PROMPTS))))
 
 
 def first(step: int = 0, **settings: Any) -> LossTerm:
@@ -251,7 +251,7 @@ def held(family: ToyFamily, kl_beta: float = KL_BETA, **settings: Any) -> SRPO:
 
 
 def offline_losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
-    return list(srpo.losses(Batch(step, PROMPTS, offline(), seed=3)))
+    return list(read(srpo.losses(Batch(step, PROMPTS, offline(), seed=3))))
 
 
 @torch.no_grad()

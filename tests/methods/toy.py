@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from directalign.device import to_device
 from directalign.types import Conditioning, Images, Latents, PathName, PerSample, PredictionName
 
 
@@ -84,4 +85,5 @@ class ToyReward:
 
     def score(self, features: Tensor, prompts: Sequence[str]) -> PerSample:
         self.prompts.append(tuple(prompts))
-        return (features * torch.stack([self.direction(prompt) for prompt in prompts])).sum(1)
+        directions = torch.stack([self.direction(prompt) for prompt in prompts])
+        return (features * to_device(directions, features.device)).sum(1)

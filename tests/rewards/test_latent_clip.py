@@ -26,6 +26,7 @@ from directalign.rewards import check_reward, load_named_reward, load_reward
 from directalign.rewards.black_box import PythonReward
 from directalign.toyworld.assets import resolve
 from directalign.types import Batch, DirectAlignError
+from methods.by_hand import read
 from methods.toy import ToyFamily, ToyReward
 from published_layouts import images_drawn
 from rewards.cases import refused
@@ -99,7 +100,7 @@ def test_the_gradient_is_that_of_the_reward_at_the_recovered_latents():
     run = config.SRPOConfig.model_validate({**settings, "margin": 5.0})
     rollout = config.RolloutConfig(num_inference_steps=3)
     method = method_class("srpo")(family, reward, run, rollout)
-    (loss,) = method.losses(batch := Batch(0, PROMPTS))
+    (loss,) = read(method.losses(batch := Batch(0, PROMPTS)))
     weights = list(family.denoiser.parameters())
     found = torch.autograd.grad(loss.value, weights)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ..device import to_device, widest
+from ..device import to_device, to_like, widest
 from ..types import DirectAlignError, Latents, PathName, PerSample, PredictionName
 
 
@@ -24,7 +24,7 @@ def expand_like(
     scalars: Float[Tensor, " b"], like: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
     """(b,) numbers with the dtype, device and rank of `like`, ready to multiply it."""
-    return scalars.to(like).view(-1, *[1] * (like.ndim - 1))
+    return to_like(scalars, like).view(-1, *[1] * (like.ndim - 1))
 
 
 def shift_sigmas(sigma: Tensor, shift: float) -> Tensor:
@@ -108,6 +108,7 @@ class DDPMTable:
             raise DirectAlignError(
                 "alphas_cumprod does not fall at every timestep: use the table of a DDPM scheduler"
             )
+        self.copies = {self.sigmas.device: self.sigmas}
 
     def sigma_of(self, timestep: Tensor) -> Float64[Tensor, " b"]:
         """Noise level of (fractional) timesteps (b,), on their device."""
@@ -127,6 +128,6 @@ class DDPMTable:
 
     def _on(self, device: torch.device) -> Float64[Tensor, " timesteps"]:
         """The table, copied to a device once: a lookup there never waits for the device."""
-        if self.sigmas.device != device:
-            self.sigmas = to_device(self.sigmas, device)
-        return self.sigmas
+        if device not in self.copies:
+            self.copies[device] = to_device(self.sigmas, device)
+        return self.copies[device]

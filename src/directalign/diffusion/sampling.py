@@ -97,7 +97,7 @@ def start_rollout(
     shape = (len(batch.prompts), *model.latent_shape(height, width))
     noise = batch_noise(batch, NOISE, shape, scope)
     device = next(model.denoiser.parameters()).device
-    return RolloutStart(cond, noise.to(device), sigmas, settings.solver)
+    return RolloutStart(cond, to_device(noise, device), sigmas, settings.solver)
 
 
 def rollout_conditioning(cond: Conditioning, settings: RolloutConfig) -> Conditioning:
@@ -194,13 +194,13 @@ def sample_trajectory(model: Model, start: RolloutStart) -> list[Latents]:
 
 def states_at(states: list[Latents], index: Int64[Tensor, " b"]) -> Latents:
     """Each sample's state at its own step `index`."""
-    rows = torch.arange(len(index))
-    return torch.stack(states)[index.to(states[0].device), rows.to(states[0].device)]
+    device = states[0].device
+    return torch.stack(states)[to_device(index, device), torch.arange(len(index), device=device)]
 
 
 def keep_gradient(values: Latents, rows: Bool[Tensor, " b"]) -> Latents:
     """`values`, detached in all but these rows."""
-    return torch.where(rows.to(values.device)[:, None, None, None], values, values.detach())
+    return torch.where(to_device(rows, values.device)[:, None, None, None], values, values.detach())
 
 
 def sampling_step(

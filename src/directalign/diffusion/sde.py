@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..device import to_like
 from ..types import Latents, PathName, PerSample, PredictionName
 from .path import alpha, expand_like, to_noise, to_x0
 
@@ -35,7 +36,7 @@ class Transition:
 
     def sample(self, fresh: Latents) -> Latents:
         """x_to from standard normal numbers `fresh`."""
-        return self.mean + expand_like(self.std, self.mean) * fresh.to(self.mean)
+        return self.mean + expand_like(self.std, self.mean) * to_like(fresh, self.mean)
 
 
 def transition(

@@ -14,6 +14,7 @@ that are stratified over the injections.
 
 from torch import Tensor
 
+from ..device import to_like
 from ..diffusion import path, sde
 from ..types import Latents, Noised, PerSample
 from .forward_process import ForwardProcessMethod
@@ -46,4 +47,4 @@ class AWM(ForwardProcessMethod):
         if self.settings.weighting == "ghuber":
             power = self.settings.huber_power
             square = ((square + SMALLEST_SQUARE) ** power - SMALLEST_SQUARE**power) / power
-        return -sigma.to(square) * square
+        return -to_like(sigma, square) * square

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ..config import DPOConfig, RolloutConfig
-from ..device import to_device
+from ..device import to_device, to_like
 from ..diffusion import path, recovery, rng
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
@@ -48,7 +48,7 @@ class DPO(ObjectiveMethod):
             raise DirectAlignError("method.name dpo trains on preference pairs: set data.pairs")
         x0 = torch.cat([model.encode_image(each) for each in (batch.images, batch.rejected)])
         shape = (len(batch.prompts), *x0.shape[1:])
-        noise = rng.batch_noise(batch, rng.FRESH_NOISE, shape).to(x0).repeat(2, 1, 1, 1)
+        noise = to_like(rng.batch_noise(batch, rng.FRESH_NOISE, shape), x0).repeat(2, 1, 1, 1)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator)).repeat(2)
         noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
@@ -65,7 +65,6 @@ class DPO(ObjectiveMethod):
         margin = -0.5 * self.settings.beta * (chosen - rejected)
         found = {"chosen_error": chosen, "rejected_error": rejected, "margin": margin}
         found["agreement"] = (margin > 0).to(margin)
-        metrics = {name: float(each.detach().mean()) for name, each in found.items()}
-        lists = {"sigma": noised.sigma[: len(margin)], "margin": margin}
-        levels = {name: each.detach().cpu().double().tolist() for name, each in lists.items()}
+        metrics = {name: each.mean() for name, each in found.items()}
+        levels = {"sigma": noised.sigma[: len(margin)], "margin": margin}
         yield LossTerm(-F.logsigmoid(margin).mean(), "pairs", metrics, levels)

@@ -15,7 +15,7 @@ exact: the n losses are n independent draws of K = 1.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..device import to_device
+from ..device import to_device, to_like
 from ..diffusion.recovery import inject
 from ..diffusion.rng import FRESH_NOISE, batch_noise
 from ..diffusion.sampling import RolloutStart, predict_x0, sample
@@ -39,7 +39,7 @@ class DRaFT(ObjectiveMethod):
 
     def _redenoised(self, x0: Latents, start: RolloutStart, batch: Batch, index: int) -> Latents:
         """Renoise the sample to the last level with draw `index`; denoise it with gradient."""
-        noise = batch_noise(batch, FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
+        noise = to_like(batch_noise(batch, FRESH_NOISE, tuple(x0.shape), index=index), x0)
         sigma = to_device(start.sigmas[-2].expand(len(x0)), x0.device)
         x_t = inject(self.model.path, x0, noise, sigma).x_t
         return predict_x0(self.model, start.cond, x_t, sigma)

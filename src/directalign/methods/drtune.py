@@ -76,15 +76,16 @@ class DRTune(ObjectiveMethod):
     ) -> Latents:
         """x0_hat of each sample at its stop; its graph has no input of a network call."""
         model, x_t = self.model, start.noise
+        last, anywhere = int(stop.max()), set(trained.flatten().tolist())
         sigmas, stop, trained = (
             to_device(each, x_t.device) for each in (start.sigmas, stop, trained)
         )
-        for index in range(int(stop.max()) + 1):
+        for index in range(last + 1):
             trains = (trained == index).any(1)
             sigma_from = sigmas[index].expand(len(x_t))
             # from the stop, one step to sigma 0 gives x0_hat
             sigma_to = torch.where(stop == index, 0.0, sigmas[index + 1])
-            with torch.set_grad_enabled(bool(trains.any())):
+            with torch.set_grad_enabled(index in anywhere):
                 pred = predict(model, start.cond, x_t.detach(), sigma_from)
             pred = keep_gradient(pred, trains)
             stepped = linear_step(model.path, model.prediction, x_t, pred, sigma_from, sigma_to)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..device import to_device
+from ..device import to_device, widest
 from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import encode, predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
-from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
+from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, Metrics
 from .objective import ObjectiveMethod
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Rollouts:
     """(n,) of each step that can be trained: from `first` on."""
     reward: Tensor
     advantage: Tensor
-    metrics: dict[str, float]
+    metrics: Metrics
     kept: tuple[bool, ...] = ()
     sources: Tensor | None = None
     """The images that the prompts edit."""
@@ -119,7 +119,8 @@ class FlowGRPO(ObjectiveMethod):
         before = made.log_probs[index - made.first]
         ratio = (sde.log_prob(step, made.states[index + 1]) - before).exp()
         loss = sde.clipped_loss(ratio, made.advantage, settings.clip_range)
-        metrics = made.metrics | {
+        metrics = {
+            **made.metrics,
             "ratio": _mean(ratio),
             "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range),
         }
@@ -129,11 +130,8 @@ class FlowGRPO(ObjectiveMethod):
                 kl = kl * (levels[0] - levels[1]).to(kl)
             loss = loss + settings.kl_beta * kl
             metrics["kl"] = _mean(kl)
-        lists = {
-            "sigma": [float(levels[0])] * len(x_t),
-            "reward": made.reward.cpu().double().tolist(),
-        }
-        return LossTerm(loss.mean() / count, "policy", metrics, lists)
+        logged = {"sigma": levels[0].expand(len(x_t)), "reward": made.reward}
+        return LossTerm(loss.mean() / count, "policy", metrics, logged)
 
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
@@ -157,7 +155,7 @@ class FlowGRPO(ObjectiveMethod):
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         if batch.kept:
-            kept = torch.tensor(batch.own_kept, device=advantage.device)
+            kept = to_device(torch.tensor(batch.own_kept), advantage.device)
             advantage = torch.where(kept, 0.0, advantage)
         spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
         # asked as "any differs": on the fake tensors of a memory estimate every answer is true
@@ -226,5 +224,5 @@ def _to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _mean(values: PerSample | Tensor) -> float:
-    return float(values.detach().cpu().double().mean())
+def _mean(values: Tensor) -> Tensor:
+    return values.to(widest(values.device)).mean()

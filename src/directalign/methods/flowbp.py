@@ -229,32 +229,32 @@ class FlowBP(ObjectiveMethod):
     ) -> LossTerm:
         """The loss with each sample's weight by the distances of its quadratures from the path."""
         far = [
-            [self._distance(row, each, states, sigmas) for each in pair]
+            torch.stack([self._distance(row, each, states, sigmas) for each in pair])
             for row, pair in enumerate(repeated.quadratures)
         ]
-        to_j, to_0 = torch.tensor(far, dtype=x0.dtype, device=x0.device).T
+        to_j, to_0 = torch.stack(far).T
         weight = similarity_weight(to_j, to_0, SIMILARITY_FLOOR)
         output = self.objective(self.seen(x0), batch)
         loss = weight.to(output.reward) * hinge(output.reward, 1.0, self.settings.margin)
         named = {"distance_j": to_j, "distance_0": to_0, "leap_weight": weight}
-        means = {name: float(value.mean()) for name, value in named.items()}
+        means = {name: value.mean() for name, value in named.items()}
         return LossTerm(loss.mean(), "repeated_steps", {**output.metrics, **means})
 
     @staticmethod
     def _distance(
         row: int, of: Quadrature, states: list[Latents], sigmas: Float[Tensor, " levels"]
-    ) -> float:
+    ) -> Tensor:
         """Mean absolute distance per latent value between a quadrature's end and the path."""
         ended = states[of.start][row]
         for index, weight in zip(of.points, of.weights.tolist(), strict=True):
             step = float(sigmas[index + 1] - sigmas[index])
             ended = ended + weight * (states[index + 1][row] - states[index][row]) / step
-        return float((ended - states[of.end][row]).abs().mean())
+        return (ended - states[of.end][row]).abs().mean()
 
 
 def _rows(values: Latents, rows: Bool[Tensor, " b"]) -> Latents:
     """`values` in these rows, 0 in the others."""
-    return torch.where(rows.to(values.device)[:, None, None, None], values, 0.0)
+    return torch.where(to_device(rows, values.device)[:, None, None, None], values, 0.0)
 
 
 def quadrature(sigmas: Float[Tensor, " levels"], start: int, end: int) -> Quadrature:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..device import to_device
+from ..device import to_device, to_like
 from ..diffusion import path, recovery, rng, sde
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..models.lora import ReferenceModel
-from ..types import Batch, Conditioning, Latents, LossTerm, Noised, PerSample
+from ..types import Batch, Conditioning, Latents, LossTerm, Metrics, Noised, PerSample
 from . import objective_math
-from .objective import ObjectiveMethod, build_sigma_sampler
+from .objective import ObjectiveMethod, build_sigma_sampler, mean_of_rewarded
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ForwardProcessMethod(ObjectiveMethod):
             self.followed["step"] = step
 
     @torch.no_grad()
-    def _samples(self, batch: Batch, cond: Conditioning) -> tuple[list[Samples], dict[str, float]]:
+    def _samples(self, batch: Batch, cond: Conditioning) -> tuple[list[Samples], Metrics]:
         """All that is asked of the old policy, under one exchange of weights, and its rewards."""
         settings, b = self.settings, len(batch.prompts)
         with self.old.active() if self.old is not None else nullcontext():
@@ -96,17 +96,15 @@ class ForwardProcessMethod(ObjectiveMethod):
         advantage = sde.group_advantage(reward, settings.group_size, settings.normalise)
         advantage = advantage.clamp(-settings.advantage_clip, settings.advantage_clip)
         spread = sde.center_groups(reward, settings.group_size).square().mean(1).sqrt()
-        kept = torch.tensor(batch.own_kept or [False] * b, device=reward.device)
-        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
-        spread = float(torch.where(kept, 0.0, spread).mean()) / share
+        metrics = {**output.metrics, "group_spread": mean_of_rewarded(spread, batch)}
         rows = zip(parts, places, latents, old, reward.split(b), advantage.split(b), strict=True)
-        return [Samples(*each) for each in rows], {**output.metrics, "group_spread": spread}
+        return [Samples(*each) for each in rows], metrics
 
     def _call(
         self, batch: Batch, cond: Conditioning, x0: Latents, index: int
     ) -> tuple[Noised, tuple[Conditioning, Latents, PerSample]]:
         """The noised samples of one injection, and the inputs of a prediction at them."""
-        noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
+        noise = to_like(rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape), index=index), x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         sigma_from = self.sampler.denoise(drawn).sigma_from
@@ -116,12 +114,7 @@ class ForwardProcessMethod(ObjectiveMethod):
         return noised, (cond.guided(*guidance), noised.x_t, sigma)
 
     def _term(
-        self,
-        samples: Samples,
-        cond: Conditioning,
-        index: int,
-        metrics: Mapping[str, float],
-        count: int,
+        self, samples: Samples, cond: Conditioning, index: int, metrics: Metrics, count: int
     ) -> LossTerm:
         """One of the `count` losses of an update."""
         batch = samples.batch
@@ -131,15 +124,14 @@ class ForwardProcessMethod(ObjectiveMethod):
         old = samples.old[index] if samples.old else pred.detach()
         loss, found = self.policy_loss(noised, pred, old, samples.advantage)
         if batch.kept:
-            loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)
+            loss = torch.where(to_device(torch.tensor(batch.own_kept), loss.device), 0.0, loss)
         found["old_distance"] = objective_math.velocity_kl(pred, old)
         levels = {"sigma": noised.sigma, "reward": samples.reward}
         if centre is not None:
             found["kl"] = levels["kl"] = objective_math.velocity_kl(pred, centre)
             loss = loss + self.settings.kl_beta * found["kl"]
-        means = {name: float(each.detach().mean()) for name, each in found.items()}
-        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
-        return LossTerm(loss.mean() / count, "policy", {**metrics, **means}, lists)
+        means = {name: each.mean() for name, each in found.items()}
+        return LossTerm(loss.mean() / count, "policy", {**metrics, **means}, levels)
 
     def to_x0(self, pred: Latents, noised: Noised) -> Latents:
         """The clean latents that a prediction at `noised` stands for."""

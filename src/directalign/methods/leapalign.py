@@ -54,16 +54,14 @@ class LeapAlign(ObjectiveMethod):
         """Make x0 with leaps from two states of its path; reward; weigh; yield."""
         start, steps = self.start(batch), self.steps(batch)
         settings = self.settings
-        x0, leap_to_0, distances = self._leaps(
-            start, *(to_device(each, start.noise.device) for each in steps)
-        )
+        x0, leap_to_0, distances = self._leaps(start, *steps)
 
         output = self.objective(self.seen(x0 + (leap_to_0 - leap_to_0.detach())), batch)
         weight = similarity_weight(*distances, settings.similarity_floor)
         loss = weight * hinge(output.reward, 1.0, settings.margin)
 
         named = {"distance_j": distances[0], "distance_0": distances[1], "leap_weight": weight}
-        means = {name: float(value.mean()) for name, value in named.items()}
+        means = {name: value.mean() for name, value in named.items()}
         yield LossTerm(loss.mean(), "leaps", {**output.metrics, **means})
         yield from self.kl_losses(batch, x0, start.cond)
 
@@ -83,6 +81,8 @@ class LeapAlign(ObjectiveMethod):
         at k and j with gradient."""
         model, x_t, sigmas = self.model, start.noise, to_device(start.sigmas, start.noise.device)
         native = model.path, model.prediction
+        trained = {*k.tolist(), *j.tolist()}
+        k, j = (to_device(each, x_t.device) for each in (k, j))
         leap_to_j = leap_to_0 = x_t
         to_j = torch.zeros_like(sigmas[k]).to(x_t)
         for index in range(len(sigmas) - 1):
@@ -91,7 +91,7 @@ class LeapAlign(ObjectiveMethod):
             # zero, with the gradient of the first leap
             carried = torch.where(at_j, leap_to_j - leap_to_j.detach(), 0.0)
             to_j = torch.where(j == index, distance(leap_to_j, x_t), to_j)
-            with torch.set_grad_enabled(bool((at_k | at_j).any())):
+            with torch.set_grad_enabled(index in trained):
                 network_input = x_t + self.settings.nested_scale * carried
                 pred = predict(model, start.cond, network_input, level)
             leap = linear_step(*native, x_t, pred, level, sigmas[j])

@@ -19,10 +19,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import config
-from ..device import to_device
+from ..device import to_device, to_like, widest
 from ..diffusion import noise_levels, rng
 from ..diffusion.recovery import inject
 from ..diffusion.sampling import (
@@ -46,6 +47,7 @@ from ..types import (
     Images,
     Latents,
     LossTerm,
+    Metrics,
     PerSample,
     Sources,
 )
@@ -62,7 +64,7 @@ class ObjectiveOutput:
     """`reward` (b,) to maximise, with its gradient, and means of scores and rewards for the log."""
 
     reward: PerSample
-    metrics: Mapping[str, float]
+    metrics: Metrics
 
 
 def build_objective(
@@ -176,8 +178,7 @@ class ObjectiveMethod:
         output = self.objective(self.seen(x0), batch)
         loss = objective_math.hinge(output.reward, 1.0, self.settings.margin)
         levels = {} if sigma is None else {"sigma": sigma, "reward": output.reward}
-        lists = {name: value.detach().cpu().double().tolist() for name, value in levels.items()}
-        return LossTerm(loss.mean(), branch, output.metrics, lists)
+        return LossTerm(loss.mean(), branch, output.metrics, levels)
 
     def kl_losses(self, batch: Batch, x0: Latents, cond: Conditioning) -> Iterator[LossTerm]:
         """The KL term, if there is one, in a call of its own: the detached `x0` with fresh noise at
@@ -190,16 +191,14 @@ class ObjectiveMethod:
         )
         generator = rng.update_generator(batch, rng.KL_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: sampler.draw(n, generator))
-        noise = rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)).to(x0)
+        noise = to_like(rng.batch_noise(batch, rng.KL_NOISE, tuple(x0.shape)), x0)
         sigma = sampler.denoise(drawn).sigma_from
         x_t = inject(model.path, x0, noise, sigma).x_t
         sigma = to_device(sigma, x0.device)
         centre = self.centre(batch.step, cond, x_t, sigma, batch.own_kept)
         kl = objective_math.velocity_kl(predict(model, cond, x_t, sigma), centre)
         levels = {"sigma": sigma, "kl": kl}
-        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
-        metrics = {"kl": float(kl.detach().mean())}
-        yield LossTerm(self.settings.kl_beta * kl.mean(), "kl", metrics, lists)
+        yield LossTerm(self.settings.kl_beta * kl.mean(), "kl", {"kl": kl.mean()}, levels)
 
     @torch.no_grad()
     def sampled(
@@ -276,18 +275,14 @@ class RewardObjective:
             for at in slices
         ]
         scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        flags = [kept for kept in batch.own_kept for _ in range(repeats)]
-        kept = torch.tensor(flags or [False] * len(images), device=images.device)
-        reward = self._reward(scores, batch.step, k_pos, k_neg, kept)
+        reward = self._reward(scores, batch, k_pos, k_neg)
         named = {"reward": reward, **scores}
-        # kept rows are left out; of equal batches the mean of these is that of rewarded images
-        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
-        means = {
-            name: float(torch.where(kept.to(value.device), 0.0, value.detach()).mean()) / share
-            for name, value in named.items()
+        means: dict[str, float | Tensor] = {
+            name: mean_of_rewarded(value, batch) for name, value in named.items()
         }
         if batch.kept:
-            reward = torch.where(kept.to(reward.device), reward.detach(), reward)
+            kept = to_device(_is_kept(batch, reward), reward.device)
+            reward = torch.where(kept, reward.detach(), reward)
         if self.ceiling is not None:
             means["ceiling"] = self.ceiling
         return ObjectiveOutput(reward, means)
@@ -332,7 +327,7 @@ class RewardObjective:
         return gap + given.margin
 
     def _reward(
-        self, scores: Mapping[str, PerSample], step: int, k_pos: Ramp, k_neg: Ramp, kept: Tensor
+        self, scores: Mapping[str, PerSample], batch: Batch, k_pos: Ramp, k_neg: Ramp
     ) -> PerSample:
         if self.settings.form == "absolute":
             return next(iter(scores.values()))
@@ -342,7 +337,11 @@ class RewardObjective:
         else:
             k_pos = k_neg = 0.0  # without ramps
             plain, tolerance = scores["score_plain"], self.settings.anchor.tolerance
-            self.reference.update(plain[~kept.to(plain.device)], step, self.group)
+            rewarded = plain
+            if batch.kept:
+                rows = (~_is_kept(batch, plain)).nonzero()[:, 0]
+                rewarded = plain[to_device(rows, plain.device)]
+            self.reference.update(rewarded, batch.step, self.group)
             measured = self.base_means
             reference = self.reference.value if measured is None else measured[1]
             reward = objective_math.anchored_reward(pos, neg, plain, reference, tolerance)
@@ -410,7 +409,7 @@ class MixedObjective:
         )
         metrics = self._metrics(outputs, scaled)
         for label, length in zip(self.labels, lengths, strict=True):
-            metrics[f"gradient_{label}"] = float(length.mean())
+            metrics[f"gradient_{label}"] = length.mean()
         return ObjectiveOutput(objective_math.with_gradient(mixed, gradient, images), metrics)
 
     def _scaled(self, outputs: list[ObjectiveOutput], images: Tensor, step: int) -> Tensor:
@@ -422,7 +421,7 @@ class MixedObjective:
     def _mixed(self, scaled: Tensor) -> Tensor:
         means = (self.rewards.means / self._scales).to(scaled)
         return objective_math.mixed_reward(
-            scaled, means, self.weights.to(scaled), self.settings.std_penalty
+            scaled, means, to_like(self.weights, scaled), self.settings.std_penalty
         )
 
     @property
@@ -430,9 +429,9 @@ class MixedObjective:
         stds = self.rewards.stds
         return stds if self.settings.normalise == "running" else torch.ones_like(stds)
 
-    def _metrics(self, outputs: list[ObjectiveOutput], scaled: Tensor) -> dict[str, float]:
-        metrics = {"reward": float(self._mixed(scaled.detach()).mean())}
-        shares = (self.weights.to(scaled) * scaled.detach().mean(1)).tolist()
+    def _metrics(self, outputs: list[ObjectiveOutput], scaled: Tensor) -> dict[str, float | Tensor]:
+        metrics: dict[str, float | Tensor] = {"reward": self._mixed(scaled.detach()).mean()}
+        shares = to_like(self.weights, scaled) * scaled.detach().mean(1)
         for label, output, share in zip(self.labels, outputs, shares, strict=True):
             metrics |= {f"{name}_{label}": value for name, value in output.metrics.items()}
             metrics[f"share_{label}"] = share
@@ -449,6 +448,24 @@ class MixedObjective:
             objective.load_state_dict(state["members"][label])
         self.rewards.load_state_dict(state["rewards"])
         self.norms.load_state_dict(state["norms"])
+
+
+def mean_of_rewarded(values: PerSample, batch: Batch) -> Float[Tensor, ""]:
+    """Mean over the images that are not kept, without gradient; n values of each prompt, as
+    neighbours. Over batches of equal size the mean of these is that of all such images."""
+    values = values.detach()
+    if not batch.kept:
+        return values.mean()
+    kept = to_device(_is_kept(batch, values), values.device)
+    mean = torch.where(kept, 0.0, values).mean()
+    share = batch.kept.count(False) / len(batch.kept)
+    return mean.to(widest(mean.device)) / share
+
+
+def _is_kept(batch: Batch, values: PerSample) -> Bool[Tensor, " b"]:
+    """Of each of `values`, whether its prompt is kept; on the CPU."""
+    repeats = len(values) // len(batch.prompts)
+    return torch.tensor([kept for kept in batch.own_kept for _ in range(repeats)])
 
 
 def map_images(images: Images, mapping: str) -> Images:

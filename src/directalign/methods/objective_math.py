@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..device import to_device, to_like, widest
 from ..diffusion.path import shift_sigmas
 from ..interfaces import SINGLE_PROCESS, ProcessGroup
 from ..types import Images, Latents, PerSample
@@ -36,7 +37,7 @@ def relative_reward(pos: PerSample, neg: PerSample, k_pos: Ramp, k_neg: Ramp) ->
 
 
 def anchored_reward(
-    pos: PerSample, neg: PerSample, plain: PerSample, reference: PerSample | float, tolerance: float
+    pos: PerSample, neg: PerSample, plain: PerSample, reference: Tensor | float, tolerance: float
 ) -> PerSample:
     """(pos − neg) − (plain − reference)² / (2·tolerance): the absolute score is held at its start.
 
@@ -139,9 +140,9 @@ def velocity_kl(pred: Latents, base: Latents) -> PerSample:
     return ((pred - base) ** 2).mean((1, 2, 3))
 
 
-def _like(value: PerSample | float, score: PerSample) -> Tensor:
+def _like(value: Tensor | float, score: PerSample) -> Tensor:
     """A number or float64 numbers, in the dtype and on the device of the scores."""
-    return torch.as_tensor(value, dtype=score.dtype, device=score.device)
+    return to_like(value, score) if isinstance(value, Tensor) else score.new_full((), value)
 
 
 DECAY = 0.95
@@ -154,27 +155,27 @@ class Reference:
     """Mean plain score over the first `updates` and all processes: that of the base model."""
 
     def __init__(self, updates: int) -> None:
-        self.updates, self.total, self.count = updates, 0.0, 0
+        self.updates = updates
+        self.total: Tensor | float = 0.0
+        self.count: Tensor | int = 0
 
     def update(self, plain: PerSample, step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
         if step < self.updates:
-            plain = plain.detach().cpu().double()
-            count = torch.tensor(float(len(plain)), dtype=torch.float64)
-            total, seen = group.sum(torch.stack([plain.sum(), count]))
-            self.total += float(total)
-            self.count += int(seen)
+            own = plain.detach().to(widest(plain.device)).sum()
+            total, seen = group.sum(torch.stack([own, torch.full_like(own, len(plain))]))
+            self.total, self.count = self.total + total, self.count + seen
 
     @property
-    def value(self) -> float:
-        return self.total / max(self.count, 1)
+    def value(self) -> Float[Tensor, ""]:
+        return self.total / torch.as_tensor(self.count).clamp(min=1)
 
 
 class RunningStats:
     """Exponentially weighted mean and std of `size` kinds of values, over images and processes.
 
-    Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates
-    before it, so the result does not depend on how it is split into branches, accumulated batches
-    and processes. Only the first update uses its own values so far.
+    Keeps count, sum and sum of squares in float64, on the device of the values. An update uses what
+    was recorded in the updates before it, so the result does not depend on how it is split into
+    branches, accumulated batches and processes. Only the first update uses its own values so far.
     """
 
     def __init__(self, size: int) -> None:
@@ -186,9 +187,10 @@ class RunningStats:
         if step != self.step:
             self.before = DECAY * (self.before + self.current)
             self.current, self.step = torch.zeros_like(self.current), step
-        new = values.detach().double().cpu()
+        new = values.detach().to(widest(values.device))
         sums = torch.stack([torch.ones_like(new).sum(1), new.sum(1), new.square().sum(1)])
-        self.current = self.current + group.sum(sums)
+        self.before = to_device(self.before, new.device)
+        self.current = to_device(self.current, new.device) + group.sum(sums)
 
     @property
     def means(self) -> PerMember:
@@ -209,7 +211,7 @@ class RunningStats:
 
     @property
     def _used(self) -> Tensor:
-        return self.before if bool((self.before[0] > 0).all()) else self.current
+        return torch.where((self.before[0] > 0).all(), self.before, self.current)
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before, "current": self.current, "step": self.step}

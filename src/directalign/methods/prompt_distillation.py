@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from ..config import PromptDistillationConfig, RolloutConfig
-from ..device import to_device
+from ..device import to_device, to_like
 from ..diffusion import recovery, rng, sampling
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
@@ -46,13 +46,12 @@ class PromptDistillation(ObjectiveMethod):
         generator = rng.update_generator(batch, rng.NOISE_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         sigma = self.sampler.denoise(drawn).sigma_from
-        x_t = recovery.inject(model.path, x0, noise.to(x0), sigma).x_t
+        x_t = recovery.inject(model.path, x0, to_like(noise, x0), sigma).x_t
         sigma = to_device(sigma, x0.device)
         target = self.target(batch.step, cond, x_t, sigma, batch.own_kept)
         distance = objective_math.velocity_kl(sampling.predict(model, cond, x_t, sigma), target)
         with torch.no_grad():
             output = self.objective(self.seen(x0), batch)
-        lists = {"sigma": sigma, "reward": output.reward, "kl": distance.detach()}
-        levels = {name: each.double().cpu().tolist() for name, each in lists.items()}
-        metrics = {**output.metrics, "kl": float(distance.detach().mean())}
+        levels = {"sigma": sigma, "reward": output.reward, "kl": distance}
+        metrics = {**output.metrics, "kl": distance.mean()}
         yield LossTerm(distance.mean(), "distillation", metrics, levels)

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from ..config import RAFTConfig, RolloutConfig
-from ..device import to_device
+from ..device import to_device, to_like, widest
 from ..diffusion import path, recovery, rng
 from ..diffusion.sampling import encode, predict
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from . import objective_math
-from .objective import ObjectiveMethod, build_sigma_sampler
+from .objective import ObjectiveMethod, build_sigma_sampler, mean_of_rewarded
 
 
 class RAFT(ObjectiveMethod):
@@ -41,7 +41,7 @@ class RAFT(ObjectiveMethod):
         model, rollout = self.model, self.rollout
         made = self.rolled_out(batch, self._best)
         x0, reward, metrics = made["x0"], made["reward"], dict(made["metrics"])
-        noise = rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape)).to(x0)
+        noise = to_like(rng.batch_noise(batch, rng.FRESH_NOISE, tuple(x0.shape)), x0)
         generator = rng.update_generator(batch, rng.NOISE_LEVEL)
         drawn = rng.draw_rows(batch, lambda n: self.sampler.draw(n, generator))
         noised = recovery.inject(model.path, x0, noise, self.sampler.denoise(drawn).sigma_from)
@@ -56,14 +56,13 @@ class RAFT(ObjectiveMethod):
         # a reward that is not finite stops the run, as it does where it is a part of the loss
         loss = torch.where(reward.isfinite(), loss, reward.to(loss))
         if batch.kept:
-            loss = torch.where(torch.tensor(batch.own_kept, device=loss.device), 0.0, loss)
+            loss = torch.where(to_device(torch.tensor(batch.own_kept), loss.device), 0.0, loss)
         levels = {"sigma": noised.sigma, "reward": reward}
         if centre is not None:
             kl = objective_math.velocity_kl(pred, centre)
             loss = loss + self.settings.kl_beta * kl
-            metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
-        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
-        yield LossTerm(loss.mean(), "best", metrics, lists)
+            metrics["kl"], levels["kl"] = kl.mean(), kl
+        yield LossTerm(loss.mean(), "best", metrics, levels)
 
     @torch.no_grad()
     def _best(self, batch: Batch) -> dict[str, Any]:
@@ -79,12 +78,7 @@ class RAFT(ObjectiveMethod):
         groups = output.reward.to(x0.device).view(b, count)
         reward, best = groups.max(1)
         rows = torch.arange(b, device=x0.device) * count + best
-        # kept prompts are left out; of equal batches the means of these are those of the others
-        kept = torch.tensor(batch.own_kept or [False] * b, device=x0.device)
-        share = batch.kept.count(False) / len(batch.kept) if batch.kept else 1.0
-        means = {"best_reward": reward, "group_spread": groups.std(1, correction=0)}
-        metrics = {
-            name: float(torch.where(kept, 0.0, each).cpu().double().mean()) / share
-            for name, each in means.items()
-        }
-        return {"x0": x0[rows], "reward": reward, "metrics": {**output.metrics, **metrics}}
+        named = {"best_reward": reward, "group_spread": groups.std(1, correction=0)}
+        wide = {name: each.to(widest(each.device)) for name, each in named.items()}
+        means = {name: mean_of_rewarded(each, batch) for name, each in wide.items()}
+        return {"x0": x0[rows], "reward": reward, "metrics": {**output.metrics, **means}}

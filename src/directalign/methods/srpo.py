@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from ..config import GridNoiseLevels, RolloutConfig, RolloutNoiseLevels, SRPOConfig
-from ..device import to_device
+from ..device import to_device, to_like
 from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
@@ -74,7 +74,7 @@ class SRPO(ObjectiveMethod):
             target = rng.draw_rows(batch, lambda n, g=generator: self.sampler.draw(n, g))
             for branch in self.branches:
                 step = getattr(self.sampler, branch)(target)
-                yield self._branch(batch, self.trained(cond), x0, noise.to(x0), step, branch)
+                yield self._branch(batch, self.trained(cond), x0, to_like(noise, x0), step, branch)
         if self.settings.kl_noise_levels is not None:
             yield from self.kl_losses(batch, x0, self.trained(cond))
 
@@ -102,11 +102,10 @@ class SRPO(ObjectiveMethod):
         direction = recovery.direction(recovered.gain)
         loss = objective_math.hinge(output.reward, direction, settings.margin)
         if settings.discount_shift is not None:
-            loss = loss * objective_math.discount(
-                step.discount_position, settings.discount_shift
-            ).to(loss)
+            discount = objective_math.discount(step.discount_position, settings.discount_shift)
+            loss = loss * to_like(discount, loss)
 
-        error = expand_like(recovered.gain, noised.x0).to(noised.x0) * recovered.residual
+        error = expand_like(recovered.gain, noised.x0) * recovered.residual
         metrics = dict(output.metrics)
         levels = {
             "sigma": step.sigma_from,
@@ -117,7 +116,6 @@ class SRPO(ObjectiveMethod):
         if centre is not None:
             kl = objective_math.velocity_kl(pred, centre)
             loss = loss + settings.kl_beta * kl.to(loss)
-            metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
-        lists = {name: each.detach().cpu().double().tolist() for name, each in levels.items()}
+            metrics["kl"], levels["kl"] = kl.mean(), kl
         share = 1 / (settings.injections * len(self.branches))
-        return LossTerm(loss.mean() * share, branch, metrics, lists)
+        return LossTerm(loss.mean() * share, branch, metrics, levels)

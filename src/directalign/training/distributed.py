@@ -82,8 +82,8 @@ class TorchProcessGroup:
                     dist.broadcast(p.detach(), src=0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the ranks of an equally shaped tensor, on the CPU."""
-        total = values.detach().cpu().clone()
+        """Elementwise sum over the ranks of an equally shaped tensor, on its own device."""
+        total = values.detach().clone()
         if self.size > 1:
             with _collective():
                 dist.all_reduce(total)

@@ -10,13 +10,16 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from ..device import to_host
 from ..interfaces import Method
 from ..types import Batch, LossTerm, NonFiniteError
 from .distributed import TorchProcessGroup, unsharded
@@ -42,38 +45,27 @@ class TrainStep:
     def __call__(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
         """Average the gradient over batches and ranks, clip it, update; returns a record.
 
+        The device is waited for once, before the update.
         Raises: NonFiniteError with step, branch and sigma if a loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.nfe.take()
         losses: list[LossTerm] = []
-        seconds: dict[str, float] = dict.fromkeys(("forward", "backward", "update"), 0.0)
-        start = time.perf_counter()
-
-        def lap(phase: str) -> None:
-            nonlocal start
-            before, start = start, time.perf_counter()
-            seconds[phase] += start - before
-
+        start, laps = time.perf_counter(), _Laps(self.group.device)
         for batch in batches:
             for loss in self.method.losses(batch):
-                lap("forward")
+                laps.end("forward")
                 (loss.value / len(batches)).backward()
-                value = float(loss.value.detach())  # the only wait for a device per loss
-                lap("backward")
-                if not math.isfinite(value):
-                    sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
-                    where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
-                    raise _not_finite(step, f"the loss is {value} ({where})")
-                detached = torch.tensor(value, dtype=torch.float64)
-                losses.append(replace(loss, value=detached))
+                laps.end("backward")
+                losses.append(_detached(loss))
         self.group.average_gradients(self.parameters)
-        norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
-        if not math.isfinite(norm):
-            raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
+        norm = unsharded(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        losses, norm = _on_host(losses, norm)
+        _check_finite(step, losses, norm)
         self.is_updating = True
         self.optimizer.step()
-        lap("update")
+        seconds = laps.seconds()
+        seconds["update"] = time.perf_counter() - start - sum(seconds.values())
         forward, backward = self.group.sum(torch.tensor(self.nfe.take())).tolist()
         return {
             **_summed(losses, len(batches), self.group),
@@ -81,6 +73,63 @@ class TrainStep:
             "nfe": {"forward": forward, "backward": backward},
             "phases": seconds,
         }
+
+
+class _Laps:
+    """Seconds of phases that follow each other: of a CUDA GPU's own work, elsewhere of this
+    process, which on Apple's GPU goes on before the work is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def end(self, phase: str) -> None:
+        """A phase, begun where the one before ended, ends here."""
+        self.marks.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Total of each phase; to be called when the device's work is done."""
+        found = {"forward": 0.0, "backward": 0.0}
+        for (_, before), (phase, now) in pairwise(self.marks):
+            is_time = isinstance(now, float)
+            found[phase] += now - before if is_time else before.elapsed_time(now) / 1000
+        return found
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def _detached(loss: LossTerm) -> LossTerm:
+    """Without its graph."""
+    value, metrics, levels = tree_map_only(
+        Tensor, Tensor.detach, (loss.value, dict(loss.metrics), dict(loss.levels))
+    )
+    return LossTerm(value, loss.branch, metrics, levels)
+
+
+def _on_host(losses: Sequence[LossTerm], norm: Tensor) -> tuple[list[LossTerm], float]:
+    """The same in Python's numbers, values as float64 on the CPU."""
+    parts = [(each.value, each.metrics, each.levels) for each in losses]
+    read, norm_read = to_host((parts, norm))
+    found = [
+        LossTerm(torch.tensor(value, dtype=torch.float64), each.branch, metrics, levels)
+        for each, (value, metrics, levels) in zip(losses, read, strict=True)
+    ]
+    return found, norm_read
+
+
+def _check_finite(step: int, losses: Sequence[LossTerm], norm: float) -> None:
+    for loss in losses:
+        if not math.isfinite(value := float(loss.value)):
+            sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
+            where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
+            raise _not_finite(step, f"the loss is {value} ({where})")
+    if not math.isfinite(norm):
+        raise _not_finite(step, f"the norm of the gradient over all ranks is {norm}")
 
 
 def _not_finite(step: int, what: str) -> NonFiniteError:
@@ -99,7 +148,7 @@ def _summed(
     for loss in losses:
         by_branch[loss.branch] += float(loss.value)
         for key, value in loss.metrics.items():
-            values[key].append(value)
+            values[key].append(float(value))
     branches = _mean_over_ranks({key: each / num_batches for key, each in by_branch.items()}, group)
     metrics = _mean_over_ranks({key: sum(each) / len(each) for key, each in values.items()}, group)
     levels, reward = levels_by_sigma(losses, group), metrics.pop("reward", None)
