@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from directalign.models import common
 from directalign.models.flux import Flux
-from directalign.preflight.activation_memory import (
-    FAKE,
-    MemoryTracker,
-    fake,
-    make_fake,
-    pass_repeated,
-    trace_once,
-)
+from directalign.preflight.activation_memory import MemoryTracker, pass_repeated, trace_once
+from directalign.preflight.fake_tensors import FAKE, fake, make_fake
 
 BLOCKS = {
     "in_channels": 16, "num_layers": 5, "num_single_layers": 6, "attention_head_dim": 16,

@@ -21,8 +21,9 @@ from directalign.config.load import load_run
 from directalign.diffusion.sampling import encode
 from directalign.methods import load_method
 from directalign.models import MODELS, load_model, trainable
-from directalign.preflight.activation_memory import FORMULAS, MemoryTracker, fake
+from directalign.preflight.activation_memory import FORMULAS, MemoryTracker
 from directalign.preflight.cost import PARTS, Cost, Work, cost_of
+from directalign.preflight.fake_tensors import fake
 from directalign.preflight.memory import PROMPT, MetaRewards, trace
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import load_reward

@@ -16,8 +16,9 @@ from directalign.config import RunConfig
 from directalign.methods import METHODS
 from directalign.models import MODELS, block_swap, load_model, trainable
 from directalign.models.quantization import quantize
-from directalign.preflight.activation_memory import MemoryTracker, fake
+from directalign.preflight.activation_memory import MemoryTracker
 from directalign.preflight.checks import cut_prompts
+from directalign.preflight.fake_tensors import fake
 from directalign.preflight.memory import (
     OPTIMIZER_STATE,
     PROMPT,

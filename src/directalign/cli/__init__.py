@@ -1,5 +1,6 @@
 """The `directalign` command. Commands import what they need when they run, so that help is fast."""
 
+import gc
 import io
 import os
 import signal
@@ -75,6 +76,7 @@ def main() -> None:
         app(sys.argv[1:] or ["--help"], prog_name="directalign")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process is ending already
+        gc.freeze()  # the search for cycles among what is imported took a second
 
 
 def _silence_libraries() -> None:

@@ -21,14 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-"""The mode of all fake tensors here. It is not entered: results without a weight (noise levels,
-token ids, seeds) stay real and can be read; the others become fake from a fake weight."""
+from .fake_tensors import dispatch, fake
+
 aten: Any = torch.ops.aten
 FORMULAS = {
     **flop_registry,
@@ -81,7 +80,7 @@ class MemoryTracker(TorchDispatchMode):
         if func in (aten.index.Tensor, aten.index_put_.default):
             args = (args[0], _as_numbers(args[1]), *args[2:])
         if FakeTensor in types:  # func would come to the same call, but slower
-            out = FAKE.dispatch(func, types, args, kwargs or {})
+            out = dispatch(func, types, args, kwargs or {})
         else:
             out = func(*args, **(kwargs or {}))
         if (formula := FORMULAS.get(getattr(func, "_overloadpacket", None))) is not None:
@@ -129,45 +128,6 @@ def _as_numbers(indices: Any) -> list[Any]:
         is_mask = is_real and index.dtype == torch.bool
         found += index.nonzero().unbind(1) if is_mask else [index]
     return found
-
-
-def fake(shape: Any, dtype: torch.dtype, stride: Any = None) -> Tensor:
-    """A fake CPU tensor."""
-    with FAKE:
-        if stride is None:
-            return torch.empty(shape, dtype=dtype)
-        return torch.empty_strided(shape, stride, dtype=dtype)
-
-
-def make_fake(network: nn.Module) -> None:
-    """Replace parameters, buffers and other tensors on the meta device by fake CPU tensors."""
-    cpu = torch.device("cpu")
-
-    def faked(tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        return FakeTensor(FAKE, tensor.detach().to("meta"), cpu)
-
-    made: dict[int, Any] = {}  # by id of the old parameter: tied weights stay tied
-    old = []  # keeps the ids unique
-    for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in made:
-                old.append(parameter)
-                new: Any = faked(parameter).requires_grad_(parameter.requires_grad)
-                new._is_param = True  # what nn.Parameter sets, without another dispatch
-                made[id(parameter)] = new
-            module._parameters[name] = made[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = faked(buffer)
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.is_meta:
-                setattr(module, name, faked(value))
-            elif isinstance(value, list) and any(isinstance(each, Tensor) for each in value):
-                setattr(module, name, [faked(each) for each in value])
 
 
 # Repeated blocks and calls
@@ -318,6 +278,7 @@ def _hold_casts(held: list[Tensor]) -> int:
 def trace_once(network: Any) -> None:
     """Trace calls without gradient once for each layout of the inputs; others have its peak."""
     original, known = network.forward, dict[str, tuple[int, int, Any]]()
+    adapters = [each for each in network.modules() if "_disable_adapters" in vars(each)]
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -325,7 +286,7 @@ def trace_once(network: Any) -> None:
             return original(*args, **kwargs)
         tracker = _active()
         before = tracker.now
-        off = any(vars(module).get("_disable_adapters") for module in network.modules())
+        off = any(each._disable_adapters for each in adapters)
         key = repr((off, tree_map_only(Tensor, _layout, (args, kwargs))))
         if key in known:
             peak, work, layouts = known[key]

@@ -38,8 +38,9 @@ from ..rewards.mixture import Member, MixReward, key_of
 from ..training.data import accumulation, updates_per_rollout
 from ..training.distributed import TorchProcessGroup, is_sharded_run, shards_of
 from ..types import Batch, DirectAlignError, Images, Latents, PerSample, Sources
-from .activation_memory import MemoryTracker, fake, make_fake, pass_repeated
+from .activation_memory import MemoryTracker, pass_repeated
 from .cost import BYTES, PARTS, Work
+from .fake_tensors import fake, make_fake
 from .meta_models import MetaModel, RewardConfigs, meta_model, on_meta
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]

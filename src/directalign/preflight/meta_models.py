@@ -42,7 +42,8 @@ from ..rewards.weights import locate, on_the_hub
 from ..toyworld import assets
 from ..toyworld.worlds import world_of
 from ..types import DirectAlignError
-from .activation_memory import MemoryTracker, make_fake, pass_repeated, trace_once
+from .activation_memory import MemoryTracker, pass_repeated, trace_once
+from .fake_tensors import make_fake
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 USUAL = {
