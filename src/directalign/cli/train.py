@@ -141,7 +141,7 @@ def demo(
     world: World = "world2",
     debug: Debug = False,
 ) -> None:
-    """SRPO, the released form and Direct-Align on a toy FLUX: about four minutes on two cores."""
+    """SRPO, the released form and Direct-Align on a toy FLUX: a minute and a half on two cores."""
     with one_line_errors(debug, "; the same command continues"):
         out = out or Path("runs/demo_quick" if quick else "runs/demo")
         typer.echo(f"three runs of the toy FLUX in {out}")
