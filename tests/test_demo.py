@@ -6,7 +6,7 @@ import re
 import pytest
 
 from directalign.config.load import load_run
-from directalign.demo import QUICK, SHORT, demo
+from directalign.demo import QUICK, demo
 from directalign.types import DirectAlignError
 
 FORMS = {"srpo": "anchored", "direct_align": "absolute", "official": "relative"}
@@ -36,7 +36,7 @@ def test_the_summary_has_the_documented_fields(folder):
 def test_the_runs_have_one_base_and_one_budget(folder):
     runs = {name: load_run(folder / name / "run.yaml") for name in FORMS}
     assert {name: run.method.form for name, run in runs.items()} == FORMS
-    assert runs["srpo"] == load_run("world2_srpo", [*SHORT, *QUICK])
+    assert runs["srpo"] == load_run("world2_srpo", QUICK)
     for run in runs.values():
         assert run.model == runs["srpo"].model and run.train.num_steps == 2
 

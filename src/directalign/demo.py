@@ -23,8 +23,8 @@ SHORT = (
     *("train.save_every=25", "train.sample_every=25", "evaluate.every=25"),
     *("evaluate.num_samples=128", "evaluate.num_samples_during=64"),
 )
-"""The budget of every run: about a fifth of the recipe's time. The moving average of the weights
-steadies so few updates of so few images."""
+"""About a fifth of the recipes' time. The moving average of the weights steadies so few updates of
+so few images."""
 QUICK = (
     *("train.num_steps=2", "train.save_every=0", "train.sample_every=0", "data.batch_size=2"),
     *("train.sample_prompts=[a red star on a navy background]", "evaluate.num_samples=8"),
@@ -34,10 +34,11 @@ QUICK = (
 TITLE = "SRPO beside the released form and plain Direct-Align"
 
 
-def demo(out: Path, overrides: Sequence[str] = (), world: str = "world2") -> Path:
+def demo(out: Path, overrides: Sequence[str] = SHORT, world: str = "world2") -> Path:
     """Train the three runs of a toy world into `out`; write `out/summary.json` and the page.
 
-    Finished runs are kept. Returns the page.
+    Without `overrides` in the size of the recipes, all as long as SRPO's. Finished runs are kept.
+    Returns the page.
     """
     runs = _runs(overrides, world)
     for name, settings in runs.items():
@@ -48,10 +49,11 @@ def demo(out: Path, overrides: Sequence[str] = (), world: str = "world2") -> Pat
 
 
 def _runs(overrides: Sequence[str], world: str) -> dict[str, RunConfig]:
-    overrides = [*SHORT, *overrides]
-    others = [*overrides, "evaluate.references=false"]
+    srpo = load_run(f"{world}_srpo", overrides)
+    length = f"train.num_steps={srpo.train.num_steps}", f"evaluate.every={srpo.evaluate.every}"
+    others = [*overrides, *length, "evaluate.references=false"]
     return {
-        "srpo": load_run(f"{world}_srpo", overrides),
+        "srpo": srpo,
         "direct_align": load_run(f"{world}_direct_align", others),
         "official": load_run(f"{world}_official", others),
     }

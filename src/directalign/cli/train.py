@@ -138,18 +138,25 @@ def demo(
     quick: Annotated[
         bool, flag("--quick", "Two updates a run, to test the installation: half a minute.")
     ] = False,
+    full: Annotated[
+        bool, flag("--full", "The recipes in their own size: three to four minutes.")
+    ] = False,
     world: World = "world2",
     debug: Debug = False,
 ) -> None:
     """SRPO, the released form and Direct-Align on a toy FLUX: a minute and a half on two cores."""
     with one_line_errors(debug, "; the same command continues"):
-        out = out or Path("runs/demo_quick" if quick else "runs/demo")
+        if quick and full:
+            raise DirectAlignError("--quick and --full: give one of them")
+        size = "quick" if quick else "full" if full else "short"
+        out = out or Path("runs/demo" if size == "short" else f"runs/demo_{size}")
         typer.echo(f"three runs of the toy FLUX in {out}")
         with without_garbage_collection():
-            from ..demo import QUICK  # slow imports: diffusers
+            from ..demo import QUICK, SHORT  # slow imports: diffusers
             from ..demo import demo as run_demo
 
-        typer.echo(run_demo(out, QUICK if quick else (), world))
+        overrides = {"quick": QUICK, "short": SHORT, "full": ()}[size]
+        typer.echo(run_demo(out, overrides, world))
 
 
 def schema(
