@@ -38,6 +38,7 @@ docs: setup
 bench: demo
 	$(BIN)/python benchmarks/replay_reference.py $(basename $(wildcard tests/fixtures/reference/*.json))
 	mkdir -p benchmarks/results && cp runs/demo/summary.json benchmarks/results/demo.json
+	$(BIN)/directalign demo --full && cp runs/demo_full/summary.json benchmarks/results/demo_full.json
 	$(BIN)/python benchmarks/world_runs.py
 	$(BIN)/python benchmarks/offline_cost.py
 	$(BIN)/python benchmarks/recipe_memory.py

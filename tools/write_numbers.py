@@ -272,6 +272,7 @@ RECORDS = (
     *(simulated_voters, solvers, growth, communication, startup),
 )
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
+BLOCKS["demo_full"] = demo
 
 # --- the command ----------------------------------------------------------------------------------
 

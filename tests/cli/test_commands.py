@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from directalign import cli
 from directalign.cli.common import DroppingStream, protect_streams
-from directalign.demo import QUICK
+from directalign.demo import QUICK, SHORT
 from directalign.rewards.black_box import SynchronizedError
 from directalign.toyworld.worlds import WORLDS
 from directalign.training import Interrupted
@@ -103,9 +103,10 @@ def test_compare_passes_on_every_option(command, calls):
     ("words", "call"),
     [
         ("report runs", ("report", Path("runs"))),
-        ("demo --out d", ("demo", Path("d"), (), "world2")),
+        ("demo --out d", ("demo", Path("d"), SHORT, "world2")),
+        ("demo --full", ("demo", Path("runs/demo_full"), (), "world2")),
         ("demo --quick", ("demo", Path("runs/demo_quick"), QUICK, "world2")),
-        ("demo --world world --out d", ("demo", Path("d"), (), "world")),
+        ("demo --world world --out d", ("demo", Path("d"), SHORT, "world")),
         ("world export w --name world2", ("export", Path("w"), WORLDS["world2"])),
         ("world export w", ("export", Path("w"), WORLDS["world"])),
         ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0, WORLDS["world"])),
