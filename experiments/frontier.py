@@ -79,7 +79,7 @@ COLUMNS = (
 )
 PHOTO = Column("photo_rate", "photo rate")
 KEPT_COLUMNS = (PHOTO, *COLUMNS)
-RELEASED, HALF_COST, CONTENT = "released", "half_cost", 0.95
+RELEASED, RELEASED_FAST, HALF_COST, CONTENT = "released", "released_fast", "half_cost", 0.95
 
 
 def arm_of(name: str, title: str, recipe: str, every: int, steps: int, *overrides: str) -> Arm:
@@ -99,7 +99,7 @@ ARMS = [
     arm_of("half_cost_slower", "one branch, 7e-5", "world_half_cost", 4, 16, SHORT, SLOWER),
 ]
 LEVERS = [
-    arm_of("released_fast", "released, 1e-4", "world_official", 4, 12, LONG),
+    arm_of(RELEASED_FAST, "released, 1e-4", "world_official", 4, 12, LONG),
     arm_of("cheapest", "2 steps, 3e-4", "world_srpo", 2, 8, SHORT, FAST),
     arm_of("default", "anchored (default)", "world_srpo", 8, 24),
     *(
@@ -117,13 +117,19 @@ LEVERS = [
         for share in (0.3, 0.5)
     ),
 ]
-OFF_POLICY, MADE = {"off_policy": 8, "off_policy_2": 2, "half_off_policy": 2}, 64
-"""Steps of the images that the base model makes once, by arm, and their number."""
+MADE = 64
+OFF_POLICY = {
+    "off_policy": ("base images (8)", "world_srpo", 4, 8),
+    "off_policy_2": ("base images (2)", "world_srpo", 4, 2),
+    "half_off_policy": ("one branch, images", "world_half_cost", 2, 2),
+}
+"""Arms on `MADE` images that the base model makes once: title, recipe, updates between two
+measurements, steps of the images."""
 FEW_SEEDS = 3
 """Training seeds of the levers."""
 DRAWN = {
     *(RELEASED, HALF_COST, "half_cost_slower", "off_policy_2", "half_off_policy"),
-    *("released_fast", "cheapest", "default", "reuse_16", "steps_2"),
+    *(RELEASED_FAST, "cheapest", "default", "reuse_16", "steps_2"),
 }
 """Arms of the figure of photo rate over cost."""
 GRPO, NFT, RATES = "grpo_relative", "diffusion_nft", (5e-5, 1e-4, 2e-4, 4e-4)
@@ -180,12 +186,10 @@ def measure(out: Path, quick: bool) -> list[Row]:
 
 
 def off_policy(name: str, out: Path) -> Arm:
-    """SRPO, anchored or with one branch, on the images of `images_of`."""
+    """SRPO on the images of `images_of`."""
+    title, recipe, every, _ = OFF_POLICY[name]
     images = f"data.images={out / name}"  # not data.prompts, which are measured
-    title = f"base images ({OFF_POLICY[name]})"
-    if name.startswith("half_"):
-        return arm_of(name, "one branch, images", "world_half_cost", 2, 12, images)
-    return arm_of(name, title, "world_srpo", 4, 12, images)
+    return arm_of(name, title, recipe, every, 12, images)
 
 
 def images_of(arm: Arm, out: Path) -> Row:
@@ -196,7 +200,8 @@ def images_of(arm: Arm, out: Path) -> Row:
 
     def make() -> list[Row]:
         model, folder = load_model(run.model, "cpu"), out / arm.name
-        rollout = run.rollout.model_copy(update={"num_inference_steps": OFF_POLICY[arm.name]})
+        *_, steps = OFF_POLICY[arm.name]
+        rollout = run.rollout.model_copy(update={"num_inference_steps": steps})
         began = time.process_time()
         images = generate(model, captions, range(MADE), rollout)
         seconds = time.process_time() - began
@@ -204,8 +209,7 @@ def images_of(arm: Arm, out: Path) -> Row:
         for index, (caption, image) in enumerate(zip(captions, images, strict=True)):
             Image.fromarray(to_pixels(image)).save(folder / f"{index}.png")
             (folder / f"{index}.txt").write_text(caption, encoding="utf-8")
-        calls = MADE * rollout.num_inference_steps
-        return [{"call_equivalents": calls, "cpu_seconds": seconds}]
+        return [{"call_equivalents": MADE * steps, "cpu_seconds": seconds}]
 
     return piece(out, arm.name, run, make)[0]
 
@@ -266,6 +270,11 @@ def tables(rows: Rows) -> dict[str, Table]:
     )
     fewer = [*(f"times fewer {name}" for name in COSTS.values()), *titles[-2:], "seeds"]
     ours = [[runs.arms[arm], *_fewer(runs, HALF_COST, arm)] for arm in there]
+    equal = [
+        [runs.arms[arm], *_fewer(runs, arm, RELEASED_FAST)]
+        for arm in (HALF_COST, *OFF_POLICY)
+        if arm in runs.arms and RELEASED_FAST in runs.arms
+    ]
     forward = [
         [f"{runs.arms[arm]}, against {runs.arms[other]}", *_fewer(runs, arm, other)]
         for arm, other in product((NFT, "awm"), ("flow_grpo", GRPO))
@@ -275,6 +284,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     return {
         "cost": Table(["setting", "seeds", *titles], costs),
         "over_released": Table(["setting", *fewer], ratios),
+        "at_equal_rate": Table(["setting", *fewer], equal),
         "over_rivals": Table(["against", *fewer], ours),
         "forward_process": Table(["method", *fewer], forward),
         "with_content": Table(["method", *(column.title for column in KEPT_COLUMNS)], kept),

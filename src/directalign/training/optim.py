@@ -78,8 +78,7 @@ def adamw(
     if settings.optimizer == "adamw8bit":
         return AdamW8bit(weights, rate, settings.betas, decay, seed=seed)
     assert all(p.dtype == torch.float32 for p in weights), "bfloat16 weights need adamw8bit"
-    options = {"betas": settings.betas, "weight_decay": decay, "fused": True}
-    return torch.optim.AdamW(weights, lr=rate, **options)
+    return torch.optim.AdamW(weights, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)
 
 
 class EMA:
